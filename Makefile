@@ -1,0 +1,58 @@
+# make demo    a model trained on real digits, its samples and timings, in out/
+# make test    all tests (and `make lint`, `make ptxas`: what CI runs besides)
+# make wheel, make sdist, make bench, make clean
+#
+# Each creates .venv, installs the pinned requirements and builds; a second call goes straight to work.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+
+build_inputs := CMakeLists.txt setup.py pyproject.toml tools/build_paths.py $(shell find csrc -type f)
+cpp_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: demo test lint ptxas wheel sdist bench clean
+
+demo: $(VENV)/.built
+	$(PY) examples/demo.py
+
+test: $(VENV)/.built
+	$(PY) -m pytest
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(cpp_files)
+
+# The CUDA compile with ptxas' figures: registers, shared memory; a spill is an error.
+ptxas: $(VENV)/.installed
+	$(PY) tools/ptxas.py
+
+wheel: $(VENV)/.installed
+	$(PIP) wheel -q --no-build-isolation --no-deps -w dist .
+	@ls dist/*.whl
+
+sdist: $(VENV)/.installed
+	$(PY) -m build -q --sdist --no-isolation
+	@ls dist/*.tar.gz
+
+bench: $(VENV)/.built
+	$(VENV)/bin/gmfast bench --out out/bench
+
+clean:
+	rm -rf build dist out gmfast/*.so $(VENV)/.built
+
+$(VENV)/.installed: requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) was not found; name another with PYTHON=..."; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { echo "make: no C++ compiler was found; install g++ (12 or newer)."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -r requirements.txt
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(build_inputs)
+	@mkdir -p build && echo "building (log: build/build.log)"
+	@$(PIP) install -v --no-build-isolation --no-deps -e . > build/build.log 2>&1 \
+	  || { tail -n 40 build/build.log; exit 1; }
+	@grep -o 'gmfast: .*' build/build.log
+	@touch $@

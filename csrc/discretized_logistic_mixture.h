@@ -1,0 +1,47 @@
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "tensor.h"
+
+namespace gmfast {
+
+struct LogisticMixtureNll {
+  int64_t batch, pixels;
+  int channels;  // 1 or 3
+  int64_t mixtures;
+  int num_classes;
+  double log_scale_min;
+  bool pixelcnnpp;
+
+  Image x, params;
+  Image grad_x, grad_params;  // of the loss summed over everything; data null where not wanted
+  void* loss;                 // (batch, pixels) in the compute dtype
+  void* total;                // (batch) or () sums of loss in the compute dtype; null: not wanted
+  bool total_over_batch;
+
+  DType compute() const { return compute_dtype(x.dtype, params.dtype); }
+};
+
+struct LogisticMixtureSample {
+  int64_t batch, pixels;
+  int channels;
+  int64_t mixtures;
+  int num_classes;
+  double log_scale_min;
+  double temperature;
+  bool quantize;
+
+  Image params;
+  const int64_t* seed;  // on the device of params
+  void* x;              // (batch, channels, pixels), contiguous, in the compute dtype
+
+  DType compute() const { return compute_dtype(params.dtype); }
+};
+
+GMFAST_CPU_KERNEL(discretized_logistic_mixture_nll, LogisticMixtureNll);
+GMFAST_CPU_KERNEL(discretized_logistic_mixture_sample, LogisticMixtureSample);
+
+void discretized_logistic_mixture_nll_cuda(const LogisticMixtureNll& args, void* stream);
+void discretized_logistic_mixture_sample_cuda(const LogisticMixtureSample& args, void* stream);
+
+}  // namespace gmfast

@@ -1,0 +1,56 @@
+// How the tensors of an operation on pairs (csrc/pairs.h) are walked: all in the memory order of one of
+// them; those that lie otherwise are copied.
+#pragma once
+
+#include "../pairs.h"
+#include "layout.h"
+
+namespace gmfast {
+
+class PairWalk {
+ public:
+  // `leader` sets the order: its channels innermost, or its dimensions as they come.
+  PairWalk(const Tensor& leader, int64_t dim)
+      : channels_last_(channels_innermost(leader)),
+        order_(memory_order(leader.dim(), channels_last_)) {
+    STD_TORCH_CHECK(dim >= 0 && dim < leader.dim(), "dim: out of range");
+    while (order_[position_] != dim) ++position_;
+  }
+
+  // Adds an operand that holds both halves along the dimension, or one. Returns what it points into,
+  // to be kept until the kernel has run.
+  Tensor add(const Tensor& tensor, int halves, PairOperand& operand) {
+    Extent outer, inner;
+    if (!(collapse(tensor, order_, 0, position_, outer) &&
+          collapse(tensor, order_, position_ + 1, order_.size(), inner) && inner.stride == 1)) {
+      const Sizes sizes = sizes_of(tensor);
+      Tensor copy = empty_strided(tensor, sizes, dense_strides(sizes, channels_last_),
+                                  tensor.scalar_type());
+      torch::stable::copy_(copy, tensor);
+      return add(copy, halves, operand);
+    }
+    const int64_t dim = order_[position_], rows = tensor.size(dim) / halves;
+    operand.data = tensor.data_ptr();
+    operand.dtype = dtype_of(tensor);
+    operand.outer_stride = outer.stride;
+    operand.row_stride = tensor.stride(dim);
+    operand.half_stride = (halves - 1) * rows * operand.row_stride;
+    shape_ = {outer.size, rows, inner.size};
+    rows_adjoin_ = rows_adjoin_ && operand.row_stride == inner.size;
+    return tensor;
+  }
+
+  // Of all that was added; rows that follow each other in memory are one.
+  PairShape shape() const {
+    return rows_adjoin_ ? PairShape{shape_.outer, 1, shape_.rows * shape_.inner} : shape_;
+  }
+
+ private:
+  bool channels_last_;
+  Sizes order_;
+  size_t position_ = 0;
+  bool rows_adjoin_ = true;
+  PairShape shape_{};
+};
+
+}  // namespace gmfast

@@ -1,0 +1,49 @@
+"""What is in use on this machine, and why."""
+
+import torch
+
+from . import _library
+
+OPERATIONS = (
+    "discretized_logistic_mixture_nll",
+    "discretized_logistic_mixture_sample",
+    "gated_activation",
+    "concat_elu",
+)
+
+
+def doctor():
+    """A text: the versions, the build, and for each operation what each kind of device runs."""
+    from . import __version__
+
+    info = _library._C.build_info() if _library._C else {}
+    lines = [f"gmfast {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    if _library._C is None:
+        lines.append(f"compiled library: none ({_library.load_error})")
+    else:
+        lines.append(
+            f"compiled library: {info['compiler']}, built against torch {info['torch']}; "
+            f"CPU kernels {info['cpu_levels']}, in use {_library._C.cpu_level()}; "
+            + (f"CUDA {info['cuda']} for {info['cuda_architectures']}" if info["cuda"] else "no CUDA kernels")
+        )
+    if torch.cuda.is_available():
+        lines.append(f"GPU: {torch.cuda.get_device_name()}")
+
+    rows = [("operation", "cpu", "cuda", "elsewhere")]
+    rows += [(name, _implementation("cpu"), _implementation("cuda"), "plain PyTorch") for name in OPERATIONS]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines.append("")
+    lines += [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _implementation(device):
+    if _library._C is None:
+        return "plain PyTorch (no compiled library)"
+    if device == "cpu":
+        return f"C++ kernel, {_library._C.cpu_level()}"
+    if "cuda" not in _library.devices:
+        return "plain PyTorch (built without nvcc)"
+    return "CUDA kernel" if torch.cuda.is_available() else "CUDA kernel (no GPU here)"

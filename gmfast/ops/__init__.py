@@ -1,0 +1,1 @@
+"""One file an operation: its fake kernel, its gradient, and the public function. See `gmfast.functional`."""

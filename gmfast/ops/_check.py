@@ -1,0 +1,25 @@
+"""Argument checks that operations share. Each raises one sentence: the name, what was expected, what came."""
+
+import torch
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def floating(name, tensor):
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATING:
+        raise TypeError(
+            f"{name}: expected float32, float64, bfloat16 or float16, got {str(tensor.dtype)[6:]}"
+        )
+
+
+def one_of(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def axis(name, dim, ndim):
+    if not -ndim <= dim < ndim:
+        raise ValueError(f"{name}: expected a dimension in [{-ndim}, {ndim - 1}], got {dim}")
+    return dim % ndim

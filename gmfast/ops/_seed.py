@@ -1,0 +1,28 @@
+"""`seed=` of every operation that draws noise."""
+
+import torch
+
+
+def as_tensor(seed, device):
+    """The seed as a 0-dim int64 tensor on `device`, without synchronising with it.
+
+    An int is taken modulo 2**64; a tensor is used as it is, so that a CUDA graph can replay with new
+    seeds; from a generator (None: torch's global one) one seed is drawn.
+    """
+    if isinstance(seed, torch.Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise ValueError(
+                f"seed: expected one int64, got {seed.numel()} of {str(seed.dtype)[6:]}"
+            )
+        if seed.device != device:
+            raise ValueError(f"seed: expected a tensor on {device}, got one on {seed.device}")
+        return seed.reshape(())
+    if seed is None or isinstance(seed, torch.Generator):
+        source = device if seed is None else seed.device
+        drawn = torch.randint(-(2**63), 2**63 - 1, (), generator=seed, device=source, dtype=torch.int64)
+        return drawn.to(device)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(
+            f"seed: expected an int, an int64 tensor, a torch.Generator or None, got {type(seed).__name__}"
+        )
+    return torch.full((), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)

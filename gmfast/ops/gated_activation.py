@@ -1,0 +1,75 @@
+"""The gate of PixelCNN, WaveNet and their descendants."""
+
+import torch
+
+from .. import reference
+from .._library import has_kernel, register
+from . import _check
+from ._layout import empty_as
+from ._second_order import register_backward_operator
+
+
+def gated_activation(x, residual=None, *, dim=1):
+    """tanh of the first half times sigmoid of the second half, in one pass.
+
+    The gate of the gated PixelCNN (van den Oord et al., 2016, arXiv:1606.05328) and of WaveNet
+    (arXiv:1609.03499). Finite for every finite input.
+
+    Args:
+        x: floating, any shape; its size along `dim` is even.
+        residual: added to the result; its shape and dtype are the result's.
+        dim: the dimension that is halved.
+
+    Returns:
+        The shape of `x` with `dim` halved, in `x`'s dtype. Differentiable to any order.
+
+    Raises:
+        ValueError: for shapes. TypeError: for dtypes.
+
+    Equivalent to::
+
+        a, b = x.chunk(2, dim)
+        y = torch.tanh(a) * torch.sigmoid(b)      # + residual
+    """
+    _check.floating("x", x)
+    dim = _check.axis("dim", dim, x.dim())
+    if x.shape[dim] % 2:
+        raise ValueError(f"x: expected an even size along dim {dim}, got {tuple(x.shape)}")
+    if residual is not None:
+        _check.floating("residual", residual)
+        expected = _halved(x.shape, dim)
+        if tuple(residual.shape) != expected:
+            raise ValueError(f"residual: expected shape {expected}, got {tuple(residual.shape)}")
+        if residual.dtype != x.dtype:
+            raise TypeError(f"residual: expected x's dtype {x.dtype}, got {residual.dtype}")
+    if not has_kernel(x, *(() if residual is None else (residual,))):
+        return reference.gated_activation(x, residual, dim=dim)
+    return torch.ops.gmfast.gated_activation(x, residual, dim)
+
+
+def _halved(shape, dim):
+    return (*shape[:dim], shape[dim] // 2, *shape[dim + 1 :])
+
+
+def _fake(x, residual, dim):
+    return empty_as(x, _halved(x.shape, dim))
+
+
+def _setup_context(ctx, inputs, output):
+    x, _, ctx.dim = inputs
+    ctx.save_for_backward(x)
+
+
+def _backward(ctx, grad):
+    (x,) = ctx.saved_tensors
+    need_x, need_residual, _ = ctx.needs_input_grad
+    grad_x = torch.ops.gmfast.gated_activation_backward(grad, x, ctx.dim) if need_x else None
+    return grad_x, grad if need_residual else None, None
+
+
+register("gated_activation", fake=_fake, setup_context=_setup_context, backward=_backward)
+register_backward_operator(
+    "gated_activation_backward",
+    reference.gated_activation,
+    fake=lambda grad, x, dim: empty_as(x, x.shape),
+)
