@@ -14,10 +14,12 @@ struct LogisticMixtureNll {
   bool pixelcnnpp;
 
   Image x, params;
-  Image grad_x, grad_params;  // of the loss summed over everything; data null where not wanted
   void* loss;                 // (batch, pixels) in the compute dtype
-  void* total;                // (batch) or () sums of loss in the compute dtype; null: not wanted
-  bool total_over_batch;
+  void* total;                // its sums, (batch) or (), in the compute dtype; null: not wanted
+  bool total_over_batch;      // ()
+  double total_scale;         // times the sums
+  Image grad_x, grad_params;  // of the loss summed over everything; data null where not wanted
+  double gradient_scale;      // times the gradients
 
   DType compute() const { return compute_dtype(x.dtype, params.dtype); }
 };

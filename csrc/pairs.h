@@ -7,8 +7,8 @@
 namespace gmfast {
 
 // Operations between a tensor and its two halves along one dimension walk both as
-// (outer, rows, inner), inner contiguous; element (o, r, i) of the second half lies half_stride after
-// that of the first.
+// (outer, rows, inner), inner contiguous; element (o, r, i) of the second half lies half_stride
+// after that of the first.
 struct PairShape {
   int64_t outer, rows, inner;
 };

@@ -22,7 +22,7 @@ devices = _devices()
 
 
 def has_kernel(*tensors):
-    """Whether the compiled operators take these tensors; a tensor on another device than the first is an error."""
+    """Whether the compiled operators take these tensors, which must be on one device."""
     device = tensors[0].device
     for tensor in tensors[1:]:
         if tensor.device != device:

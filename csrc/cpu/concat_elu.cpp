@@ -33,8 +33,8 @@ GMFAST_DEFINE_CPU_KERNEL(concat_elu_backward, ConcatEluBackward) {
       const T* negative = row_of<T>(args.grad_y, outer, row, 1);
       T* grad_x = row_of<T>(args.grad_x, outer, row, 0);
       for_each_vector<V>(first, count, [&](int64_t i, auto span) {
-        span.store(grad_x + i, concat_elu_backward(span.load(positive + i),
-                                                   span.load(negative + i), span.load(x + i)));
+        span.store(grad_x + i, concat_elu_backward(span.load(positive + i), span.load(negative + i),
+                                                   span.load(x + i)));
       });
     });
   });

@@ -1,8 +1,8 @@
 // Kernels are compiled once per SIMD level and picked when the library is loaded.
 //
 // csrc/STEM.h declares one:            GMFAST_CPU_KERNEL(gated_activation, GatedActivation);
-// csrc/cpu/STEM.cpp defines it:        GMFAST_DEFINE_CPU_KERNEL(gated_activation, GatedActivation) { ... args ... }
-// csrc/ops/STEM.cpp calls:             gated_activation_cpu(args);
+// csrc/cpu/STEM.cpp defines it:        GMFAST_DEFINE_CPU_KERNEL(gated_activation, GatedActivation)
+// { ... args ... } csrc/ops/STEM.cpp calls:             gated_activation_cpu(args);
 #pragma once
 
 namespace gmfast {
@@ -15,25 +15,25 @@ __attribute__((visibility("default"))) CpuLevel cpu_level();
 }  // namespace gmfast
 
 #if defined(__x86_64__)
-#define GMFAST_CPU_KERNEL(name, Args)                    \
-  void name##_v2(const Args& args);                      \
-  void name##_v3(const Args& args);                      \
-  void name##_v4(const Args& args);                      \
-  inline void name##_cpu(const Args& args) {             \
-    switch (cpu_level()) {                               \
-      case CpuLevel::v4:                                 \
-        return name##_v4(args);                          \
-      case CpuLevel::v3:                                 \
-        return name##_v3(args);                          \
-      default:                                           \
-        return name##_v2(args);                          \
-    }                                                    \
-  }                                                      \
+#define GMFAST_CPU_KERNEL(name, Args)        \
+  void name##_v2(const Args& args);          \
+  void name##_v3(const Args& args);          \
+  void name##_v4(const Args& args);          \
+  inline void name##_cpu(const Args& args) { \
+    switch (cpu_level()) {                   \
+      case CpuLevel::v4:                     \
+        return name##_v4(args);              \
+      case CpuLevel::v3:                     \
+        return name##_v3(args);              \
+      default:                               \
+        return name##_v2(args);              \
+    }                                        \
+  }                                          \
   static_assert(true, "wants a semicolon")
 #else
-#define GMFAST_CPU_KERNEL(name, Args)                                 \
-  void name##_native(const Args& args);                               \
-  inline void name##_cpu(const Args& args) { name##_native(args); }   \
+#define GMFAST_CPU_KERNEL(name, Args)                               \
+  void name##_native(const Args& args);                             \
+  inline void name##_cpu(const Args& args) { name##_native(args); } \
   static_assert(true, "wants a semicolon")
 #endif
 

@@ -13,7 +13,7 @@ GMFAST_DEFINE_CPU_KERNEL(gated_activation, GatedActivation) {
       const T* a = row_of<T>(args.x, outer, row, 0);
       const T* b = row_of<T>(args.x, outer, row, 1);
       const T* residual = args.residual.data ? row_of<T>(args.residual, outer, row, 0) : nullptr;
-      T* y = row_of<T>(args.y, outer, row, 0);
+      T* __restrict y = row_of<T>(args.y, outer, row, 0);
       for_each_vector<V>(first, count, [&](int64_t i, auto span) {
         V value = gated_activation(span.load(a + i), span.load(b + i));
         if (residual) value += span.load(residual + i);
@@ -31,8 +31,8 @@ GMFAST_DEFINE_CPU_KERNEL(gated_activation_backward, GatedActivationBackward) {
       const T* a = row_of<T>(args.x, outer, row, 0);
       const T* b = row_of<T>(args.x, outer, row, 1);
       const T* grad_y = row_of<T>(args.grad_y, outer, row, 0);
-      T* grad_a = row_of<T>(args.grad_x, outer, row, 0);
-      T* grad_b = row_of<T>(args.grad_x, outer, row, 1);
+      T* __restrict grad_a = row_of<T>(args.grad_x, outer, row, 0);
+      T* __restrict grad_b = row_of<T>(args.grad_x, outer, row, 1);
       for_each_vector<V>(first, count, [&](int64_t i, auto span) {
         V by_a, by_b;
         gated_activation_backward(span.load(grad_y + i), span.load(a + i), span.load(b + i), by_a,

@@ -5,9 +5,11 @@
 
 namespace gmfast {
 
-// Calls body(begin, end, context) on disjoint ranges that cover [0, count); none is split below `grain`.
-// How many there are depends on the threads, so what a kernel computes for an index must not.
-void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+// Calls body(begin, end, context) on disjoint ranges that cover [0, count); none is split below
+// `grain`. How many there are depends on the threads, so what a kernel computes for an index must
+// not.
+void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                  void* context);
 
 template <class Body>
 inline void parallel_for(int64_t count, int64_t grain, const Body& body) {

@@ -1,6 +1,7 @@
-// Images in and out of tiles. A tile holds the channels of up to `tile_pixels` consecutive pixels of an
-// Image, row after row, in the compute type: kernels see one layout and one type, and every stride and
-// dtype is dealt with here. Pixels are numbered through the batch, so that small images fill a tile too.
+// Images in and out of tiles. A tile holds the channels of up to `tile_pixels` consecutive pixels
+// of an Image, row after row, in the compute type: kernels see one layout and one type, and every
+// stride and dtype is dealt with here. Pixels are numbered through the batch, so that small images
+// fill a tile too.
 #pragma once
 
 #include <cstdlib>
@@ -11,8 +12,9 @@
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
 
-// Enough pixels to use whole cache lines and pages of a channel before the next channel's line, which
-// lies in the same set of the cache, comes in; few enough for a hundred rows to stay in the cache.
+// Enough pixels to use whole cache lines and pages of a channel before the next channel's line,
+// which lies in the same set of the cache, comes in; few enough for a hundred rows to stay in the
+// cache.
 constexpr int tile_pixels = 64;
 
 // Room for `rows` rows, freed with the object.

@@ -22,10 +22,11 @@ struct Classes {
         count(splat<V>(Scalar<V>(num_classes - 1))) {}
 };
 
-// The raw parameters of one component; coeff is unused for one channel.
+// The parameters of one component: raw, but for the colours' weights, which are the tanh of the raw
+// coefficients. One channel has none.
 template <class V, int C>
 struct LogisticComponent {
-  V mean[C], log_scale[C], coeff[C];
+  V mean[C], log_scale[C], weight[C];
 };
 
 // Derivatives of its log-probability.
@@ -34,62 +35,85 @@ struct LogisticGradient {
   V mean[C], log_scale[C], coeff[C], x[C];
 };
 
-// What one channel adds to the log-probability: linear + log(factor). The factor, within
-// [1e-10, 1] for log-scales of -20 and more, is kept apart so that channels share one logarithm.
+// A probability e^exponent·factor. For log-scales of -20 and more, a channel's factor is within
+// [1e-10, 1]: a product over channels, or a sum over components of factors weighted by e^(exponent
+// - the largest exponent), neither overflows nor loses what matters, and takes one logarithm in the
+// end.
+template <class V>
+struct Probability {
+  V exponent, factor;
+};
+
+// The mass of one channel's bin, and the derivatives of its logarithm.
 template <class V>
 struct LogisticBin {
-  V linear, factor;
+  Probability<V> mass;
   V d_mean, d_log_scale;
 };
 
-// The exact mass of the bin around x. With a, b the standardised upper and lower edge and h = a - b:
-//   lowest class log s(a), highest log s(-b), between log s(a) + log s(-b) + log(1 - e^-h),
-// s the sigmoid. Nothing is subtracted that could cancel.
+// The exact mass of the bin around x. Standardised, x is z from the mean and the bin reaches `half`
+// to either side; so its edges are half - |z| and half + |z| away:
+//   log mass = log sigmoid(half - |z|) + log sigmoid(half + |z|) + log(1 - e^(-2 half)),
+// and an outermost class has but one of the two edges. Nothing is subtracted that could cancel.
+//   sigmoid(half - |z|) = 1 / (1 + near), or near / (1 + near) outside the bin, near = e^-|half -
+//   |z|| sigmoid(half + |z|) = 1 / (1 + far), far = near·e^(-2 half) outside the bin, e^(-2 half) /
+//   near inside
 template <bool gradient, class V>
 GMFAST_HD LogisticBin<V> exact_bin(V x, V mean, V log_scale, const Classes<V>& classes) {
   const V zero = splat<V>(0), one = splat<V>(1);
   const V s = max(log_scale, classes.log_scale_min);
   const V inv_scale = exp(-s);
   const V half = classes.delta * inv_scale;
-  const V a = fma(x - mean, inv_scale, half);
-  const V b = fma(x - mean, inv_scale, -half);
+  const V z = (x - mean) * inv_scale;
+  const V distance = abs(z) - half;  // from the nearer edge, negative inside
   // Below 1e-15, (1 - e^-h) / h is 1; above, its square does not underflow.
   const V h = max(half + half, splat<V>(Scalar<V>(1e-15)));
-  const V u = exp_nonpositive(-abs(a));
-  const V v = exp_nonpositive(-abs(b));
   V e, e_minus_1;
   exp_expm1_nonpositive(-h, &e, &e_minus_1);
+  // 60 from an edge near is negligible beside 1, but still divides e.
+  const V near = exp_nonpositive(max(-abs(distance), splat<V>(-60)));
 
-  const auto below = x < classes.lowest;   // reaches to minus infinity: no lower edge
-  const auto above = x > classes.highest;  // no upper edge
+  const auto inside = distance < zero;
+  const auto negative = z < zero;
+  const auto below = x < classes.lowest;   // reaches to minus infinity
+  const auto above = x > classes.highest;  // reaches to infinity
   const auto outer = mask_or(below, above);
+  const auto near_only = mask_or(mask_and(below, negative), mask_and(above, mask_not(negative)));
+  const auto far_only = mask_and(outer, mask_not(near_only));
 
   // log(1 - e^-h) = log h + log((1 - e^-h) / h), and log h = log(2 delta) - s.
   LogisticBin<V> bin;
-  bin.linear = select<V>(above, zero, min(a, zero)) - select<V>(below, zero, max(b, zero)) +
-               select<V>(outer, zero, classes.log_width - s);
-  const V upper = select<V>(above, one, one + u);
-  const V lower = select<V>(below, one, one + v);
+  bin.mass.exponent = select<V>(outer, zero, classes.log_width - s) -
+                      select<V>(far_only, zero, max(distance, zero));
   const V width = select<V>(outer, one, h);
-  const V mass = select<V>(outer, one, -e_minus_1);  // 1 - e^-h
+  const V mass = select<V>(outer, one, -e_minus_1);
+  // 1 + far = far_edge / far_unit.
+  const V near_edge = select<V>(far_only, one, one + near);
+  const V far_unit = select<V>(mask_and(inside, mask_not(near_only)), near, one);
+  const V far_edge = select<V>(near_only, one, select<V>(inside, near + e, fma(e, near, one)));
   if constexpr (!gradient) {
-    bin.factor = quotient(mass, width * (upper * lower));
+    bin.mass.factor = quotient(mass * far_unit, width * (near_edge * far_edge));
   } else {
     // One division serves the four quotients.
-    const V inverse = quotient(one, width * mass * (upper * lower));
+    const V inverse = quotient(one, width * mass * (near_edge * far_edge));
     const V inverse_edges = inverse * (width * mass);
-    bin.factor = inverse * (mass * mass);
-    const V d_a = select<V>(above, zero, select<V>(a < zero, one, u) * (inverse_edges * lower));
-    const V d_b = select<V>(below, zero, select<V>(b < zero, v, one) * (inverse_edges * upper));
-    const V d_h = select<V>(outer, zero, h * e * (inverse * (upper * lower) * width));
-    bin.d_mean = inv_scale * (d_b - d_a);
-    bin.d_log_scale = select<V>(log_scale < classes.log_scale_min, zero, b * d_b - a * d_a - d_h);
+    bin.mass.factor = inverse * (mass * mass) * far_unit;
+    // d log sigmoid(half - |z|) / d(half - |z|) and the same of half + |z|.
+    const V d_near =
+        select<V>(far_only, zero, select<V>(inside, near, one) * (inverse_edges * far_edge));
+    const V d_far =
+        select<V>(near_only, zero, select<V>(inside, e, e * near) * (inverse_edges * near_edge));
+    const V d_h = select<V>(outer, zero, h * e * (inverse * (near_edge * far_edge) * width));
+    const V d_distance = d_far - d_near;  // by |z|
+    bin.d_mean = inv_scale * select<V>(negative, d_distance, -d_distance);
+    bin.d_log_scale = select<V>(log_scale < classes.log_scale_min, zero,
+                                -fma(abs(z), d_distance, fma(half, d_near + d_far, d_h)));
   }
   return bin;
 }
 
-// The published approximation: a difference of sigmoids, replaced by the density at the bin's centre
-// where it is below 1e-5; the outermost classes are told by |x| > 0.999.
+// The published approximation: a difference of sigmoids, replaced by the density at the bin's
+// centre where it is below 1e-5; the outermost classes are told by |x| > 0.999.
 template <bool gradient, class V>
 GMFAST_HD LogisticBin<V> pixelcnnpp_bin(V x, V mean, V log_scale, const Classes<V>& classes) {
   const V zero = splat<V>(0), one = splat<V>(1);
@@ -106,11 +130,11 @@ GMFAST_HD LogisticBin<V> pixelcnnpp_bin(V x, V mean, V log_scale, const Classes<
   const auto wide = mass > splat<V>(Scalar<V>(1e-5));
 
   LogisticBin<V> bin;
-  bin.linear = select<V>(
+  bin.mass.exponent = select<V>(
       below, log_sigmoid(a),
       select<V>(above, log_sigmoid(-b),
                 select<V>(wide, zero, log_sigmoid(z) + log_sigmoid(-z) - s + classes.log_width)));
-  bin.factor = select<V>(mask_or(mask_or(below, above), mask_not(wide)), one, mass);
+  bin.mass.factor = select<V>(mask_or(mask_or(below, above), mask_not(wide)), one, mass);
   if constexpr (gradient) {
     const V density_a = cdf_a * sigmoid(-a), density_b = cdf_b * sigmoid(-b);
     const V inverse = one / select<V>(wide, mass, one);
@@ -118,8 +142,8 @@ GMFAST_HD LogisticBin<V> pixelcnnpp_bin(V x, V mean, V log_scale, const Classes<
     // d/dz of the three forms, then of the mass.
     const V d_centre = one - cdf_z - cdf_z;
     const V d_mass = (density_a - density_b) * inverse;
-    const V d = select<V>(below, sigmoid(-a),
-                          select<V>(above, -cdf_b, select<V>(wide, d_mass, d_centre)));
+    const V d =
+        select<V>(below, sigmoid(-a), select<V>(above, -cdf_b, select<V>(wide, d_mass, d_centre)));
     const V d_scale = select<V>(
         below, -a * sigmoid(-a),
         select<V>(above, b * cdf_b,
@@ -130,25 +154,28 @@ GMFAST_HD LogisticBin<V> pixelcnnpp_bin(V x, V mean, V log_scale, const Classes<
   return bin;
 }
 
-// log p(x | component), nats, summed over the C colours; green's mean depends on red, blue's on both.
+// p(x | component), all C colours; green's mean depends on red, blue's on both.
 template <bool pixelcnnpp, bool gradient, class V, int C>
-GMFAST_HD V component_log_prob(const V (&x)[C], const LogisticComponent<V, C>& component,
-                               const Classes<V>& classes, LogisticGradient<V, C>& grad) {
-  V mean[C], weight[C];
+GMFAST_HD Probability<V> component_probability(const V (&x)[C],
+                                               const LogisticComponent<V, C>& component,
+                                               const Classes<V>& classes,
+                                               LogisticGradient<V, C>& grad) {
+  V mean[C];
+  const V(&weight)[C] = component.weight;
   mean[0] = component.mean[0];
   if constexpr (C == 3) {
-    for (int c = 0; c < C; ++c) weight[c] = tanh(component.coeff[c]);
     mean[1] = fma(weight[0], x[0], component.mean[1]);
     mean[2] = fma(weight[2], x[1], fma(weight[1], x[0], component.mean[2]));
   }
 
-  V linear = splat<V>(0), factor = splat<V>(1);
+  Probability<V> probability{splat<V>(0), splat<V>(1)};
+  GMFAST_UNROLL
   for (int c = 0; c < C; ++c) {
     const LogisticBin<V> bin =
         pixelcnnpp ? pixelcnnpp_bin<gradient>(x[c], mean[c], component.log_scale[c], classes)
                    : exact_bin<gradient>(x[c], mean[c], component.log_scale[c], classes);
-    linear += bin.linear;
-    factor *= bin.factor;
+    probability.exponent += bin.mass.exponent;
+    probability.factor *= bin.mass.factor;
     if constexpr (gradient) {
       grad.mean[c] = bin.d_mean;
       grad.log_scale[c] = bin.d_log_scale;
@@ -163,22 +190,23 @@ GMFAST_HD V component_log_prob(const V (&x)[C], const LogisticComponent<V, C>& c
     grad.coeff[1] = grad.mean[2] * x[0] * (one - weight[1] * weight[1]);
     grad.coeff[2] = grad.mean[2] * x[1] * (one - weight[2] * weight[2]);
   }
-  return linear + log_positive(factor);
+  return probability;
 }
 
-// Draws the colours of a pixel from one component, each clamped and rounded before the next uses it.
-// `uniform` in the open interval (0, 1).
+// Draws the colours of a pixel from one component, each clamped and rounded before the next uses
+// it. `uniform` in the open interval (0, 1).
 template <class V, int C>
 GMFAST_HD void sample_component(const LogisticComponent<V, C>& component, const V (&uniform)[C],
                                 V temperature, bool quantize, const Classes<V>& classes,
                                 V (&x)[C]) {
   const V one = splat<V>(1);
+  GMFAST_UNROLL
   for (int c = 0; c < C; ++c) {
     V mean = component.mean[c];
-    if (c == 1) mean = fma(tanh(component.coeff[0]), x[0], mean);
+    if (c == 1) mean = fma(component.weight[0], x[0], mean);
     if (c == 2) {
-      mean = fma(tanh(component.coeff[1]), x[0], mean);
-      mean = fma(tanh(component.coeff[2]), x[1], mean);
+      mean = fma(component.weight[1], x[0], mean);
+      mean = fma(component.weight[2], x[1], mean);
     }
     const V noise = temperature * (log(uniform[c]) - log1p(-uniform[c]));
     V value = fma(exp(max(component.log_scale[c], classes.log_scale_min)), noise, mean);

@@ -24,6 +24,15 @@
 #define GMFAST_HD inline __attribute__((always_inline))
 #endif
 
+// Before a loop of few iterations over arrays that are to stay in registers.
+#if defined(__CUDACC__)
+#define GMFAST_UNROLL _Pragma("unroll")
+#elif defined(__clang__)
+#define GMFAST_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define GMFAST_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #ifndef GMFAST_LEVEL
 #if defined(__CUDACC__)
 #define GMFAST_LEVEL device_level
@@ -39,16 +48,21 @@
 #endif
 #endif
 
-// Where the x86 instructions that have no spelling in the vector extension may be named.
+// Where the instructions that have no spelling in the vector extension may be named.
 #if defined(__SSE4_1__) && !defined(__CUDACC__)
 #define GMFAST_X86 1
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 about its own headers, once inlined
+#if !defined(__clang__)  // GCC 12 warns about its own headers, once they are inlined
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #else
 #define GMFAST_X86 0
+#endif
+#if defined(__aarch64__) && !defined(__CUDACC__)
+#include <arm_neon.h>
 #endif
 
 namespace gmfast {
@@ -59,7 +73,7 @@ inline namespace GMFAST_LEVEL {
 // ---------------------------------------------------------------------------------------------
 
 // True where fma() rounds once; elsewhere it is a multiplication and an addition.
-#if defined(__CUDACC__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#if defined(__CUDACC__) || defined(__FMA__) || defined(__aarch64__)
 constexpr bool has_fused_multiply_add = true;
 #else
 constexpr bool has_fused_multiply_add = false;
@@ -308,48 +322,58 @@ GMFAST_HD V fma(V a, V b, V c) {
 }
 
 // The square root, and the nearest integer (ties to even) and the integer below, as a V.
-#define GMFAST_EACH_LANE(name, builtin_float, builtin_double)         \
-  template <class V>                                                  \
-  GMFAST_HD V name(V v) {                                             \
-    if constexpr (std::is_same<V, float>::value) {                    \
-      return builtin_float(v);                                        \
-    } else if constexpr (std::is_same<V, double>::value) {            \
-      return builtin_double(v);                                       \
-    } else {                                                          \
-      V result;                                                       \
-      for (int i = 0; i < lanes<V>; ++i) result[i] = name(v[i]);      \
-      return result;                                                  \
-    }                                                                 \
+#define GMFAST_EACH_LANE(name, builtin_float, builtin_double)    \
+  template <class V>                                             \
+  GMFAST_HD V name(V v) {                                        \
+    if constexpr (std::is_same<V, float>::value) {               \
+      return builtin_float(v);                                   \
+    } else if constexpr (std::is_same<V, double>::value) {       \
+      return builtin_double(v);                                  \
+    } else {                                                     \
+      V result;                                                  \
+      for (int i = 0; i < lanes<V>; ++i) result[i] = name(v[i]); \
+      return result;                                             \
+    }                                                            \
   }
 GMFAST_EACH_LANE(sqrt, __builtin_sqrtf, __builtin_sqrt)
 GMFAST_EACH_LANE(round, __builtin_rintf, __builtin_rint)
 GMFAST_EACH_LANE(floor, __builtin_floorf, __builtin_floor)
 #undef GMFAST_EACH_LANE
 
-// The overloads by width that name one x86 instruction each.
+// The overloads by width that name one instruction each.
 #if GMFAST_X86
-#define GMFAST_OVERLOADS(T, N, sqrt_of, round_of)                               \
-  GMFAST_HD Vec<T, N> sqrt(Vec<T, N> v) { return sqrt_of(v); }                  \
-  GMFAST_HD Vec<T, N> round(Vec<T, N> v) {                                      \
-    return round_of(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);          \
-  }                                                                             \
-  GMFAST_HD Vec<T, N> floor(Vec<T, N> v) {                                      \
-    return round_of(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);              \
+#define GMFAST_OVERLOADS(T, N, sqrt_of, round_of, min_of, max_of)            \
+  GMFAST_HD Vec<T, N> min(Vec<T, N> a, Vec<T, N> b) { return min_of(a, b); } \
+  GMFAST_HD Vec<T, N> max(Vec<T, N> a, Vec<T, N> b) { return max_of(a, b); } \
+  GMFAST_HD Vec<T, N> sqrt(Vec<T, N> v) { return sqrt_of(v); }               \
+  GMFAST_HD Vec<T, N> round(Vec<T, N> v) {                                   \
+    return round_of(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);       \
+  }                                                                          \
+  GMFAST_HD Vec<T, N> floor(Vec<T, N> v) {                                   \
+    return round_of(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);           \
   }
-GMFAST_OVERLOADS(float, 4, _mm_sqrt_ps, _mm_round_ps)
-GMFAST_OVERLOADS(double, 2, _mm_sqrt_pd, _mm_round_pd)
+GMFAST_OVERLOADS(float, 4, _mm_sqrt_ps, _mm_round_ps, _mm_min_ps, _mm_max_ps)
+GMFAST_OVERLOADS(double, 2, _mm_sqrt_pd, _mm_round_pd, _mm_min_pd, _mm_max_pd)
 #if defined(__AVX__)
-GMFAST_OVERLOADS(float, 8, _mm256_sqrt_ps, _mm256_round_ps)
-GMFAST_OVERLOADS(double, 4, _mm256_sqrt_pd, _mm256_round_pd)
+GMFAST_OVERLOADS(float, 8, _mm256_sqrt_ps, _mm256_round_ps, _mm256_min_ps, _mm256_max_ps)
+GMFAST_OVERLOADS(double, 4, _mm256_sqrt_pd, _mm256_round_pd, _mm256_min_pd, _mm256_max_pd)
 #endif
 #if defined(__AVX512F__)
-GMFAST_OVERLOADS(float, 16, _mm512_sqrt_ps, _mm512_roundscale_ps)
-GMFAST_OVERLOADS(double, 8, _mm512_sqrt_pd, _mm512_roundscale_pd)
+GMFAST_OVERLOADS(float, 16, _mm512_sqrt_ps, _mm512_roundscale_ps, _mm512_min_ps, _mm512_max_ps)
+GMFAST_OVERLOADS(double, 8, _mm512_sqrt_pd, _mm512_roundscale_pd, _mm512_min_pd, _mm512_max_pd)
 #endif
 #undef GMFAST_OVERLOADS
+#elif defined(__aarch64__) && !defined(__CUDACC__)
+GMFAST_HD Vec<float, 4> sqrt(Vec<float, 4> v) { return vsqrtq_f32(v); }
+GMFAST_HD Vec<double, 2> sqrt(Vec<double, 2> v) { return vsqrtq_f64(v); }
+GMFAST_HD Vec<float, 4> round(Vec<float, 4> v) { return vrndnq_f32(v); }
+GMFAST_HD Vec<double, 2> round(Vec<double, 2> v) { return vrndnq_f64(v); }
+GMFAST_HD Vec<float, 4> floor(Vec<float, 4> v) { return vrndmq_f32(v); }
+GMFAST_HD Vec<double, 2> floor(Vec<double, 2> v) { return vrndmq_f64(v); }
+#endif
 
 // Named, because the compiler does not contract a product that it also needs by itself.
-#if defined(__FMA__)
+#if GMFAST_X86 && defined(__FMA__)
 #define GMFAST_OVERLOADS(T, N, fma_of) \
   GMFAST_HD Vec<T, N> fma(Vec<T, N> a, Vec<T, N> b, Vec<T, N> c) { return fma_of(a, b, c); }
 GMFAST_OVERLOADS(float, 4, _mm_fmadd_ps)
@@ -361,7 +385,13 @@ GMFAST_OVERLOADS(float, 16, _mm512_fmadd_ps)
 GMFAST_OVERLOADS(double, 8, _mm512_fmadd_pd)
 #endif
 #undef GMFAST_OVERLOADS
-#endif
+#elif defined(__aarch64__) && !defined(__CUDACC__)
+GMFAST_HD Vec<float, 4> fma(Vec<float, 4> a, Vec<float, 4> b, Vec<float, 4> c) {
+  return vfmaq_f32(c, a, b);
+}
+GMFAST_HD Vec<double, 2> fma(Vec<double, 2> a, Vec<double, 2> b, Vec<double, 2> c) {
+  return vfmaq_f64(c, a, b);
+}
 #endif
 
 // Sum and maximum of all lanes, in the order of reduce().
@@ -443,13 +473,14 @@ GMFAST_HD F from_half(Words<F> words) {
   if constexpr (lanes<F> == 8) return _mm256_cvtph_ps(__m128i(words));
 #endif
   // Moves exponent and mantissa into place and rebiases the exponent; infinities and NaNs need the
-  // bias twice, and a subnormal is normalised by subtracting the implicit one that it does not have.
+  // bias twice, and a subnormal is normalised by subtracting the implicit one that it does not
+  // have.
   using U = UnsignedInteger<F>;
   const U h = convert<U>(words);
   const U exponent = h & 0x7c00u;
   const U v = ((h & 0x7fffu) << 13) + (112u << 23);
-  const U subnormal = bit_cast<U>(bit_cast<F>(v + (1u << 23)) - from_bits<F>(
-                                      splat<Integer<F>>(113 << 23)));
+  const U subnormal =
+      bit_cast<U>(bit_cast<F>(v + (1u << 23)) - from_bits<F>(splat<Integer<F>>(113 << 23)));
   const U special = v + (112u << 23);
   const U magnitude =
       select<U>(exponent == 0, subnormal, select<U>(exponent == 0x7c00u, special, v));
@@ -526,7 +557,8 @@ GMFAST_HD void store(T* p, V v) {
   }
 }
 
-// The first `count` <= lanes<V> elements only; nothing beyond is touched. Loaded lanes beyond are 0.
+// The first `count` <= lanes<V> elements only; nothing beyond is touched. Loaded lanes beyond are
+// 0.
 template <class V, class T>
 GMFAST_HD V load_partial(const T* p, int count) {
   T buffer[lanes<V>] = {};
@@ -550,8 +582,8 @@ GMFAST_HD void store_partial(T* p, V v, int count) {
 // the second the odd ones.
 template <int S, int Odd, class V, int... L>
 GMFAST_HD V exchange(V a, V b, std::integer_sequence<int, L...>) {
-  return __builtin_shufflevector(
-      a, b, (((L & S) ? int(sizeof...(L)) - S : 0) + L + (Odd ? S : 0))...);
+  return __builtin_shufflevector(a, b,
+                                 (((L & S) ? int(sizeof...(L)) - S : 0) + L + (Odd ? S : 0))...);
 }
 
 template <int S, class V>

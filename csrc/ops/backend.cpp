@@ -13,7 +13,8 @@
 
 namespace gmfast {
 
-void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                  void* context) {
   if (count > 0) STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, body, context));
 }
 
@@ -26,7 +27,7 @@ CpuLevel cpu_level() {
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     const CpuLevel best = v4 ? CpuLevel::v4 : v3 ? CpuLevel::v3 : CpuLevel::v2;
     const char* wanted = std::getenv("GMFAST_CPU_ISA");
-    const CpuLevel limit = !wanted                        ? CpuLevel::v4
+    const CpuLevel limit = !wanted                          ? CpuLevel::v4
                            : std::strcmp(wanted, "v2") == 0 ? CpuLevel::v2
                            : std::strcmp(wanted, "v3") == 0 ? CpuLevel::v3
                                                             : CpuLevel::v4;
@@ -45,8 +46,8 @@ void* current_stream(const torch::stable::Tensor& tensor) {
   using Lookup = AOTITorchError (*)(int32_t, void**);
   static const Lookup lookup = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return reinterpret_cast<Lookup>(
-        library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
+    return reinterpret_cast<Lookup>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream")
+                                            : nullptr);
   }();
   STD_TORCH_CHECK(lookup, "gmfast found no CUDA stream in this build of torch");
   void* stream = nullptr;

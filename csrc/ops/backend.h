@@ -13,18 +13,18 @@ void* current_stream(const torch::stable::Tensor& tensor);
 
 // Both devices run the same function; inside it GMFAST_RUN picks NAME_cpu or NAME_cuda.
 #ifdef GMFAST_CUDA
-#define GMFAST_RUN(name, tensor, args)                  \
-  do {                                                  \
-    if ((tensor).is_cuda()) {                           \
-      name##_cuda(args, current_stream(tensor));        \
-    } else {                                            \
-      name##_cpu(args);                                 \
-    }                                                   \
+#define GMFAST_RUN(name, tensor, args)           \
+  do {                                           \
+    if ((tensor).is_cuda()) {                    \
+      name##_cuda(args, current_stream(tensor)); \
+    } else {                                     \
+      name##_cpu(args);                          \
+    }                                            \
   } while (false)
-#define GMFAST_REGISTER(m)                                                      \
-  static void register_kernels(torch::stable::detail::StableLibrary&);          \
-  STABLE_TORCH_LIBRARY_IMPL(gmfast, CPU, m) { register_kernels(m); }            \
-  STABLE_TORCH_LIBRARY_IMPL(gmfast, CUDA, m) { register_kernels(m); }           \
+#define GMFAST_REGISTER(m)                                             \
+  static void register_kernels(torch::stable::detail::StableLibrary&); \
+  STABLE_TORCH_LIBRARY_IMPL(gmfast, CPU, m) { register_kernels(m); }   \
+  STABLE_TORCH_LIBRARY_IMPL(gmfast, CUDA, m) { register_kernels(m); }  \
   static void register_kernels(torch::stable::detail::StableLibrary& m)
 #else
 #define GMFAST_RUN(name, tensor, args) name##_cpu(args)

@@ -1,5 +1,6 @@
 #include "../discretized_logistic_mixture.h"
 
+#include <cmath>
 #include <tuple>
 
 #include "backend.h"
@@ -8,10 +9,13 @@
 namespace gmfast {
 namespace {
 
-// loss (B, *S), (B) or () for `reduction` 0, 1, 2, then the derivatives of the summed loss by x and by
-// params, each empty where not wanted.
-std::tuple<Tensor, Tensor, Tensor> nll(const Tensor& x, const Tensor& params,
-                                       int64_t num_classes, double log_scale_min, bool pixelcnnpp, int64_t reduction,
+enum Reduction { none, batch, sum, mean, bits_per_dim };
+
+// The reduced loss, then its derivatives by x and by params, as if its own gradient were 1; each
+// empty where not wanted. Where an input is float16, `mean` and `bits_per_dim` leave their divisor
+// out of the derivatives, which would be subnormal with it.
+std::tuple<Tensor, Tensor, Tensor> nll(const Tensor& x, const Tensor& params, int64_t num_classes,
+                                       double log_scale_min, bool pixelcnnpp, int64_t reduction,
                                        bool want_grad_x, bool want_grad_params) {
   const int64_t dim = x.dim();
   STD_TORCH_CHECK(dim >= 2 && params.dim() == dim, "x and params: expected (B, C, *S), (B, P, *S)");
@@ -40,9 +44,14 @@ std::tuple<Tensor, Tensor, Tensor> nll(const Tensor& x, const Tensor& params,
   const ScalarType dtype = scalar_type(args.compute());
   Tensor loss = empty_contiguous(x, pixels, dtype), result = loss;
   args.loss = loss.data_ptr();
-  if (reduction > 0) {
-    args.total_over_batch = reduction == 2;
-    result = empty_contiguous(x, reduction == 2 ? Sizes{} : Sizes{args.batch}, dtype);
+  args.total_scale = reduction == mean           ? 1.0 / double(args.batch)
+                     : reduction == bits_per_dim ? 1.0 / (double(x.numel()) * std::log(2.0))
+                                                 : 1.0;
+  const bool half = args.x.dtype == DType::float16 || args.params.dtype == DType::float16;
+  args.gradient_scale = half ? 1.0 : args.total_scale;
+  if (reduction != none) {
+    args.total_over_batch = reduction != batch;
+    result = empty_contiguous(x, reduction == batch ? Sizes{args.batch} : Sizes{}, dtype);
     args.total = result.data_ptr();
   }
   const auto gradient = [](const Tensor& tensor, bool wanted, Image& image) {

@@ -1,5 +1,5 @@
-// Torch tensors as the kernels see them. Checks here guard memory; the public functions in gmfast/ops
-// check arguments first and with better words.
+// Torch tensors as the kernels see them. Checks here guard memory; the public functions in
+// gmfast/ops check arguments first and with better words.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -14,8 +14,8 @@
 
 namespace gmfast {
 
-using torch::stable::Tensor;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
 
 inline DType dtype_of(const Tensor& tensor) {
@@ -106,7 +106,8 @@ inline int64_t pixels_of(const Tensor& tensor) {
   return pixels;
 }
 
-// Channels innermost: (B, C, *S) as channels_last has it, whether dense or a slice of such a tensor.
+// Channels innermost: (B, C, *S) as channels_last has it, whether dense or a slice of such a
+// tensor.
 inline bool channels_innermost(const Tensor& tensor) {
   return tensor.dim() > 2 && tensor.stride(1) == 1 && !tensor.is_contiguous();
 }

@@ -1,5 +1,5 @@
-// How the tensors of an operation on pairs (csrc/pairs.h) are walked: all in the memory order of one of
-// them; those that lie otherwise are copied.
+// How the tensors of an operation on pairs (csrc/pairs.h) are walked: all in the memory order of
+// one of them; those that lie otherwise are copied.
 #pragma once
 
 #include "../pairs.h"
@@ -17,15 +17,15 @@ class PairWalk {
     while (order_[position_] != dim) ++position_;
   }
 
-  // Adds an operand that holds both halves along the dimension, or one. Returns what it points into,
-  // to be kept until the kernel has run.
+  // Adds an operand that holds both halves along the dimension, or one. Returns what it points
+  // into, to be kept until the kernel has run.
   Tensor add(const Tensor& tensor, int halves, PairOperand& operand) {
     Extent outer, inner;
     if (!(collapse(tensor, order_, 0, position_, outer) &&
           collapse(tensor, order_, position_ + 1, order_.size(), inner) && inner.stride == 1)) {
       const Sizes sizes = sizes_of(tensor);
-      Tensor copy = empty_strided(tensor, sizes, dense_strides(sizes, channels_last_),
-                                  tensor.scalar_type());
+      Tensor copy =
+          empty_strided(tensor, sizes, dense_strides(sizes, channels_last_), tensor.scalar_type());
       torch::stable::copy_(copy, tensor);
       return add(copy, halves, operand);
     }

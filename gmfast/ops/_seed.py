@@ -11,9 +11,7 @@ def as_tensor(seed, device):
     """
     if isinstance(seed, torch.Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
-            raise ValueError(
-                f"seed: expected one int64, got {seed.numel()} of {str(seed.dtype)[6:]}"
-            )
+            raise ValueError(f"seed: expected one int64, got {seed.numel()} of {str(seed.dtype)[6:]}")
         if seed.device != device:
             raise ValueError(f"seed: expected a tensor on {device}, got one on {seed.device}")
         return seed.reshape(())

@@ -12,9 +12,6 @@ from ._layout import empty_as
 FORMULATIONS = ("exact", "pixelcnnpp")
 REDUCTIONS = ("none", "batch", "sum", "mean", "bits_per_dim")
 
-# What the operator itself sums over: nothing, all but the batch, everything.
-_KERNEL_REDUCTION = {"none": 0, "batch": 1, "sum": 2, "mean": 2, "bits_per_dim": 2}
-
 
 def discretized_logistic_mixture_nll(
     x, params, *, num_classes=256, log_scale_min=-7.0, formulation="exact", reduction="none"
@@ -78,21 +75,16 @@ def discretized_logistic_mixture_nll(
             reduction=reduction,
         )
     grad = torch.is_grad_enabled()
-    loss = torch.ops.gmfast.discretized_logistic_mixture_nll(
+    return torch.ops.gmfast.discretized_logistic_mixture_nll(
         x,
         params,
         num_classes,
         log_scale_min,
         formulation == "pixelcnnpp",
-        _KERNEL_REDUCTION[reduction],
+        REDUCTIONS.index(reduction),
         grad and x.requires_grad,
         grad and params.requires_grad,
     )[0]
-    if reduction == "mean":
-        return loss / x.shape[0] if x.shape[0] else loss * math.nan
-    if reduction == "bits_per_dim":
-        return loss / (x.numel() * math.log(2)) if x.numel() else loss * math.nan
-    return loss
 
 
 def discretized_logistic_mixture_sample(
@@ -176,10 +168,8 @@ def _compute_dtype(*tensors):
     return torch.float64 if double else torch.float32
 
 
-def _nll_fake(
-    x, params, num_classes, log_scale_min, pixelcnnpp, reduction, want_grad_x, want_grad_params
-):
-    shape = (x.shape[0], *x.shape[2:])[: (x.dim() - 1, 1, 0)[reduction]]
+def _nll_fake(x, params, num_classes, log_scale_min, pixelcnnpp, reduction, want_grad_x, want_grad_params):
+    shape = (x.shape[0], *x.shape[2:])[: (x.dim() - 1, 1, 0, 0, 0)[reduction]]
     return (
         x.new_empty(shape, dtype=_compute_dtype(x, params)),
         empty_as(x, x.shape) if want_grad_x else x.new_empty(0),
@@ -188,37 +178,46 @@ def _nll_fake(
 
 
 def _nll_setup_context(ctx, inputs, output):
+    x, params, *_, reduction, _, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
     ctx.wanted = inputs[6:]
+    # The divisor that the operator has left to us, so that float16 derivatives stay normal numbers.
+    ctx.divisor = 1.0
+    if torch.float16 in (x.dtype, params.dtype):
+        ctx.divisor = {"mean": x.shape[0], "bits_per_dim": x.numel() * math.log(2)}.get(
+            REDUCTIONS[reduction], 1.0
+        )
 
 
 def _nll_backward(ctx, grad_loss, grad_grad_x, grad_grad_params):
     if grad_grad_x is not None or grad_grad_params is not None:
         raise RuntimeError("discretized_logistic_mixture_nll: the second derivative is not implemented")
-    needed = ctx.needs_input_grad[:2]
-    if any(need and not wanted for need, wanted in zip(needed, ctx.wanted, strict=True)):
-        raise RuntimeError(
-            "discretized_logistic_mixture_nll: called without the gradient that backward needs"
-        )
-    gradients = [
-        _scale(gradient, grad_loss) if need and grad_loss is not None else None
-        for need, gradient in zip(needed, ctx.saved_tensors, strict=True)
-    ]
+    gradients = [None, None]
+    for i, gradient in enumerate(ctx.saved_tensors):
+        if ctx.needs_input_grad[i] and grad_loss is not None:
+            if not ctx.wanted[i]:
+                raise RuntimeError(
+                    "discretized_logistic_mixture_nll: called without the gradient that backward needs"
+                )
+            gradients[i] = _scale(gradient, grad_loss / ctx.divisor if ctx.divisor != 1.0 else grad_loss)
     return *gradients, None, None, None, None, None, None
 
 
 def _scale(gradient, grad_loss):
     """gradient (B, C, *S) times grad_loss (), (B,) or (B, *S), in gradient's dtype."""
-    if grad_loss.dim():
-        grad_loss = grad_loss.reshape(grad_loss.shape[0], 1, *(grad_loss.shape[1:] or [1] * (gradient.dim() - 2)))
+    if type(grad_loss) is torch.Tensor and grad_loss.dim() == 0 and not grad_loss.is_cuda:
+        # What loss.backward() hands in; on the CPU a look is cheaper than a pass over the gradient.
+        if grad_loss.item() == 1.0:
+            return gradient
+    elif grad_loss.dim():
+        ones = [1] * (gradient.dim() - 1 - grad_loss.dim())
+        grad_loss = grad_loss.reshape(grad_loss.shape[0], 1, *grad_loss.shape[1:], *ones)
     return (gradient * grad_loss).to(gradient.dtype)
 
 
 def _sample_fake(params, seed, channels, num_classes, log_scale_min, temperature, quantize):
-    return params.new_empty(
-        (params.shape[0], channels, *params.shape[2:]), dtype=_compute_dtype(params)
-    )
+    return params.new_empty((params.shape[0], channels, *params.shape[2:]), dtype=_compute_dtype(params))
 
 
 register(

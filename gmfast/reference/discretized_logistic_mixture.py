@@ -9,7 +9,7 @@ from . import philox
 
 
 def split_params(params, channels):
-    """(B, P, *S) as logits (B, K, *S) and means, log_scales, coeffs (B, C, K, *S), the last None for C = 1."""
+    """(B, P, *S) as logits (B, K, *S) and means, log_scales, coeffs (B, C, K, *S); coeffs None for C = 1."""
     if channels == 1:
         logits, means, log_scales = params.chunk(3, 1)
         return logits, means.unsqueeze(1), log_scales.unsqueeze(1), None
@@ -49,9 +49,7 @@ def log_prob_exact(x, means, log_scales, num_classes):
         torch.log(-torch.expm1(-torch.where(tiny, 1.0, h))),
     )
     log_below, log_above = -F.softplus(-a), -F.softplus(b)
-    return torch.where(
-        lowest, log_below, torch.where(highest, log_above, log_below + log_above + log_width)
-    )
+    return torch.where(lowest, log_below, torch.where(highest, log_above, log_below + log_above + log_width))
 
 
 def log_prob_pixelcnnpp(x, means, log_scales, num_classes):

@@ -48,11 +48,10 @@ def uniform(seed, batch, spatial, count, dtype, device):
     """
     columns = []
     for first in range(0, count, 4):
-        high = words(seed, batch, spatial, first // 2, device)
-        low = words(seed, batch, spatial, first // 2 + 1, device) if dtype == torch.float64 else high
-        for h, l in zip(high[: count - first], low, strict=False):
+        blocks = [words(seed, batch, spatial, first // 2 + block, device) for block in (0, 1)]
+        for high, low in list(zip(*blocks, strict=True))[: count - first]:
             if dtype == torch.float64:
-                columns.append((((h << 20) | (l >> 12)).to(dtype) + 0.5) * 2.0**-52)
+                columns.append((((high << 20) | (low >> 12)).to(dtype) + 0.5) * 2.0**-52)
             else:
-                columns.append(((h >> 9).to(dtype) + 0.5) * 2.0**-23)
+                columns.append(((high >> 9).to(dtype) + 0.5) * 2.0**-23)
     return torch.stack(columns, 1)
