@@ -1,0 +1,183 @@
+"""The `gmfast` command."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Fast operations for generative models in PyTorch, and models that use them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEVICE_HELP = "Where to run; by default a GPU where there is one."
+
+
+def main() -> None:
+    """Runs the command. What a user can mend ends in one sentence on stderr and exit status 2."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if error.name.startswith("gmfast"):
+            raise
+        _fail(f"{error.name} is missing: pip install 'gmfast[train]' brings it")
+    except (ValueError, OSError, FloatingPointError) as error:
+        _fail(str(error))
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="Which model, for example pixelcnnpp.")],
+    data: Annotated[str | None, typer.Option(help="digits, photos, or a path. [default: digits]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder. [default: runs/MODEL-DATA]")] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Train until this step.")] = 2000,
+    batch_size: Annotated[int | None, typer.Option(help="[default: 64]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate at the first step. [default: 0.001]")
+    ] = None,
+    lr_decay: Annotated[float | None, typer.Option(help="Its factor each step. [default: 0.999995]")] = None,
+    ema_decay: Annotated[float | None, typer.Option(help="Polyak averaging. [default: 0.9995]")] = None,
+    max_grad_norm: Annotated[
+        float | None, typer.Option(help="Gradients are clipped to it. [default: 1]")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. [default: float32]")] = None,
+    conditional: Annotated[bool | None, typer.Option(help="Condition on the data's labels.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="An argument of the model, e.g. nr_filters=64."),
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Image size of photos and folders. [default: 32]")] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Steps between held-out losses; 0: never.")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints. [default: 500]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write metrics for TensorBoard.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+) -> None:
+    """Train a model. Ctrl-C saves; --resume goes on to the numbers of an uninterrupted run."""
+    from .train import Settings, Trainer
+
+    given = {
+        "model": model,
+        "data": data,
+        "size": size,
+        "conditional": conditional,
+        "options": _options(option) if option else None,
+        "seed": seed,
+        "batch_size": batch_size,
+        "lr": lr,
+        "lr_decay": lr_decay,
+        "ema_decay": ema_decay,
+        "max_grad_norm": max_grad_norm,
+        "precision": precision,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    out = out or Path("runs") / f"{model}-{Path(data or Settings.data).name}"
+    if resume:
+        trainer = Trainer.resume(out, device, **given)
+    else:
+        trainer = Trainer.start(Settings(**given), out, device)
+    finished = trainer.fit(steps, tensorboard=tensorboard)
+    print(f"{'finished' if finished else 'stopped'} at step {trainer.step}: {out}")
+    if not finished:
+        raise typer.Exit(130)
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="A folder that `gmfast train` wrote.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 16,
+    seed: Annotated[int, typer.Option(help="Image i is the same for any number of images.")] = 0,
+    out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("samples.png"),
+    label: Annotated[
+        int | None, typer.Option(help="Class of every image; by default a conditional model takes turns.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Below 1: sharper distributions.")] = 1.0,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+) -> None:
+    """Draw images from a trained model into a grid."""
+    import torch
+
+    from .data import from_unit
+    from .image_grid import image_grid
+    from .train import find_device, load_run
+
+    model, _, _ = load_run(run)
+    device = find_device(device)
+    levels, num_labels = model.config["num_levels"], model.config["num_labels"]
+    if label is None and num_labels is not None:
+        label = torch.arange(n, device=device) % num_labels
+    images = model.to(device).sample(n, seed=seed, label=label, temperature=temperature, progress=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    image_grid(from_unit(images, levels), levels).save(out, "PNG")
+    print(out)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A folder that `gmfast train` wrote.")],
+    data: Annotated[str | None, typer.Option(help="Other data than the run's own.")] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+) -> None:
+    """Bits per dimension on held-out data, beside a histogram of each pixel."""
+    from .data import load
+    from .train import evaluate, find_device, load_run
+
+    model, settings, step = load_run(run)
+    dataset = load(data or settings.data, size=settings.size)
+    bits = evaluate(model.to(find_device(device)), dataset, settings.conditional)
+    print(f"{settings.model} at step {step}: {bits:.4f} bits per dimension on {len(dataset.heldout)} images")
+    histogram = dataset.histogram_bits_per_dim(settings.conditional)
+    print(f"per-pixel histogram: {histogram:.4f} bits per dimension")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what was built, and which implementation each operation uses on each device."""
+    import gmfast
+
+    print(gmfast.doctor())
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder for the table, the CSV and the picture.")] = Path(
+        "out/bench"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes and few repetitions.")] = False,
+) -> None:
+    """Time the operations against plain PyTorch and torch.compile."""
+    from .benchmark import main
+
+    main(out=out, quick=quick)
+
+
+def _options(pairs: list[str]) -> dict:
+    """NAME=VALUE, a value being JSON or else a string."""
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set: expected NAME=VALUE, got {pair!r}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def _fail(sentence: str) -> None:
+    print(f"gmfast: {sentence}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,285 @@
+"""Image data as integers: what can be had without a download, and what lies in local files.
+
+`load` returns every kind as the same `Dataset`. `to_unit` and `from_unit` go between the integers and the
+[-1, 1] that models take.
+"""
+
+import gzip
+import io
+import pickle
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Data that needs no file.
+BUILT_IN = ("digits", "photos")
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images `train` and `heldout`, uint8 (N, C, H, W) with values below `num_levels`, and where the data
+    has classes their labels, int64 (N,)."""
+
+    name: str
+    train: Tensor
+    heldout: Tensor
+    train_labels: Tensor | None = None
+    heldout_labels: Tensor | None = None
+    num_levels: int = 256
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of classes, or None."""
+        return None if self.train_labels is None else int(self.train_labels.max()) + 1
+
+    def histogram_bits_per_dim(self, conditional: bool = False) -> float:
+        """Bits per dimension on the held-out images of the simplest model: every subpixel (of every class, if
+        `conditional`) has a categorical distribution of its own, counted on the training images with one
+        added to each count."""
+        size, levels = self.train[0].numel(), self.num_levels
+        cell = torch.arange(size) * levels
+        total = 0.0
+        for label in range(self.num_labels) if conditional else [None]:
+            train, heldout = (
+                images.flatten(1) if label is None else images[labels == label].flatten(1)
+                for images, labels in ((self.train, self.train_labels), (self.heldout, self.heldout_labels))
+            )
+            counts = torch.ones(size * levels, dtype=torch.int64)
+            for images in train.split(1024):
+                counts += torch.bincount((images + cell).flatten(), minlength=len(counts))
+            bits = -torch.log2(counts / (len(train) + levels))
+            total += bits[heldout + cell].double().sum().item()
+        return total / self.heldout.numel()
+
+
+def to_unit(images: Tensor, num_levels: int) -> Tensor:
+    """Integers 0 … num_levels - 1 as float32 in [-1, 1]."""
+    return images.float() * (2 / (num_levels - 1)) - 1
+
+
+def from_unit(x: Tensor, num_levels: int) -> Tensor:
+    """The inverse of `to_unit`, rounding to the nearest level: uint8."""
+    return ((x + 1) * ((num_levels - 1) / 2)).round().clamp(0, num_levels - 1).to(torch.uint8)
+
+
+def load(name_or_path: str | Path, *, size: int = 32) -> Dataset:
+    """The data called `name_or_path`.
+
+    - `digits`: scikit-learn's 1797 real digits, 8×8, 17 levels, 10 classes; the last fifth is held out.
+    - `photos`: `size`×`size` crops of scikit-learn's two photographs. Training crops come from the left
+      three quarters of each; the right quarter, cut into tiles, is held out.
+    - a folder with `train-images-idx3-ubyte` and its companions, gzipped or not: MNIST; its test set is held
+      out.
+    - a folder with `data_batch_1` and its companions, or the `.tar.gz` of one: CIFAR-10, python version; its
+      test set is held out.
+    - an `.npz` file: arrays `train` and `heldout`, uint8 (N, H, W) or (N, C, H, W) with C = 1 or 3;
+      optionally integers `train_labels` and `heldout_labels` (N,), and `num_levels` (default 256).
+    - any other folder: the images in it and below, in the order of their names, shrunk and cropped at the
+      centre to `size`×`size` RGB. Every tenth is held out.
+
+    Raises FileNotFoundError or ValueError, each saying in one sentence what was looked for and where.
+    """
+    if size < 1:
+        raise ValueError(f"size: expected a positive number of pixels, got {size}")
+    if name_or_path == "digits":
+        return _digits()
+    if name_or_path == "photos":
+        return _photos(size)
+    path = Path(name_or_path)
+    if path.is_file():
+        if path.suffix == ".npz":
+            return _npz(path)
+        if path.name.endswith((".tar.gz", ".tgz")):
+            return _cifar10(path, _tar_files(path))
+    if path.is_dir():
+        files = {file.name: file.read_bytes for file in path.iterdir() if file.is_file()}
+        if "data_batch_1" in files:
+            return _cifar10(path, files)
+        if any(name.startswith("train-images") for name in files):
+            return _mnist(path, files)
+        return _image_folder(path, size)
+    if path.exists():
+        raise ValueError(f"data: expected a folder, an .npz file or CIFAR-10's .tar.gz, got {path}")
+    raise FileNotFoundError(
+        f'data: expected "digits", "photos" or a path, but {path.absolute()} does not exist'
+    )
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    split = len(images) * 4 // 5
+    return Dataset("digits", images[:split], images[split:], labels[:split], labels[split:], num_levels=17)
+
+
+def _photos(size: int, train_crops: int = 8192) -> Dataset:
+    from sklearn.datasets import load_sample_images
+
+    random = np.random.RandomState(0)
+    train, heldout = [], []
+    for photo in load_sample_images().images:
+        photo = torch.from_numpy(photo.copy()).permute(2, 0, 1)
+        split = photo.shape[2] * 3 // 4
+        left, right = photo[:, :, :split], photo[:, :, split:]
+        if size > min(right.shape[1:]):
+            raise ValueError(f"size: expected at most {min(right.shape[1:])} for photos, got {size}")
+        for _ in range(train_crops // 2):
+            top = random.randint(left.shape[1] - size + 1)
+            start = random.randint(left.shape[2] - size + 1)
+            train.append(left[:, top : top + size, start : start + size])
+        tiles = right.unfold(1, size, size).unfold(2, size, size)  # (C, rows, columns, size, size)
+        heldout.append(tiles.permute(1, 2, 0, 3, 4).flatten(0, 1))
+    return Dataset("photos", torch.stack(train), torch.cat(heldout))
+
+
+def _image_folder(path: Path, size: int) -> Dataset:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if len(files) < 10:
+        raise ValueError(
+            f"data: expected CIFAR-10, MNIST or at least 10 images ({', '.join(sorted(IMAGE_SUFFIXES))}) "
+            f"in {path.absolute()}, found {len(files)} images"
+        )
+    images = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"data: expected an image, got {file} ({error})") from None
+        images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    images = torch.stack(images)
+    held = torch.arange(len(images)) % 10 == 9
+    return Dataset(path.name, images[~held], images[held])
+
+
+def _npz(path: Path) -> Dataset:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"data: expected an .npz file of plain arrays, got {path} ({error})") from None
+    images, labels = {}, {}
+    num_levels = int(arrays.get("num_levels", 256))
+    for split in ("train", "heldout"):
+        if split not in arrays:
+            raise ValueError(f"data: expected an array {split!r} in {path}, found {sorted(arrays)}")
+        array = arrays[split]
+        if array.ndim == 3:
+            array = array[:, None]
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3) or not len(array):
+            raise ValueError(
+                f"data: expected {split!r} in {path} to be uint8 (N, H, W) or (N, C, H, W) with C = 1 or 3, "
+                f"got {array.dtype} {array.shape}"
+            )
+        if array.max() >= num_levels:
+            raise ValueError(
+                f"data: expected {split!r} in {path} below num_levels {num_levels}, got {array.max()}"
+            )
+        images[split] = torch.from_numpy(array)
+        key = f"{split}_labels"
+        if key in arrays:
+            if arrays[key].shape != array.shape[:1] or arrays[key].dtype.kind not in "iu":
+                raise ValueError(
+                    f"data: expected {key!r} in {path} to be {len(array)} integers, "
+                    f"got {arrays[key].dtype} {arrays[key].shape}"
+                )
+            labels[key] = torch.from_numpy(arrays[key].astype(np.int64))
+    if len(labels) == 1:
+        raise ValueError(
+            f"data: expected labels for both splits or none in {path}, found {next(iter(labels))!r}"
+        )
+    if images["train"].shape[1:] != images["heldout"].shape[1:]:
+        shapes = " and ".join(str(tuple(images[split].shape[1:])) for split in images)
+        raise ValueError(f"data: expected images of one shape in {path}, got {shapes}")
+    return Dataset(path.stem, **images, **labels, num_levels=num_levels)
+
+
+def _tar_files(path: Path) -> dict:
+    """The files in an archive by their base names, each a function that reads it."""
+    try:
+        with tarfile.open(path) as archive:
+            contents = {
+                Path(member.name).name: archive.extractfile(member).read()
+                for member in archive
+                if member.isfile()
+            }
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ValueError(f"data: expected CIFAR-10's .tar.gz, got {path} ({error})") from None
+    return {name: lambda content=content: content for name, content in contents.items()}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """CIFAR-10 is distributed as pickles of NumPy arrays; anything else in one is refused, so that a file
+    from elsewhere runs no code."""
+
+    def find_class(self, module, name):
+        if (module.split(".")[0], name) in {
+            ("numpy", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+
+
+def _cifar10(path: Path, files: dict) -> Dataset:
+    def batch(name):
+        if name not in files:
+            raise FileNotFoundError(
+                f"data: expected CIFAR-10's {name} in {path.absolute()}, found {sorted(files)}"
+            )
+        try:
+            content = _ArraysOnly(io.BytesIO(files[name]()), encoding="bytes").load()
+            images = torch.from_numpy(content[b"data"].reshape(-1, 3, 32, 32).copy())
+            return images, torch.tensor(content[b"labels"])
+        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"data: expected a batch of CIFAR-10, got {path / name} ({error})") from None
+
+    images, labels = zip(*(batch(f"data_batch_{i}") for i in range(1, 6)), strict=True)
+    heldout, heldout_labels = batch("test_batch")
+    return Dataset("cifar10", torch.cat(images), heldout, torch.cat(labels), heldout_labels)
+
+
+def _mnist(path: Path, files: dict) -> Dataset:
+    def idx(name):
+        for candidate in (name, f"{name}.gz"):
+            if candidate in files:
+                break
+        else:
+            raise FileNotFoundError(
+                f"data: expected MNIST's {name}[.gz] in {path.absolute()}, found {sorted(files)}"
+            )
+        try:
+            content = files[candidate]()
+            content = gzip.decompress(content) if candidate.endswith(".gz") else content
+            # Magic number: two zeros, 8 for unsigned bytes, the number of dimensions; then big-endian sizes.
+            ndim = {b"\0\0\x08\x01": 1, b"\0\0\x08\x03": 3}[content[:4]]
+            shape = np.frombuffer(content, ">i4", ndim, offset=4)
+            return torch.from_numpy(
+                np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()
+            )
+        except (OSError, EOFError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"data: expected an idx file of bytes, got {path / candidate} ({error})"
+            ) from None
+
+    train, heldout = idx("train-images-idx3-ubyte")[:, None], idx("t10k-images-idx3-ubyte")[:, None]
+    labels = [idx(f"{split}-labels-idx1-ubyte").long() for split in ("train", "t10k")]
+    return Dataset("mnist", train, heldout, *labels)

@@ -1,0 +1,360 @@
+"""PixelCNN++: Salimans, Karpathy, Chen and Kingma, 2017, https://arxiv.org/abs/1701.05517.
+
+Two streams of features run through the network. At a pixel, stream u has seen the rows above; stream ul
+has seen the rows above and, in the pixel's own row, what is left of it. Convolutions that look only up, or
+only up and left, keep it so: their inputs are padded at the top (and left), so nothing is masked and no dead
+tap is computed. Downsampling, upsampling and the short-cuts between them form a U-Net.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from .. import functional as GF
+from ..ops import _seed
+
+
+def normalized(layer: nn.Module, init_scale: float = 1.0) -> nn.Module:
+    """`layer` with weight normalisation (Salimans & Kingma, 2016, arXiv:1602.07868): one gain per output
+    channel. `initialize` will give its outputs the standard deviation `init_scale`."""
+    nn.init.normal_(layer.weight, 0.0, 0.05)
+    nn.init.zeros_(layer.bias)
+    layer = weight_norm(layer, dim=1 if isinstance(layer, nn.ConvTranspose2d) else 0)
+    layer.init_scale = init_scale
+    return layer
+
+
+def down_shifted_conv(in_channels, out_channels, kernel_size=(2, 3), stride=1, init_scale=1.0):
+    """Sees the pixel's row and the rows above, to both sides."""
+    height, width = kernel_size
+    pad = nn.ZeroPad2d((width // 2, width // 2, height - 1, 0))
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride)
+    return nn.Sequential(pad, normalized(conv, init_scale))
+
+
+def down_right_shifted_conv(in_channels, out_channels, kernel_size=(2, 2), stride=1, init_scale=1.0):
+    """Sees the pixel itself, what is above it, and what is left of these."""
+    height, width = kernel_size
+    pad = nn.ZeroPad2d((width - 1, 0, height - 1, 0))
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride)
+    return nn.Sequential(pad, normalized(conv, init_scale))
+
+
+def down_shifted_deconv(channels):
+    """Doubles height and width; an output row sees input rows up to its own."""
+    return normalized(
+        nn.ConvTranspose2d(channels, channels, (2, 3), 2, padding=(0, 1), output_padding=(0, 1))
+    )
+
+
+def down_right_shifted_deconv(channels):
+    """Doubles height and width; an output pixel sees the input pixel it lies in."""
+    return normalized(nn.ConvTranspose2d(channels, channels, 2, 2))
+
+
+def nin(in_channels, out_channels):
+    """Network in network: a 1×1 convolution."""
+    return normalized(nn.Conv2d(in_channels, out_channels, 1))
+
+
+def down_shift(x: Tensor) -> Tensor:
+    """Moves the image one row down; zeros enter at the top."""
+    return F.pad(x, (0, 0, 1, -1))
+
+
+def right_shift(x: Tensor) -> Tensor:
+    """Moves the image one column right; zeros enter at the left."""
+    return F.pad(x, (1, -1))
+
+
+class GatedResnet(nn.Module):
+    """`x + a * sigmoid(b)`, with `a, b` from two convolutions of x, a short-cut from `aux_channels` channels
+    of another layer before the second one, and the label's embedding added before the gate."""
+
+    def __init__(self, conv, nr_filters: int, aux_channels: int, dropout: float, num_labels: int | None):
+        super().__init__()
+        self.conv_input = conv(2 * nr_filters, nr_filters)
+        self.nin_aux = nin(2 * aux_channels, nr_filters) if aux_channels else None
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = conv(2 * nr_filters, 2 * nr_filters, init_scale=0.1)
+        self.embedding = None
+        if num_labels is not None:
+            self.embedding = nn.Embedding(num_labels, 2 * nr_filters)
+            nn.init.normal_(self.embedding.weight, 0.0, 0.05)
+
+    def forward(self, x: Tensor, aux: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        h = self.conv_input(GF.concat_elu(x))
+        if self.nin_aux is not None:
+            h = h + self.nin_aux(GF.concat_elu(aux))
+        h = self.conv_out(self.dropout(GF.concat_elu(h)))
+        if self.embedding is not None:
+            h = h + self.embedding(label)[:, :, None, None]
+        return x + F.glu(h, dim=1)
+
+
+class Block(nn.Module):
+    """One gated residual layer of each stream: u first, then ul, which looks at u.
+
+    On the way down (`skip`) both also look at the layer of the same resolution on the way up."""
+
+    def __init__(self, nr_filters: int, skip: bool, dropout: float, num_labels: int | None):
+        super().__init__()
+        self.u = GatedResnet(down_shifted_conv, nr_filters, skip * nr_filters, dropout, num_labels)
+        self.ul = GatedResnet(
+            down_right_shifted_conv, nr_filters, (1 + skip) * nr_filters, dropout, num_labels
+        )
+
+    def forward(self, u, ul, u_skip=None, ul_skip=None, label=None):
+        u = self.u(u, u_skip, label)
+        ul = self.ul(ul, u if ul_skip is None else torch.cat([u, ul_skip], 1), label)
+        return u, ul
+
+
+class Resample(nn.Module):
+    """A strided layer of each stream."""
+
+    def __init__(self, u: nn.Module, ul: nn.Module):
+        super().__init__()
+        self.u, self.ul = u, ul
+
+    def forward(self, u, ul):
+        return self.u(u), self.ul(ul)
+
+
+class PixelCNNPP(nn.Module):
+    """PixelCNN++ (Salimans et al., 2017): an exact likelihood for images, pixel after pixel in raster order
+    and colour after colour, with a mixture of discretized logistics at each pixel. The defaults are the
+    published CIFAR-10 model.
+
+    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`.
+
+    Args:
+        image_shape: (C, H, W); C is 1 or 3, H and W are multiples of 4.
+        nr_resnet: residual layers per resolution.
+        nr_filters: feature channels of each stream.
+        nr_logistic_mix: mixture components K.
+        dropout: probability inside the residual layers.
+        num_levels: values a subpixel can take.
+        num_labels: number of classes to condition on; None for an unconditional model.
+
+    Weights are normalised. Call `initialize` once with a batch before training, as the paper does: it sets
+    gains and biases from the data. Whether that happened is part of the state dict.
+
+    Raises ValueError, naming the argument, for whatever the above rules out.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (3, 32, 32),
+        nr_resnet: int = 5,
+        nr_filters: int = 160,
+        nr_logistic_mix: int = 10,
+        dropout: float = 0.5,
+        num_levels: int = 256,
+        num_labels: int | None = None,
+    ):
+        super().__init__()
+        image_shape = tuple(image_shape)
+        if len(image_shape) != 3 or image_shape[0] not in (1, 3):
+            raise ValueError(f"image_shape: expected (C, H, W) with C = 1 or 3, got {image_shape}")
+        if any(size < 4 or size % 4 for size in image_shape[1:]):
+            raise ValueError(
+                f"image_shape: expected H and W to be positive multiples of 4, got {image_shape}"
+            )
+        for name, value, low in [
+            ("nr_resnet", nr_resnet, 1),
+            ("nr_filters", nr_filters, 1),
+            ("nr_logistic_mix", nr_logistic_mix, 1),
+            ("num_levels", num_levels, 2),
+            ("num_labels", 1 if num_labels is None else num_labels, 1),
+        ]:
+            if value < low:
+                raise ValueError(f"{name}: expected at least {low}, got {value}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
+        self.config = {
+            "image_shape": image_shape,
+            "nr_resnet": nr_resnet,
+            "nr_filters": nr_filters,
+            "nr_logistic_mix": nr_logistic_mix,
+            "dropout": dropout,
+            "num_levels": num_levels,
+            "num_labels": num_labels,
+        }
+        self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
+
+        def blocks(count, skip):
+            return nn.ModuleList(Block(nr_filters, skip, dropout, num_labels) for _ in range(count))
+
+        in_channels = image_shape[0] + 1
+        self.u_input = down_shifted_conv(in_channels, nr_filters, (2, 3))
+        self.ul_input_above = down_shifted_conv(in_channels, nr_filters, (1, 3))
+        self.ul_input_left = down_right_shifted_conv(in_channels, nr_filters, (2, 1))
+        self.up = nn.ModuleList(blocks(nr_resnet, skip=False) for _ in range(3))
+        self.downsample = nn.ModuleList(
+            Resample(
+                down_shifted_conv(nr_filters, nr_filters, stride=2),
+                down_right_shifted_conv(nr_filters, nr_filters, stride=2),
+            )
+            for _ in range(2)
+        )
+        self.down = nn.ModuleList(
+            blocks(count, skip=True) for count in (nr_resnet, nr_resnet + 1, nr_resnet + 1)
+        )
+        self.upsample = nn.ModuleList(
+            Resample(down_shifted_deconv(nr_filters), down_right_shifted_deconv(nr_filters)) for _ in range(2)
+        )
+        self.nin_out = nin(nr_filters, (3 if image_shape[0] == 1 else 10) * nr_logistic_mix)
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Parameters of every pixel's mixture given the pixels before it.
+
+        `x (B, C, H, W)` in [-1, 1], `label (B,)` integers for a conditional model. Returns `(B, 10K, H, W)`,
+        or `(B, 3K, H, W)` for one channel, laid out as `discretized_logistic_mixture_nll` takes them.
+        """
+        self._check(x, label)
+        # A channel of ones tells the image from the zeros of the padding.
+        x = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
+        u = down_shift(self.u_input(x))
+        ul = down_shift(self.ul_input_above(x)) + right_shift(self.ul_input_left(x))
+
+        skips = [(u, ul)]
+        for stage in range(3):
+            if stage > 0:
+                u, ul = self.downsample[stage - 1](u, ul)
+                skips.append((u, ul))
+            for block in self.up[stage]:
+                u, ul = block(u, ul, label=label)
+                skips.append((u, ul))
+
+        u, ul = skips.pop()
+        for stage in range(3):
+            if stage > 0:
+                u, ul = self.upsample[stage - 1](u, ul)
+            for block in self.down[stage]:
+                u, ul = block(u, ul, *skips.pop(), label=label)
+        return self.nin_out(F.elu(ul))
+
+    def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Log-probability of each image, (B,), in nats."""
+        return -GF.discretized_logistic_mixture_nll(
+            x, self(x, label), num_classes=self.num_levels, reduction="batch"
+        )
+
+    def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of the batch, a scalar in bits per dimension."""
+        return GF.discretized_logistic_mixture_nll(
+            x, self(x, label), num_classes=self.num_levels, reduction="bits_per_dim"
+        )
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, label: Tensor | None = None) -> None:
+        """Sets every gain and bias so that each channel of each layer has mean 0 and standard deviation 1
+        over the batch `x` (0.1 before a gate). Does nothing when the model was initialised before, in this
+        process or in the one that saved its state dict."""
+        if self.initialized:
+            return
+
+        def standardize(layer, _, y):
+            variance, mean = torch.var_mean(y, (0, 2, 3), correction=0)
+            # A channel that is constant over the batch (small images have some) keeps its gain.
+            scale = torch.where(variance > 1e-8, layer.init_scale * variance.rsqrt(), layer.init_scale)
+            gain = layer.parametrizations.weight.original0
+            gain.mul_(scale.view_as(gain))
+            layer.bias.copy_((layer.bias - mean) * scale)
+            return (y - mean[:, None, None]) * scale[:, None, None]
+
+        # Layer after layer in one pass: each is measured on inputs that are standardised already.
+        hooks = [
+            layer.register_forward_hook(standardize)
+            for layer in self.modules()
+            if hasattr(layer, "init_scale")
+        ]
+        try:
+            self(x, label)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+        method: str = "naive",
+        label: Tensor | int | None = None,
+        temperature: float = 1.0,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draws `n` images, (n, C, H, W) in [-1, 1], pixel by pixel with a full forward pass for each.
+
+        `seed` as in `discretized_logistic_mixture_sample`: sample i is the same whatever `n` is. `label`: one
+        class or (n,) of them, for a conditional model. `temperature` below 1 sharpens each pixel's
+        distribution. The model is in eval mode meanwhile and in its former mode afterwards.
+        """
+        if n < 0:
+            raise ValueError(f"n: expected a number of images, got {n}")
+        if method != "naive":
+            raise ValueError(f'method: expected "naive", the only one in this version, got {method!r}')
+        bias = self.nin_out.bias
+        if label is not None:
+            label = torch.as_tensor(label)
+            label = label.expand(n) if label.dim() == 0 else label
+        self._check_label(label, n)
+        label = None if label is None else label.to(bias.device)
+        seed = _seed.as_tensor(seed, bias.device)
+        x = bias.new_zeros(n, *self.image_shape)
+        positions = range(self.image_shape[1] * self.image_shape[2])
+        if progress:
+            from tqdm import tqdm
+
+            positions = tqdm(positions, desc="sampling", unit="pixel")
+        was_training = self.training
+        self.eval()
+        try:
+            for p in positions:
+                # Noise is keyed by (seed, sample, position), so drawing all positions and keeping one gives
+                # every pixel noise of its own.
+                draw = GF.discretized_logistic_mixture_sample(
+                    self(x, label),
+                    channels=self.image_shape[0],
+                    num_classes=self.num_levels,
+                    temperature=temperature,
+                    seed=seed,
+                )
+                x.flatten(2)[:, :, p] = draw.flatten(2)[:, :, p]
+        finally:
+            self.train(was_training)
+        return x
+
+    def _check(self, x: Tensor, label: Tensor | None) -> None:
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
+        self._check_label(label, len(x))
+
+    def _check_label(self, label: Tensor | None, count: int) -> None:
+        """Values are looked at on the CPU only: elsewhere the host would have to wait for the device."""
+        if self.num_labels is None:
+            if label is not None:
+                raise ValueError("label: expected None, because the model is not conditional, got labels")
+            return
+        if label is None:
+            raise ValueError(f"label: expected {count} integers below {self.num_labels}, got None")
+        if label.shape != (count,) or label.is_floating_point():
+            raise ValueError(
+                f"label: expected {count} integers, got {label.dtype} of shape {tuple(label.shape)}"
+            )
+        if label.device.type == "cpu" and count and not torch.compiler.is_compiling():
+            low, high = label.aminmax()
+            if low < 0 or high >= self.num_labels:
+                raise ValueError(
+                    f"label: expected integers from 0 to {self.num_labels - 1}, "
+                    f"got values from {int(low)} to {int(high)}"
+                )

@@ -1,0 +1,138 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import gmfast
+from gmfast import cli
+from gmfast.data import load
+from gmfast.image_grid import image_grid
+
+TINY = ["--set", "nr_resnet=1", "--set", "nr_filters=4", "--set", "nr_logistic_mix=2"]
+
+
+@pytest.fixture
+def gmfast_command(monkeypatch, capsys):
+    """Runs the command in this process; returns its exit status, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gmfast", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_train_resume_evaluate_sample(gmfast_command, tmp_path):
+    run, picture = tmp_path / "run", tmp_path / "new" / "grid.png"
+    options = [
+        "train",
+        "pixelcnnpp",
+        "--out",
+        run,
+        "--conditional",
+        "--batch-size",
+        "16",
+        "--lr",
+        "0.01",
+        *TINY,
+    ]
+    status, out, err = gmfast_command(*options, "--steps", "3")
+    assert (status, out) == (0, f"finished at step 3: {run}\n") and "3/3" in err
+    status, out, _ = gmfast_command(*options, "--steps", "5", "--resume")
+    assert (status, out) == (0, f"finished at step 5: {run}\n")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5] and lines[4]["loss"] < lines[0]["loss"]
+
+    status, out, _ = gmfast_command("evaluate", run)
+    model, histogram = out.splitlines()
+    assert status == 0 and model.startswith("pixelcnnpp at step 5: ") and model.endswith(" on 360 images")
+    assert 1 < float(model.split()[4]) < 8
+    assert (
+        histogram
+        == f"per-pixel histogram: {load('digits').histogram_bits_per_dim(True):.4f} bits per dimension"
+    )
+
+    status, out, _ = gmfast_command(
+        "sample", run, "--device", "cpu", "--n", "6", "--seed", "3", "--out", picture
+    )
+    assert (status, out) == (0, f"{picture}\n")
+    with Image.open(picture) as first:
+        first = first.convert("RGB")
+        assert first.size == (3 * 50 + 2, 2 * 50 + 2)
+    gmfast_command("sample", run, "--device", "cpu", "--n", "3", "--seed", "3", "--out", picture)
+    with Image.open(picture) as again:  # its first row begins as the other one does
+        box = (0, 0, 102, 52)
+        assert list(again.convert("RGB").crop(box).get_flattened_data()) == list(
+            first.crop(box).get_flattened_data()
+        )
+    status, _, err = gmfast_command("sample", run, "--label", "10", "--out", picture)
+    assert status == 2 and "label: expected integers from 0 to 9, got values from 10 to 10" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "pixelrnn"], "model: expected one of pixelcnnpp, got 'pixelrnn'"),
+        (["train", "pixelcnnpp", "--data", "nowhere"], 'data: expected "digits", "photos" or a path, but '),
+        (["train", "pixelcnnpp", "--set", "nr_filters"], "--set: expected NAME=VALUE, got 'nr_filters'"),
+        (["train", "pixelcnnpp", "--set", "nr_filters=x"], "nr_filters: expected int, got 'x'"),
+        (
+            ["train", "pixelcnnpp", "--device", "gpu"],
+            "device: expected a name such as cpu or cuda, got 'gpu'",
+        ),
+        (["train", "pixelcnnpp", "--resume"], "run: expected a folder that `gmfast train` wrote, but "),
+        (
+            ["sample", "nowhere"],
+            "run: expected a folder that `gmfast train` wrote, but nowhere/last does not exist",
+        ),
+        (
+            ["evaluate", "nowhere"],
+            "run: expected a folder that `gmfast train` wrote, but nowhere/last does not exist",
+        ),
+    ],
+)
+def test_a_mistake_is_answered_with_one_sentence(gmfast_command, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = gmfast_command(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"gmfast: {sentence}") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(gmfast_command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    monkeypatch.delitem(sys.modules, "gmfast.train", raising=False)
+    status, _, err = gmfast_command("train", "pixelcnnpp")
+    assert (
+        status == 2 and err == "gmfast: safetensors.torch is missing: pip install 'gmfast[train]' brings it\n"
+    )
+
+
+def test_doctor_prints_what_the_library_says(gmfast_command):
+    assert gmfast_command("doctor") == (0, f"{gmfast.doctor()}\n", "")
+
+
+def test_help_names_every_command():
+    command = [sys.executable, "-c", "from gmfast.cli import main; main()", "--help"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(name in out for name in ("train", "sample", "evaluate", "doctor", "bench"))
+
+
+def test_image_grid():
+    images = load("digits").train[:5]
+    grid = image_grid(images, 17, columns=3)
+    assert grid.size == (3 * 50 + 2, 2 * 50 + 2)
+    for i, image in enumerate(images):
+        for row, column in ((0, 3), (7, 4), (4, 4)):
+            x, y = 2 + i % 3 * 50 + 6 * column + 3, 2 + i // 3 * 50 + 6 * row + 3
+            assert grid.getpixel((x, y)) == (round(image[0, row, column].item() * 255 / 16),) * 3
+    with pytest.raises(ValueError, match=r"images: expected shape \(N, C, H, W\), .* got \(5, 8, 8\)"):
+        image_grid(images[:, 0], 17)

@@ -1,0 +1,314 @@
+import json
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import gmfast.train
+from gmfast.data import load, to_unit
+from gmfast.train import Settings, Trainer, evaluate, load_run
+
+TINY = {"nr_resnet": 1, "nr_filters": 4, "nr_logistic_mix": 2, "dropout": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Only a CPU promises the same bits."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def tiny(**settings):
+    return Settings(**{"options": TINY, "batch_size": 8, "checkpoint_every": 3} | settings)
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(run, other):
+    """Bit for bit: weights, average, optimiser and the metrics but for the time they took."""
+    for name in ("model.safetensors", "ema.safetensors"):
+        a, b = load_file(run / "last" / name), load_file(other / "last" / name)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    a, b = (torch.load(path / "last/optimizer.pt", weights_only=True)["state"] for path in (run, other))
+    assert a.keys() == b.keys() and all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i])
+    a, b = ([{**line, "seconds": None} for line in metrics(path)] for path in (run, other))
+    assert a == b
+
+
+class Toy(nn.Module):
+    """Predicts each pixel with a bias; the least that a model needs."""
+
+    def __init__(self, image_shape=(1, 8, 8), num_levels=17, num_labels=None):
+        super().__init__()
+        self.config = {"image_shape": image_shape, "num_levels": num_levels, "num_labels": num_labels}
+        self.mean = nn.Parameter(torch.zeros(image_shape))
+        self.calls = 0
+
+    def before(self, call):
+        """What a test lets happen in the given call of `loss`."""
+
+    def loss(self, x):
+        self.calls += 1
+        return (x - self.mean).square().mean() * (self.before(self.calls) or 1.0)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.setitem(gmfast.train.MODELS, "toy", Toy)
+    return Settings(model="toy", batch_size=100, checkpoint_every=2, lr=0.05)
+
+
+def test_training_learns(tmp_path):
+    trainer = Trainer.start(tiny(lr=0.01, batch_size=32, evaluate_every=10), tmp_path)
+    before = trainer.evaluate()
+    assert trainer.fit(40, progress=False)
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 41))
+    assert [line["step"] for line in lines if "heldout" in line] == [10, 20, 30, 40]
+    assert lines[-1]["heldout"] == trainer.evaluate() < before - 0.5
+    assert lines[9]["lr"] == pytest.approx(0.01 * 0.999995**9, rel=1e-12)
+    model, settings, step = load_run(tmp_path)
+    assert step == 40 and settings == trainer.settings and not model.training
+    assert evaluate(model, load("digits")) == trainer.evaluate()
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_resumed_run_is_the_uninterrupted_one(tmp_path, conditional):
+    settings = tiny(conditional=conditional, seed=3)
+    Trainer.start(settings, tmp_path / "whole").fit(7, progress=False)
+    Trainer.start(settings, tmp_path / "parts").fit(4, progress=False)
+    torch.manual_seed(123)  # what the process did meanwhile is of no consequence
+    Trainer.resume(tmp_path / "parts").fit(7, progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    Trainer.start(tiny(conditional=conditional, seed=4), tmp_path / "other").fit(7, progress=False)
+    assert metrics(tmp_path / "other")[0]["loss"] != metrics(tmp_path / "whole")[0]["loss"]
+
+
+def test_killed_run_resumes_to_the_uninterrupted_one(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = [f"--set={name}={value}" for name, value in TINY.items()]
+    command = [
+        sys.executable,
+        "-c",
+        "from gmfast.cli import main; main()",
+        "train",
+        "pixelcnnpp",
+        "--out",
+        killed,
+    ]
+    command += ["--steps=1000", "--batch-size=8", "--checkpoint-every=3", "--device=cpu", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        log = killed / "metrics.jsonl"
+        while not log.exists() or log.read_text().count("\n") < 7:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    trainer = Trainer.resume(killed)
+    assert 6 <= trainer.step < 1000 and trainer.step % 3 == 0 and len(metrics(killed)) == trainer.step
+    steps = trainer.step + 4
+    trainer.fit(steps, progress=False)
+    Trainer.start(tiny(), whole).fit(steps, progress=False)
+    assert_same_run(whole, killed)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "gmfast.train.save_file",
+        "gmfast.train.torch.save",
+        "pathlib.Path.write_text",
+        "gmfast.train._fsync",
+        "pathlib.Path.rename",
+        "pathlib.Path.symlink_to",
+        "pathlib.Path.replace",
+        "gmfast.train.shutil.rmtree",
+    ],
+)
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_a_checkpoint_is_whole_or_not_there(tmp_path, toy, monkeypatch, moment, done):
+    trainer = Trainer.start(toy, tmp_path / "run")
+    trainer.fit(4, progress=False)
+    reference = load_file(tmp_path / "run/last/model.safetensors")["mean"]
+    original = pkgutil.resolve_name(moment)
+    killed = []
+
+    def dies(*args, **kwargs):
+        if done:
+            original(*args, **kwargs)
+        killed.append(moment)
+        raise Killed
+
+    trainer.settings.checkpoint_every = 100
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(moment, dies)
+        trainer.fit(5, progress=False)
+    assert killed
+    _, _, step = load_run(tmp_path / "run")
+    assert step in (4, 5)
+    resumed = Trainer.resume(tmp_path / "run")
+    assert resumed.step == step and len(metrics(tmp_path / "run")) == step
+    if step == 4:
+        assert torch.equal(resumed.model.mean, reference)
+    resumed.fit(8, progress=False)
+    Trainer.start(toy, tmp_path / "whole").fit(8, progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*")) and len(list((tmp_path / "run").glob("step-*"))) == 2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, toy, monkeypatch, bad):
+    monkeypatch.setattr(Toy, "before", lambda self, call: bad if call == 4 else None)
+    trainer = Trainer.start(toy, tmp_path)
+    with pytest.raises(
+        FloatingPointError, match=rf"step 4: the loss is {bad} .* checkpoint is .*step-00000002"
+    ):
+        trainer.fit(10, progress=False)
+    assert torch.isfinite(trainer.model.mean).all() and torch.isfinite(trainer.ema.mean).all()
+    assert len(metrics(tmp_path)) == 3
+    _, _, step = load_run(tmp_path)
+    assert step == 2
+
+
+def test_interrupt_finishes_the_step_and_saves(tmp_path, toy, monkeypatch):
+    monkeypatch.setattr(
+        Toy, "before", lambda self, call: os.kill(os.getpid(), signal.SIGINT) if call == 3 else None
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    trainer = Trainer.start(toy, tmp_path / "parts")
+    assert not trainer.fit(10, progress=False)
+    assert trainer.step == 3 == load_run(tmp_path / "parts")[2]
+    assert signal.getsignal(signal.SIGINT) is handler
+    monkeypatch.undo()
+    monkeypatch.setitem(gmfast.train.MODELS, "toy", Toy)
+    Trainer.resume(tmp_path / "parts").fit(6, progress=False)
+    Trainer.start(toy, tmp_path / "whole").fit(6, progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_optimiser_is_adam_with_polyak_averaging(tmp_path, toy):
+    toy.lr_decay, toy.ema_decay, toy.max_grad_norm = 0.5, 0.4, 0.01
+    trainer = Trainer.start(toy, tmp_path)
+    trainer.model.double()
+    trainer.ema.double()
+    weight, average = torch.zeros(64, dtype=torch.double), torch.zeros(64, dtype=torch.double)
+    first, second, beta1, beta2 = 0.0, 0.0, 0.95, 0.9995
+    for step in range(1, 6):
+        x, _ = trainer._batch()
+        gradient = 2 * (weight - x.double().flatten(1)).mean(0) / 64
+        norm = gradient.norm().item()
+        gradient *= min(1, 0.01 / (norm + 1e-6))
+        first, second = beta1 * first + (1 - beta1) * gradient, beta2 * second + (1 - beta2) * gradient**2
+        corrected = (second / (1 - beta2**step)).sqrt() + 1e-8
+        weight = weight - 0.05 * 0.5 ** (step - 1) * first / (1 - beta1**step) / corrected
+        decay = min(0.4, step / (step + 9))
+        average = decay * average + (1 - decay) * weight
+        trainer.fit(step, progress=False)
+        assert torch.allclose(trainer.model.mean.flatten(), weight, rtol=1e-6, atol=1e-9)
+        assert torch.allclose(trainer.ema.mean.flatten(), average, rtol=1e-6, atol=1e-9)
+        assert metrics(tmp_path)[-1]["grad_norm"] == pytest.approx(norm, rel=1e-6)
+
+
+def test_an_epoch_shows_each_image_once(tmp_path, toy):
+    trainer = Trainer.start(toy, tmp_path)
+    images = to_unit(trainer.dataset.train, 17)
+    seen = []
+    for trainer.step in range(28):
+        x, label = trainer._batch()
+        assert x.shape == (100, 1, 8, 8) and label is None
+        seen.append(x)
+    first, second = torch.cat(seen[:14]), torch.cat(seen[14:])
+    assert not torch.equal(first, second)
+    for epoch in (first, second):
+        shown, counts = torch.unique(epoch.flatten(1), dim=0, return_counts=True)
+        known, known_counts = torch.unique(images.flatten(1), dim=0, return_counts=True)
+        index = {tuple(image): i for i, image in enumerate(known.tolist())}
+        where = torch.tensor([index[tuple(image)] for image in shown.tolist()])
+        assert (counts <= known_counts[where]).all()
+
+
+def test_bfloat16_is_close_to_float32(tmp_path):
+    runs = {}
+    for precision in ("float32", "bfloat16"):
+        Trainer.start(tiny(precision=precision, batch_size=64), tmp_path / precision).fit(5, progress=False)
+        runs[precision] = [line["loss"] for line in metrics(tmp_path / precision)]
+        assert {
+            value.dtype for value in load_file(tmp_path / precision / "last/model.safetensors").values()
+        } == {
+            torch.float32,
+            torch.bool,
+        }
+    assert runs["float32"] != runs["bfloat16"]
+    assert runs["bfloat16"] == pytest.approx(runs["float32"], rel=0.02)
+
+
+def test_tensorboard(tmp_path, toy):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    Trainer.start(toy, tmp_path).fit(3, tensorboard=True, progress=False)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert logged == [(line["step"], pytest.approx(line["loss"])) for line in metrics(tmp_path)]
+
+
+def test_a_run_is_not_overwritten_and_resumes_as_it_began(tmp_path, toy):
+    Trainer.start(toy, tmp_path).fit(2, progress=False)
+    with pytest.raises(
+        ValueError, match=r"out: expected a new folder, but .* holds a run \(--resume continues it\)"
+    ):
+        Trainer.start(toy, tmp_path)
+    with pytest.raises(ValueError, match=r"lr: expected 0.05, as the run in .* began, got 0.1"):
+        Trainer.resume(tmp_path, lr=0.1)
+    assert Trainer.resume(tmp_path, checkpoint_every=7).settings.checkpoint_every == 7
+    with pytest.raises(
+        FileNotFoundError, match=r"run: expected a folder that `gmfast train` wrote, but .*/last does not"
+    ):
+        Trainer.resume(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "pixelrnn"}, "model: expected one of pixelcnnpp.*, got 'pixelrnn'"),
+        ({"precision": "float8"}, "precision: expected float32 or bfloat16, got 'float8'"),
+        ({"batch_size": 0}, "batch_size: expected a positive number, got 0"),
+        ({"lr": float("nan")}, "lr: expected a positive number, got nan"),
+        ({"ema_decay": 1.5}, "ema_decay: expected a number from 0 to 1, got 1.5"),
+        ({"evaluate_every": -1}, "evaluate_every: expected 0 or more steps, got -1"),
+        ({"batch_size": 5000}, "batch_size: expected at most the 1437 training images of digits, got 5000"),
+        ({"options": {"depth": 3}}, "options: expected some of nr_resnet, .* for pixelcnnpp, got 'depth'"),
+        (
+            {"options": {"num_levels": 3}},
+            "options: expected some of nr_resnet, .* for pixelcnnpp, got 'num_levels'",
+        ),
+        ({"options": {"nr_filters": "many"}}, "nr_filters: expected int, got 'many'"),
+        (
+            {"data": "photos", "conditional": True},
+            "conditional: expected data with labels, but photos has none",
+        ),
+    ],
+)
+def test_wrong_settings(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer.start(Settings(**settings), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluating_on_other_data_says_what_does_not_fit(tmp_path, toy):
+    with pytest.raises(ValueError, match="data: expected 17 levels, as the model has, got 256"):
+        evaluate(Toy(), load("photos", size=8))
+    with pytest.raises(
+        ValueError, match="data: expected labels for a conditional model, but photos has none"
+    ):
+        evaluate(Toy(num_levels=256), load("photos", size=8), conditional=True)
