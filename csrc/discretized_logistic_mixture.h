@@ -19,7 +19,7 @@ struct LogisticMixtureNll {
   bool total_over_batch;      // ()
   double total_scale;         // times the sums
   Image grad_x, grad_params;  // of the loss summed over everything; data null where not wanted
-  double gradient_scale;      // times the gradients
+  double gradient_scale = 1;  // times the gradients
 
   DType compute() const { return compute_dtype(x.dtype, params.dtype); }
 };

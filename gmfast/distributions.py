@@ -4,6 +4,7 @@ import torch
 from torch.distributions import Distribution, constraints
 
 from . import functional as GF
+from .ops.discretized_logistic_mixture import check_params
 from .reference.discretized_logistic_mixture import split_params
 
 
@@ -24,12 +25,7 @@ class DiscretizedLogisticMixture(Distribution):
     has_rsample = False
 
     def __init__(self, params, *, channels=3, num_classes=256, log_scale_min=-7.0, validate_args=None):
-        GF.discretized_logistic_mixture_nll(  # the operator's checks, on an empty batch
-            params.new_empty(0, channels, *params.shape[2:]),
-            params[:0],
-            num_classes=num_classes,
-            log_scale_min=log_scale_min,
-        )
+        check_params(params, channels, num_classes, log_scale_min)
         self.params = params
         self.channels = channels
         self.num_classes = num_classes
@@ -73,7 +69,7 @@ class DiscretizedLogisticMixture(Distribution):
         )
         return -loss.reshape(*sample_shape, *self.batch_shape)
 
-    def sample(self, sample_shape=torch.Size(), *, seed=None):
+    def sample(self, sample_shape=(), *, seed=None):
         """`(*sample_shape, B, C, *S)`: classes' values in [-1, 1]. `seed` as everywhere in gmfast."""
         params = self.params.detach().expand(*sample_shape, *self.params.shape)
         image = GF.discretized_logistic_mixture_sample(

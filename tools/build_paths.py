@@ -1,4 +1,4 @@
-"""For CMake: torch's version and folder, and pybind11's headers, as a CMake list. One sentence where one is missing."""
+"""For CMake: torch's version and folder, pybind11's headers, as a list. One sentence if one is missing."""
 
 import sys
 

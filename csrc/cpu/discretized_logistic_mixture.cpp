@@ -56,7 +56,7 @@ V tile_nll(Tile<Scalar<V>>& x, Tile<Scalar<V>>& params, Tile<Scalar<V>>& exponen
   V pixel[C];
   for (int c = 0; c < C; ++c) pixel[c] = load<V>(x.row(c) + i);
 
-  V top_logit = load<V>(params.row(0) + i), top = splat<V>(Scalar<V>(-3e38));
+  V top_logit = load<V>(params.row(0) + i), top = splat<V>(-Format<V>::infinity);
   for (int64_t k = 0; k < mixtures; ++k) {
     LogisticGradient<V, C> grad;
     const Probability<V> probability = component_probability<pixelcnnpp, gradient>(

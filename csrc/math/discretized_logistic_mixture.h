@@ -61,17 +61,17 @@ struct LogisticBin {
 template <bool gradient, class V>
 GMFAST_HD LogisticBin<V> exact_bin(V x, V mean, V log_scale, const Classes<V>& classes) {
   const V zero = splat<V>(0), one = splat<V>(1);
-  const V s = max(log_scale, classes.log_scale_min);
+  const V s = max(classes.log_scale_min, log_scale);
   const V inv_scale = exp(-s);
   const V half = classes.delta * inv_scale;
   const V z = (x - mean) * inv_scale;
   const V distance = abs(z) - half;  // from the nearer edge, negative inside
   // Below 1e-15, (1 - e^-h) / h is 1; above, its square does not underflow.
-  const V h = max(half + half, splat<V>(Scalar<V>(1e-15)));
+  const V h = max(splat<V>(Scalar<V>(1e-15)), half + half);
   V e, e_minus_1;
   exp_expm1_nonpositive(-h, &e, &e_minus_1);
   // 60 from an edge near is negligible beside 1, but still divides e.
-  const V near = exp_nonpositive(max(-abs(distance), splat<V>(-60)));
+  const V near = exp_nonpositive(max(splat<V>(-60), -abs(distance)));
 
   const auto inside = distance < zero;
   const auto negative = z < zero;
@@ -84,7 +84,7 @@ GMFAST_HD LogisticBin<V> exact_bin(V x, V mean, V log_scale, const Classes<V>& c
   // log(1 - e^-h) = log h + log((1 - e^-h) / h), and log h = log(2 delta) - s.
   LogisticBin<V> bin;
   bin.mass.exponent = select<V>(outer, zero, classes.log_width - s) -
-                      select<V>(far_only, zero, max(distance, zero));
+                      select<V>(far_only, zero, max(zero, distance));
   const V width = select<V>(outer, one, h);
   const V mass = select<V>(outer, one, -e_minus_1);
   // 1 + far = far_edge / far_unit.
@@ -117,7 +117,7 @@ GMFAST_HD LogisticBin<V> exact_bin(V x, V mean, V log_scale, const Classes<V>& c
 template <bool gradient, class V>
 GMFAST_HD LogisticBin<V> pixelcnnpp_bin(V x, V mean, V log_scale, const Classes<V>& classes) {
   const V zero = splat<V>(0), one = splat<V>(1);
-  const V s = max(log_scale, classes.log_scale_min);
+  const V s = max(classes.log_scale_min, log_scale);
   const V inv_scale = exp(-s);
   const V z = (x - mean) * inv_scale;
   const V a = (x - mean + classes.delta) * inv_scale;
@@ -136,7 +136,8 @@ GMFAST_HD LogisticBin<V> pixelcnnpp_bin(V x, V mean, V log_scale, const Classes<
                 select<V>(wide, zero, log_sigmoid(z) + log_sigmoid(-z) - s + classes.log_width)));
   bin.mass.factor = select<V>(mask_or(mask_or(below, above), mask_not(wide)), one, mass);
   if constexpr (gradient) {
-    const V density_a = cdf_a * sigmoid(-a), density_b = cdf_b * sigmoid(-b);
+    // Off by what the cdf is off, as the mass is, so that it cancels in their quotient.
+    const V density_a = cdf_a * (one - cdf_a), density_b = cdf_b * (one - cdf_b);
     const V inverse = one / select<V>(wide, mass, one);
     const V cdf_z = sigmoid(z);
     // d/dz of the three forms, then of the mass.
@@ -209,11 +210,13 @@ GMFAST_HD void sample_component(const LogisticComponent<V, C>& component, const 
       mean = fma(component.weight[2], x[1], mean);
     }
     const V noise = temperature * (log(uniform[c]) - log1p(-uniform[c]));
-    V value = fma(exp(max(component.log_scale[c], classes.log_scale_min)), noise, mean);
-    value = min(max(value, -one), one);
+    // A scale of e^80 is as good as any beyond, and times no noise it is 0.
+    const V log_scale = min(splat<V>(80), max(classes.log_scale_min, component.log_scale[c]));
+    V value = fma(exp(log_scale), noise, mean);
+    value = min(one, max(-one, value));
     if (quantize) {
       const V index = round((value + one) * (classes.count * splat<V>(Scalar<V>(0.5))));
-      value = min(index * (classes.delta + classes.delta) - one, one);
+      value = min(one, index * (classes.delta + classes.delta) - one);
     }
     x[c] = value;
   }

@@ -17,11 +17,11 @@ struct GateParts {
   GMFAST_HD GateParts(V a, V b) {
     const V lowest = splat<V>(Scalar<V>(is_single<V> ? -80 : -700));
     const ExpReduction<V> by_a =
-        reduce_exp(max(min(a + a, splat<V>(Scalar<V>(is_single<V> ? 40 : 350))), lowest));
+        reduce_exp(max(lowest, min(splat<V>(Scalar<V>(is_single<V> ? 40 : 350)), a + a)));
     const V scale_a = power_of_two<V>(by_a.n_bits);
     e = fma(scale_a, expm1_of_reduced(by_a.r), scale_a - splat<V>(1));
     const ExpReduction<V> by_b =
-        reduce_exp(max(min(b, splat<V>(Scalar<V>(is_single<V> ? 25 : 350))), lowest));
+        reduce_exp(max(lowest, min(splat<V>(Scalar<V>(is_single<V> ? 25 : 350)), b)));
     s = power_of_two<V>(by_b.n_bits) * exp_of_reduced(by_b.r);
   }
 };

@@ -47,23 +47,26 @@ struct Extent {
   int64_t size = 1, stride = 1;
 };
 
-// Dimensions order[first], ..., order[last - 1] as one; false where they have no common stride.
+// Dimensions order[first], ..., order[last - 1] as one; false where they have no common stride. Of
+// no elements, every stride is right.
 inline bool collapse(const Tensor& tensor, const Sizes& order, size_t first, size_t last,
                      Extent& extent) {
   int64_t expected = -1;
+  bool common = true;
   extent = {};
   for (size_t i = last; i-- > first;) {
     const int64_t size = tensor.size(order[i]), stride = tensor.stride(order[i]);
     extent.size *= size;
-    if (size == 1) continue;
+    if (size <= 1) continue;
     if (expected < 0) {
       extent.stride = stride;
-    } else if (stride != expected) {
-      return false;
+    } else {
+      common = common && stride == expected;
     }
     expected = stride * size;
   }
-  return true;
+  if (extent.size == 0) extent.stride = 1;
+  return common || tensor.numel() == 0;
 }
 
 // 0, 1, ..., with dimension 1 moved to the end for channels_last.

@@ -19,15 +19,15 @@ class PairWalk {
 
   // Adds an operand that holds both halves along the dimension, or one. Returns what it points
   // into, to be kept until the kernel has run.
-  Tensor add(const Tensor& tensor, int halves, PairOperand& operand) {
+  Tensor add(Tensor tensor, int halves, PairOperand& operand) {
     Extent outer, inner;
-    if (!(collapse(tensor, order_, 0, position_, outer) &&
-          collapse(tensor, order_, position_ + 1, order_.size(), inner) && inner.stride == 1)) {
+    if (!walk(tensor, outer, inner)) {
       const Sizes sizes = sizes_of(tensor);
       Tensor copy =
           empty_strided(tensor, sizes, dense_strides(sizes, channels_last_), tensor.scalar_type());
       torch::stable::copy_(copy, tensor);
-      return add(copy, halves, operand);
+      tensor = copy;
+      walk(tensor, outer, inner);
     }
     const int64_t dim = order_[position_], rows = tensor.size(dim) / halves;
     operand.data = tensor.data_ptr();
@@ -46,6 +46,13 @@ class PairWalk {
   }
 
  private:
+  // The dimensions before and behind the halved one, if each is one and the latter's elements
+  // adjoin.
+  bool walk(const Tensor& tensor, Extent& outer, Extent& inner) const {
+    return collapse(tensor, order_, 0, position_, outer) &&
+           collapse(tensor, order_, position_ + 1, order_.size(), inner) && inner.stride == 1;
+  }
+
   bool channels_last_;
   Sizes order_;
   size_t position_ = 0;

@@ -20,6 +20,15 @@ def one_of(name, value, choices):
 
 
 def axis(name, dim, ndim):
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"{name}: expected an int, got {type(dim).__name__}")
     if not -ndim <= dim < ndim:
         raise ValueError(f"{name}: expected a dimension in [{-ndim}, {ndim - 1}], got {dim}")
     return dim % ndim
+
+
+def number(name, value, low, high):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected a number in [{low}, {high}], got {value}")

@@ -5,11 +5,11 @@ They are rare (gradient penalties, Hessian-vector products), so they need to be 
 
 import torch
 
-from .._library import register
+from .._library import operator
 
 
-def register_backward_operator(name, forward, fake):
-    """Make the gradient of operator `gmfast::name(grad, x, dim)` that of `forward(x, dim)`'s gradient."""
+def backward_operator(name, forward, fake):
+    """Operator `gmfast::name(grad, x, dim)`, which is the gradient of `forward(x, dim)`, with its own."""
 
     def setup_context(ctx, inputs, output):
         grad, x, ctx.dim = inputs
@@ -25,4 +25,4 @@ def register_backward_operator(name, forward, fake):
             again = torch.autograd.grad(grad_x, (grad, x), grad_grad_x, create_graph=higher)
         return *again, None
 
-    register(name, fake=fake, setup_context=setup_context, backward=backward)
+    return operator(name, fake=fake, setup_context=setup_context, backward=backward)

@@ -10,8 +10,10 @@ def as_tensor(seed, device):
     seeds; from a generator (None: torch's global one) one seed is drawn.
     """
     if isinstance(seed, torch.Tensor):
-        if seed.dtype != torch.int64 or seed.numel() != 1:
-            raise ValueError(f"seed: expected one int64, got {seed.numel()} of {str(seed.dtype)[6:]}")
+        if seed.dtype != torch.int64:
+            raise TypeError(f"seed: expected an int64 tensor, got {str(seed.dtype)[6:]}")
+        if seed.numel() != 1:
+            raise ValueError(f"seed: expected a tensor of one element, got {tuple(seed.shape)}")
         if seed.device != device:
             raise ValueError(f"seed: expected a tensor on {device}, got one on {seed.device}")
         return seed.reshape(())

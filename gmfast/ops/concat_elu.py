@@ -1,12 +1,10 @@
 """Concatenated exponential linear units."""
 
-import torch
-
 from .. import reference
-from .._library import has_kernel, register
+from .._library import has_kernel, operator
 from . import _check
 from ._layout import empty_as
-from ._second_order import register_backward_operator
+from ._second_order import backward_operator
 
 
 def concat_elu(x, dim=1):
@@ -33,7 +31,7 @@ def concat_elu(x, dim=1):
     dim = _check.axis("dim", dim, x.dim())
     if not has_kernel(x):
         return reference.concat_elu(x, dim)
-    return torch.ops.gmfast.concat_elu(x, dim)
+    return _forward(x, dim)
 
 
 def _fake(x, dim):
@@ -47,11 +45,11 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     (x,) = ctx.saved_tensors
-    return torch.ops.gmfast.concat_elu_backward(grad, x, ctx.dim), None
+    return _gradient(grad, x, ctx.dim), None
 
 
-register("concat_elu", fake=_fake, setup_context=_setup_context, backward=_backward)
-register_backward_operator(
+_forward = operator("concat_elu", fake=_fake, setup_context=_setup_context, backward=_backward)
+_gradient = backward_operator(
     "concat_elu_backward",
     reference.concat_elu,
     fake=lambda grad, x, dim: empty_as(x, x.shape),

@@ -5,12 +5,13 @@ import math
 import torch
 
 from .. import reference
-from .._library import has_kernel, register
+from .._library import has_kernel, operator
 from . import _check, _seed
 from ._layout import empty_as
 
 FORMULATIONS = ("exact", "pixelcnnpp")
 REDUCTIONS = ("none", "batch", "sum", "mean", "bits_per_dim")
+_REDUCTION_CODE = {name: code for code, name in enumerate(REDUCTIONS)}
 
 
 def discretized_logistic_mixture_nll(
@@ -37,8 +38,9 @@ def discretized_logistic_mixture_nll(
 
     Returns:
         The loss in float64 if an input is float64, else float32 (also for half inputs).
-        Differentiable once in `x` and `params`. A pixel at x = ±1 (within half a bin) counts as the
-        outermost class. Finite for every finite input.
+        Differentiable to any order in `x` and `params`, beyond the first by way of plain PyTorch. A pixel
+        within half a bin of ±1 counts as the outermost class. Finite where parameters are within a
+        millionth of the dtype's largest number.
 
     Raises:
         ValueError: for shapes and values. TypeError: for dtypes.
@@ -55,12 +57,11 @@ def discretized_logistic_mixture_nll(
     channels = x.shape[1] if x.dim() > 1 else 0
     if channels != 1 and channels != 3:
         raise ValueError(f"x: expected shape (B, 1, *S) or (B, 3, *S), got {tuple(x.shape)}")
-    _check_params(params, channels)
+    check_params(params, channels, num_classes, log_scale_min)
     if x.shape[:1] != params.shape[:1] or x.shape[2:] != params.shape[2:]:
         raise ValueError(
             f"params: expected the batch and spatial sizes of x {tuple(x.shape)}, got {tuple(params.shape)}"
         )
-    _check_scale(num_classes, log_scale_min)
     _check.one_of("formulation", formulation, FORMULATIONS)
     _check.one_of("reduction", reduction, REDUCTIONS)
 
@@ -75,13 +76,13 @@ def discretized_logistic_mixture_nll(
             reduction=reduction,
         )
     grad = torch.is_grad_enabled()
-    return torch.ops.gmfast.discretized_logistic_mixture_nll(
+    return _nll(
         x,
         params,
         num_classes,
         log_scale_min,
         formulation == "pixelcnnpp",
-        REDUCTIONS.index(reduction),
+        _REDUCTION_CODE[reduction],
         grad and x.requires_grad,
         grad and params.requires_grad,
     )[0]
@@ -121,11 +122,8 @@ def discretized_logistic_mixture_sample(
 
     Equivalent to `gmfast.reference.discretized_logistic_mixture_sample` with the same seed.
     """
-    _check.one_of("channels", channels, (1, 3))
-    _check_params(params, channels)
-    _check_scale(num_classes, log_scale_min)
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
+    check_params(params, channels, num_classes, log_scale_min)
+    _check.number("temperature", temperature, 0, 1e30)
     seed = _seed.as_tensor(seed, params.device)
     params = params.detach()
     if not has_kernel(params):
@@ -138,13 +136,13 @@ def discretized_logistic_mixture_sample(
             quantize=quantize,
             seed=seed,
         )
-    return torch.ops.gmfast.discretized_logistic_mixture_sample(
-        params, seed, channels, num_classes, log_scale_min, temperature, quantize
-    )
+    return _sample(params, seed, channels, num_classes, log_scale_min, temperature, quantize)
 
 
-def _check_params(params, channels):
+def check_params(params, channels, num_classes, log_scale_min):
+    """Raises for what is not a mixture of pixels of `channels` colours."""
     _check.floating("params", params)
+    _check.one_of("channels", channels, (1, 3))
     per_component = 3 if channels == 1 else 10
     if params.dim() < 2:
         raise ValueError(f"params: expected shape (B, {per_component}*K, *S), got {tuple(params.shape)}")
@@ -152,15 +150,11 @@ def _check_params(params, channels):
         raise ValueError(
             f"params: expected {per_component}*K channels for {channels}-channel x, got {params.shape[1]}"
         )
-
-
-def _check_scale(num_classes, log_scale_min):
     if isinstance(num_classes, bool) or not isinstance(num_classes, int):
         raise TypeError(f"num_classes: expected an int, got {type(num_classes).__name__}")
     if not 2 <= num_classes <= 2**24:
         raise ValueError(f"num_classes: expected 2 to 2**24, got {num_classes}")
-    if not -20 <= log_scale_min <= 20:
-        raise ValueError(f"log_scale_min: expected a number in [-20, 20], got {log_scale_min}")
+    _check.number("log_scale_min", log_scale_min, -20, 20)
 
 
 def _compute_dtype(*tensors):
@@ -178,52 +172,79 @@ def _nll_fake(x, params, num_classes, log_scale_min, pixelcnnpp, reduction, want
 
 
 def _nll_setup_context(ctx, inputs, output):
-    x, params, *_, reduction, _, _ = inputs
+    x, params, *ctx.options = inputs
+    ctx.save_for_backward(x, params)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:])
-    ctx.wanted = inputs[6:]
-    # The divisor that the operator has left to us, so that float16 derivatives stay normal numbers.
-    ctx.divisor = 1.0
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.gradients = output[1:]
+    # The divisor that the operator leaves to us, so that float16 gradients are normal numbers.
+    ctx.divisor = 1
     if torch.float16 in (x.dtype, params.dtype):
-        ctx.divisor = {"mean": x.shape[0], "bits_per_dim": x.numel() * math.log(2)}.get(
-            REDUCTIONS[reduction], 1.0
+        sizes = {"mean": x.shape[0], "bits_per_dim": x.numel() * math.log(2)}
+        ctx.divisor = sizes.get(REDUCTIONS[ctx.options[3]], 1)
+
+
+def _differentiable_gradients(x, params, options, needed, grad_loss):
+    """The gradients by way of plain PyTorch, for whoever differentiates them again."""
+    num_classes, log_scale_min, pixelcnnpp, reduction, *_ = options
+    with torch.enable_grad():
+        inputs = [t.view_as(t) for t in (x, params)]
+        dtype = _compute_dtype(x, params)
+        loss = reference.discretized_logistic_mixture_nll(
+            *(t.to(dtype) for t in inputs),
+            num_classes=num_classes,
+            log_scale_min=log_scale_min,
+            formulation="pixelcnnpp" if pixelcnnpp else "exact",
+            reduction=REDUCTIONS[reduction],
         )
+        wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+        gradients = iter(torch.autograd.grad(loss, wanted, grad_loss, create_graph=True))
+    return [next(gradients) if need else None for need in needed]
 
 
-def _nll_backward(ctx, grad_loss, grad_grad_x, grad_grad_params):
-    if grad_grad_x is not None or grad_grad_params is not None:
-        raise RuntimeError("discretized_logistic_mixture_nll: the second derivative is not implemented")
-    gradients = [None, None]
-    for i, gradient in enumerate(ctx.saved_tensors):
-        if ctx.needs_input_grad[i] and grad_loss is not None:
-            if not ctx.wanted[i]:
-                raise RuntimeError(
-                    "discretized_logistic_mixture_nll: called without the gradient that backward needs"
-                )
-            gradients[i] = _scale(gradient, grad_loss / ctx.divisor if ctx.divisor != 1.0 else grad_loss)
+def _nll_backward(ctx, grad_loss, *_):
+    needed = ctx.needs_input_grad[:2]
+    if grad_loss is None:
+        return (None,) * len(ctx.needs_input_grad)
+    if torch.is_grad_enabled():
+        gradients = _differentiable_gradients(*ctx.saved_tensors, ctx.options, needed, grad_loss)
+    else:
+        # The first backward takes the gradients that came with the loss, and may write to them; a further
+        # one, through a retained graph, computes them again.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            gradients = _nll(*ctx.saved_tensors, *ctx.options[:4], *needed)[1:]
+        if any(need and not wanted for need, wanted in zip(needed, ctx.options[4:], strict=True)):
+            raise RuntimeError(
+                "discretized_logistic_mixture_nll: called without the gradient that backward needs"
+            )
+        if ctx.divisor != 1:
+            grad_loss = grad_loss / ctx.divisor
+        gradients = [
+            _scale_(gradient, grad_loss) if need else None
+            for gradient, need in zip(gradients, needed, strict=True)
+        ]
     return *gradients, None, None, None, None, None, None
 
 
-def _scale(gradient, grad_loss):
-    """gradient (B, C, *S) times grad_loss (), (B,) or (B, *S), in gradient's dtype."""
-    if type(grad_loss) is torch.Tensor and grad_loss.dim() == 0 and not grad_loss.is_cuda:
-        # What loss.backward() hands in; on the CPU a look is cheaper than a pass over the gradient.
-        if grad_loss.item() == 1.0:
-            return gradient
-    elif grad_loss.dim():
+def _scale_(gradient, grad_loss):
+    """Multiplies gradient (B, C, *S) by grad_loss (), (B,) or (B, *S), in place."""
+    if grad_loss.dim():
         ones = [1] * (gradient.dim() - 1 - grad_loss.dim())
         grad_loss = grad_loss.reshape(grad_loss.shape[0], 1, *grad_loss.shape[1:], *ones)
-    return (gradient * grad_loss).to(gradient.dtype)
+    elif type(grad_loss) is torch.Tensor and grad_loss.device.type == "cpu" and grad_loss.item() == 1:
+        return gradient  # what loss.backward() hands in: a look is cheaper than a pass over the gradient
+    return gradient.mul_(grad_loss)
 
 
 def _sample_fake(params, seed, channels, num_classes, log_scale_min, temperature, quantize):
     return params.new_empty((params.shape[0], channels, *params.shape[2:]), dtype=_compute_dtype(params))
 
 
-register(
+_nll = operator(
     "discretized_logistic_mixture_nll",
     fake=_nll_fake,
     setup_context=_nll_setup_context,
     backward=_nll_backward,
 )
-register("discretized_logistic_mixture_sample", fake=_sample_fake)
+_sample = operator("discretized_logistic_mixture_sample", fake=_sample_fake)

@@ -1,12 +1,10 @@
 """The gate of PixelCNN, WaveNet and their descendants."""
 
-import torch
-
 from .. import reference
-from .._library import has_kernel, register
+from .._library import has_kernel, operator
 from . import _check
 from ._layout import empty_as
-from ._second_order import register_backward_operator
+from ._second_order import backward_operator
 
 
 def gated_activation(x, residual=None, *, dim=1):
@@ -17,11 +15,12 @@ def gated_activation(x, residual=None, *, dim=1):
 
     Args:
         x: floating, any shape; its size along `dim` is even.
-        residual: added to the result; its shape and dtype are the result's.
+        residual: added to the result, whose shape it has.
         dim: the dimension that is halved.
 
     Returns:
-        The shape of `x` with `dim` halved, in `x`'s dtype. Differentiable to any order.
+        The shape of `x` with `dim` halved, in `x`'s dtype, or the dtype
+        that it and `residual`'s promote to. Differentiable to any order.
 
     Raises:
         ValueError: for shapes. TypeError: for dtypes.
@@ -40,11 +39,11 @@ def gated_activation(x, residual=None, *, dim=1):
         expected = _halved(x.shape, dim)
         if tuple(residual.shape) != expected:
             raise ValueError(f"residual: expected shape {expected}, got {tuple(residual.shape)}")
-        if residual.dtype != x.dtype:
-            raise TypeError(f"residual: expected x's dtype {x.dtype}, got {residual.dtype}")
+        if residual.dtype != x.dtype:  # as under autocast: promoted, in a pass of its own
+            return gated_activation(x, dim=dim) + residual
     if not has_kernel(x, *(() if residual is None else (residual,))):
         return reference.gated_activation(x, residual, dim=dim)
-    return torch.ops.gmfast.gated_activation(x, residual, dim)
+    return _forward(x, residual, dim)
 
 
 def _halved(shape, dim):
@@ -63,12 +62,12 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad):
     (x,) = ctx.saved_tensors
     need_x, need_residual, _ = ctx.needs_input_grad
-    grad_x = torch.ops.gmfast.gated_activation_backward(grad, x, ctx.dim) if need_x else None
+    grad_x = _gradient(grad, x, ctx.dim) if need_x else None
     return grad_x, grad if need_residual else None, None
 
 
-register("gated_activation", fake=_fake, setup_context=_setup_context, backward=_backward)
-register_backward_operator(
+_forward = operator("gated_activation", fake=_fake, setup_context=_setup_context, backward=_backward)
+_gradient = backward_operator(
     "gated_activation_backward",
     reference.gated_activation,
     fake=lambda grad, x, dim: empty_as(x, x.shape),

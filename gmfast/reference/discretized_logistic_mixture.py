@@ -45,10 +45,10 @@ def log_prob_exact(x, means, log_scales, num_classes):
     tiny = h < 1e-4
     log_width = torch.where(
         tiny,
-        math.log(2 * delta) - log_scales - h / 2,
+        math.log(2 * delta) - log_scales - h / 2 + h * h / 24,
         torch.log(-torch.expm1(-torch.where(tiny, 1.0, h))),
     )
-    log_below, log_above = -F.softplus(-a), -F.softplus(b)
+    log_below, log_above = F.logsigmoid(a), F.logsigmoid(-b)
     return torch.where(lowest, log_below, torch.where(highest, log_above, log_below + log_above + log_width))
 
 
@@ -60,13 +60,13 @@ def log_prob_pixelcnnpp(x, means, log_scales, num_classes):
     min_in = inv_scale * (centred - delta)
     mid_in = inv_scale * centred
     cdf_delta = torch.sigmoid(plus_in) - torch.sigmoid(min_in)
-    log_pdf_mid = mid_in - log_scales - 2 * F.softplus(mid_in)
+    log_pdf_mid = F.logsigmoid(mid_in) + F.logsigmoid(-mid_in) - log_scales
     return torch.where(
         x < -0.999,
-        plus_in - F.softplus(plus_in),
+        F.logsigmoid(plus_in),
         torch.where(
             x > 0.999,
-            -F.softplus(min_in),
+            F.logsigmoid(-min_in),
             torch.where(
                 cdf_delta > 1e-5,
                 torch.log(cdf_delta.clamp(min=1e-12)),

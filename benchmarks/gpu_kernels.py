@@ -1,0 +1,161 @@
+"""Every kernel on small awkward inputs, for benchmarks/gpu_check.sh.
+
+    python gpu_kernels.py check [DEVICE]   results and gradients against plain PyTorch in float64
+    python gpu_kernels.py graphs           captured as CUDA graphs and replayed on new values; a call that
+                                           synchronises with the host is an error
+
+The tests say more; this is short enough to run under compute-sanitizer.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+import torch
+
+import gmfast.functional as GF
+from gmfast import reference
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@dataclass
+class Call:
+    """One operation by name on float64 tensors, of which dtype and layout are still to be chosen."""
+
+    operation: str
+    tensors: tuple
+    options: dict = field(default_factory=dict)
+
+    def __call__(self, *tensors, module=GF):
+        return getattr(module, self.operation)(*tensors, **self.options)
+
+    @property
+    def differentiable(self):
+        return not self.operation.endswith("sample")
+
+    def tolerance(self, dtype):
+        """The published likelihood cancels where it changes its branch, at a mass of 1e-5."""
+        coarse = 1e-2 if self.options.get("formulation") == "pixelcnnpp" and dtype != torch.float64 else 0
+        return max(TOLERANCE[dtype], coarse)
+
+    def __str__(self):
+        shapes = ", ".join(str(tuple(t.shape)) for t in self.tensors)
+        return f"{self.operation}({shapes}, {self.options})"
+
+
+def calls(spatial, seed):
+    """Every operation, with the options that choose another kernel."""
+    random = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
+    x = random(2, 6, *spatial)
+    yield Call("concat_elu", (x,))
+    yield Call("concat_elu", (x,), {"dim": 0})
+    yield Call("gated_activation", (x,))
+    yield Call("gated_activation", (x, random(2, 3, *spatial)))
+    for channels, mixtures in ((1, 5), (3, 2)):
+        pixels = torch.randint(256, (2, channels, *spatial)).double() / 127.5 - 1
+        params = random(2, (3 if channels == 1 else 10) * mixtures, *spatial)
+        for reduction in ("none", "batch", "sum"):
+            yield Call("discretized_logistic_mixture_nll", (pixels, params), {"reduction": reduction})
+        yield Call("discretized_logistic_mixture_nll", (pixels, params), {"formulation": "pixelcnnpp"})
+        options = {"channels": channels, "seed": seed, "quantize": False}
+        yield Call("discretized_logistic_mixture_sample", (params,), options)
+
+
+def channels_last(t):
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def sliced(t):
+    """Every other element of the inside of a larger buffer, which is NaN elsewhere."""
+    buffer = t.new_full((t.shape[0], t.shape[1] + 2, *t.shape[2:-1], 2 * t.shape[-1] + 1), float("nan"))
+    return buffer[:, 1:-1, ..., 1::2].copy_(t)
+
+
+# One pixel; off every tile; a multiple of every vector; more than one block.
+PLACES = [
+    *((torch.Tensor.contiguous, spatial) for spatial in ((1,), (7, 5), (8, 16), (1134,))),
+    *((layout, spatial) for layout in (channels_last, sliced) for spatial in ((7, 5), (8, 16))),
+]
+
+
+def results(call, tensors, weight=None, module=GF):
+    """The result and, where there are, the gradients of its sum under `weight`."""
+    if not call.differentiable:
+        return (call(*tensors, module=module),)
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    y = call(*tensors, module=module)
+    return (y.detach(), *torch.autograd.grad(y, tensors, weight(y)))
+
+
+def check(device):
+    torch.manual_seed(0)
+    count = 0
+    for layout, spatial in PLACES:
+        for call in calls(spatial, torch.tensor(7, device=device)):
+            for dtype in TOLERANCE:
+                inputs = [t.to(dtype) for t in call.tensors]
+                exact = [t.double() for t in inputs]
+                weights = (
+                    torch.randn(call(*exact).shape, dtype=torch.float64).to(dtype)
+                    if call.differentiable
+                    else None
+                )
+                weight = lambda y, w=weights: w.to(y.device, y.dtype)  # noqa: E731
+                got = results(call, [layout(t.to(device)) for t in inputs], weight)
+                if call.differentiable:
+                    want = results(call, exact, weight, reference)
+                else:  # its noise depends on the dtype, and is the same on every device
+                    call.options["seed"] = torch.tensor(7)
+                    want = results(call, inputs)
+                    call.options["seed"] = torch.tensor(7, device=device)
+                for index, (g, w) in enumerate(zip(got, want, strict=True)):
+                    error = (g.cpu().double() - w.double()).abs() / (1 + w.double().abs().max())
+                    # A draw that rounding moves across a threshold picks another component.
+                    enough = 1 if call.differentiable else 0.99
+                    if not (error <= call.tolerance(dtype)).double().mean() >= enough:
+                        what = f"{call} {dtype} {getattr(layout, '__name__', layout)}, result {index}"
+                        sys.exit(
+                            f"{what}: error {error.max():.2g}, expected at most {call.tolerance(dtype):g}"
+                        )
+                count += 1
+    print(f"{count} calls agree with plain PyTorch in float64")
+
+
+def graphs():
+    torch.manual_seed(0)
+    count = 0
+    for spatial in ((7, 5), (8, 16), (1134,)):
+        seed = torch.tensor(7, device="cuda")
+        for call in calls(spatial, seed):
+            for dtype in (torch.float32, torch.bfloat16):
+                static = [t.to("cuda", dtype) for t in call.tensors]
+                weight = torch.ones_like
+                stream = torch.cuda.Stream()
+                stream.wait_stream(torch.cuda.current_stream())
+                graph = torch.cuda.CUDAGraph()
+                torch.cuda.synchronize()
+                torch.cuda.set_sync_debug_mode("error")
+                try:
+                    with torch.cuda.stream(stream):
+                        results(call, static, weight)
+                    torch.cuda.current_stream().wait_stream(stream)
+                    with torch.cuda.graph(graph):
+                        captured = results(call, static, weight)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+                for t in static:  # other values in the same memory, within the domain of pixels
+                    t.copy_(t.flip(0) * 0.5)
+                seed += 1
+                graph.replay()
+                for index, (g, w) in enumerate(zip(captured, results(call, static, weight), strict=True)):
+                    if not torch.equal(g, w):
+                        sys.exit(f"{call} {dtype}, result {index}: the replay differs from the call")
+                count += 1
+    print(f"{count} calls captured without a synchronisation; their replays give the same bits")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "graphs":
+        graphs()
+    else:
+        check(torch.device(sys.argv[2] if len(sys.argv) > 2 else "cuda"))

@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from gmfast import _library
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="where the operations' tests run"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch finds no GPU")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """At the end, where -q does not leave it out."""
+    if _library._C is None:
+        kernels = f"none, plain PyTorch runs ({_library.load_error})"
+    else:
+        kernels = f"SIMD level {_library._C.cpu_level()} of {_library._C.build_info()['cpu_levels']}"
+    device = config.getoption("device")
+    gpu = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
+    terminalreporter.write_line(
+        f"gmfast: device {device}{gpu}, CPU kernels: {kernels}, torch {torch.__version__}"
+    )
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig):
+    return torch.device(pytestconfig.getoption("device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,13 @@
+"""Compiles the drivers before the first test, two at a time."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from cuda_on_cpu.emulator import SANITIZERS, compile_driver
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _drivers():
+    names = ["discretized_logistic_mixture", "pairs", "sum"]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda job: compile_driver(*job), [(n, s) for n in names for s in SANITIZERS]))

@@ -1,0 +1,27 @@
+"""Sums of rows on CUDA, run as C++."""
+
+import pytest
+import torch
+from cuda_on_cpu.emulator import SANITIZERS, run
+
+pytestmark = pytest.mark.cuda_on_cpu
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_sum_rows(sanitizer):
+    shapes = [(1, 0), (3, 1), (2, 257), (1, 8192), (2, 8193), (1, 3 * 8192 + 5)]
+    cases = []
+    for dtype in (torch.float32, torch.float64):
+        for rows, columns in shapes:
+            values, totals = torch.rand(rows, columns, dtype=dtype), torch.full((rows,), -1, dtype=dtype)
+            cases.append((values, totals, 0.25 * values.double().sum(1)))  # sum.cpp's scale
+    run("sum", sanitizer, [[*v.shape, v.dtype == torch.float32, v, t] for v, t, _ in cases])
+    for _, totals, expected in cases:
+        assert ((totals - expected).abs() <= torch.finfo(totals.dtype).eps * expected).all()
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_block_sum_twice(sanitizer):
+    values, totals = torch.rand(64, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    run("sum", sanitizer, [[0, 64, False, values, totals]])
+    torch.testing.assert_close(totals, torch.stack([values.sum(), values.square().sum()]))

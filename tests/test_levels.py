@@ -1,0 +1,50 @@
+"""The numerical tests once more under each lower SIMD level, in a process of its own: the level is fixed when
+the library is loaded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gmfast import _library
+
+LEVELS = ["v2", "v3", "v4"]
+TESTS = Path(__file__).parent / "ops"
+
+
+def lower_levels():
+    if _library._C is None or _library._C.cpu_level() not in LEVELS:
+        return []
+    return LEVELS[: LEVELS.index(_library._C.cpu_level())]
+
+
+def run(level, *command):
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "GMFAST_CPU_ISA": level},
+        cwd=TESTS.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize("level", lower_levels())
+def test_operations_under(level, device):
+    if device.type != "cpu":
+        pytest.skip("SIMD levels are the CPU's")
+    # What torch does with operators costs most and is the same at every level.
+    done = run(level, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-k", "not test_torch", str(TESTS))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert f"SIMD level {level}" in done.stdout
+
+
+def test_level_that_the_machine_lacks_is_not_used():
+    """GMFAST_CPU_ISA only lowers the level."""
+    if not lower_levels():
+        pytest.skip("this machine has one level")
+    show = "from gmfast import _library; print(_library._C.cpu_level())"
+    assert run("v4", "-c", show).stdout.strip() == _library._C.cpu_level()
+    assert run("v2", "-c", show).stdout.strip() == "v2"
