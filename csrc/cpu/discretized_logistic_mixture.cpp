@@ -48,7 +48,7 @@ void coefficients_to_weights(Tile<Scalar<V>>& params, int64_t mixtures, int coun
 // The loss of lanes i.. of a tile. With `gradient`, the rows of `params` become gradient_scale
 // times the loss's derivatives by them, and those of `x` likewise. Scratch: `exponents` and
 // `factors` K rows, `by_x` C·K.
-template <class V, int C, bool pixelcnnpp, bool gradient>
+template <class V, int C, Bin bin, bool gradient>
 V tile_nll(Tile<Scalar<V>>& x, Tile<Scalar<V>>& params, Tile<Scalar<V>>& exponents,
            Tile<Scalar<V>>& factors, Tile<Scalar<V>>& by_x, int64_t mixtures,
            const Classes<V>& classes, V gradient_scale, int i) {
@@ -59,7 +59,7 @@ V tile_nll(Tile<Scalar<V>>& x, Tile<Scalar<V>>& params, Tile<Scalar<V>>& exponen
   V top_logit = load<V>(params.row(0) + i), top = splat<V>(-Format<V>::infinity);
   for (int64_t k = 0; k < mixtures; ++k) {
     LogisticGradient<V, C> grad;
-    const Probability<V> probability = component_probability<pixelcnnpp, gradient>(
+    const Probability<V> probability = component_probability<bin, gradient>(
         pixel, rows.template component<V>(params, k, i), classes, grad);
     const V logit = load<V>(params.row(k) + i), exponent = logit + probability.exponent;
     store(exponents.row(k) + i, exponent);
@@ -109,6 +109,16 @@ V tile_nll(Tile<Scalar<V>>& x, Tile<Scalar<V>>& params, Tile<Scalar<V>>& exponen
   return (top_logit - top) + (log_positive(sum_logit) - log_positive(sum));
 }
 
+template <class V, int C>
+bool has_outermost(Tile<Scalar<V>>& x, const Classes<V>& classes, int i) {
+  V low = load<V>(x.row(0) + i), high = low;
+  for (int c = 1; c < C; ++c) {
+    low = min(low, load<V>(x.row(c) + i));
+    high = max(high, load<V>(x.row(c) + i));
+  }
+  return any(mask_or(low<classes.lowest, high> classes.highest));
+}
+
 template <class S, int C, bool pixelcnnpp, bool gradient>
 void nll(const LogisticMixtureNll& args) {
   using V = Native<S>;
@@ -127,9 +137,25 @@ void nll(const LogisticMixtureNll& args) {
       load_tile(args.params, first, count, rows.count(), args.pixels, params);
       coefficients_to_weights<V, C>(params, args.mixtures, count);
       S* loss = static_cast<S*>(args.loss) + first;
+      const int64_t next = first + tile_pixels;
       for (int i = 0; i < count; i += lanes<V>) {
-        const V value = tile_nll<V, C, pixelcnnpp, gradient>(
-            x, params, exponents, factors, by_x, args.mixtures, classes, gradient_scale, i);
+        if (tile + 1 < end) {
+          constexpr int parts = tile_pixels / lanes<V>;
+          prefetch_tile<false>(args.params, next, numel - next, rows.count(), args.pixels,
+                               i / lanes<V>, parts);
+          if (gradient && args.grad_params.data) {
+            prefetch_tile<true>(args.grad_params, next, numel - next, rows.count(), args.pixels,
+                                i / lanes<V>, parts);
+          }
+        }
+        // Most vectors of pixels have none of an outermost class, and need not look for it.
+        constexpr Bin any_x = pixelcnnpp ? Bin::pixelcnnpp : Bin::exact;
+        constexpr Bin within = pixelcnnpp ? Bin::pixelcnnpp : Bin::exact_within;
+        const auto nll_of_lanes = has_outermost<V, C>(x, classes, i)
+                                      ? tile_nll<V, C, any_x, gradient>
+                                      : tile_nll<V, C, within, gradient>;
+        const V value = nll_of_lanes(x, params, exponents, factors, by_x, args.mixtures, classes,
+                                     gradient_scale, i);
         if (count - i >= lanes<V>) {
           store(loss + i, value);
         } else {

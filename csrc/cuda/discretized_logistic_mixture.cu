@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(nll_threads<S>)
 
   LogisticGradient<S, C> grad;
   const Probability<S> probability =
-      component_probability<pixelcnnpp, gradient>(x, component_of<S, C>(values), classes, grad);
+      component_probability<pixelcnnpp ? Bin::pixelcnnpp : Bin::exact, gradient>(
+          x, component_of<S, C>(values), classes, grad);
   const S logit = values[0], exponent = logit + probability.exponent;
   logits[thread] = logit;
   exponents[thread] = exponent;

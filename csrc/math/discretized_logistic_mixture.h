@@ -58,7 +58,8 @@ struct LogisticBin {
 //   sigmoid(half - |z|) = 1 / (1 + near), or near / (1 + near) outside the bin, near = e^-|half -
 //   |z|| sigmoid(half + |z|) = 1 / (1 + far), far = near·e^(-2 half) outside the bin, e^(-2 half) /
 //   near inside
-template <bool gradient, class V>
+// `edges` says whether x may be of an outermost class; the result is the same to the bit.
+template <bool edges, bool gradient, class V>
 GMFAST_HD LogisticBin<V> exact_bin(V x, V mean, V log_scale, const Classes<V>& classes) {
   const V zero = splat<V>(0), one = splat<V>(1);
   const V s = max(classes.log_scale_min, log_scale);
@@ -74,38 +75,50 @@ GMFAST_HD LogisticBin<V> exact_bin(V x, V mean, V log_scale, const Classes<V>& c
   const V near = exp_nonpositive(max(splat<V>(-60), -abs(distance)));
 
   const auto inside = distance < zero;
-  const auto negative = z < zero;
-  const auto below = x < classes.lowest;   // reaches to minus infinity
-  const auto above = x > classes.highest;  // reaches to infinity
-  const auto outer = mask_or(below, above);
-  const auto near_only = mask_or(mask_and(below, negative), mask_and(above, mask_not(negative)));
-  const auto far_only = mask_and(outer, mask_not(near_only));
-
-  // log(1 - e^-h) = log h + log((1 - e^-h) / h), and log h = log(2 delta) - s.
-  LogisticBin<V> bin;
-  bin.mass.exponent = select<V>(outer, zero, classes.log_width - s) -
-                      select<V>(far_only, zero, max(zero, distance));
-  const V width = select<V>(outer, one, h);
-  const V mass = select<V>(outer, one, -e_minus_1);
+  V near_exponent = -max(zero, distance);
+  V near_edge = one + near;
   // 1 + far = far_edge / far_unit.
-  const V near_edge = select<V>(far_only, one, one + near);
-  const V far_unit = select<V>(mask_and(inside, mask_not(near_only)), near, one);
-  const V far_edge = select<V>(near_only, one, select<V>(inside, near + e, fma(e, near, one)));
+  V far_edge = select<V>(inside, near + e, fma(e, near, one));
+  V far_unit = select<V>(inside, near, one);
+  V near_weight = far_unit, far_weight = select<V>(inside, e, e * near);
+  // log(1 - e^-h) = log h + log((1 - e^-h) / h), and log h = log(2 delta) - s.
+  V log_width = classes.log_width - s;
+  V width = h, mass = -e_minus_1, d_h = h * e;
+  if constexpr (edges) {
+    const auto negative = z < zero;
+    const auto below = x < classes.lowest;   // reaches to minus infinity
+    const auto above = x > classes.highest;  // reaches to infinity
+    const auto outer = mask_or(below, above);
+    const auto near_only = mask_or(mask_and(below, negative), mask_and(above, mask_not(negative)));
+    const auto far_only = mask_and(outer, mask_not(near_only));
+    near_exponent = select<V>(far_only, zero, near_exponent);
+    near_edge = select<V>(far_only, one, near_edge);
+    near_weight = select<V>(far_only, zero, near_weight);
+    far_edge = select<V>(near_only, one, far_edge);
+    far_unit = select<V>(near_only, one, far_unit);
+    far_weight = select<V>(near_only, zero, far_weight);
+    log_width = select<V>(outer, zero, log_width);
+    width = select<V>(outer, one, width);
+    mass = select<V>(outer, one, mass);
+    d_h = select<V>(outer, zero, d_h);
+  }
+
+  LogisticBin<V> bin;
+  bin.mass.exponent = log_width + near_exponent;
+  const V both_edges = near_edge * far_edge;
   if constexpr (!gradient) {
-    bin.mass.factor = quotient(mass * far_unit, width * (near_edge * far_edge));
+    bin.mass.factor = quotient(mass * far_unit, width * both_edges);
   } else {
     // One division serves the four quotients.
-    const V inverse = quotient(one, width * mass * (near_edge * far_edge));
+    const V inverse = quotient(one, width * mass * both_edges);
     const V inverse_edges = inverse * (width * mass);
     bin.mass.factor = inverse * (mass * mass) * far_unit;
     // d log sigmoid(half - |z|) / d(half - |z|) and the same of half + |z|.
-    const V d_near =
-        select<V>(far_only, zero, select<V>(inside, near, one) * (inverse_edges * far_edge));
-    const V d_far =
-        select<V>(near_only, zero, select<V>(inside, e, e * near) * (inverse_edges * near_edge));
-    const V d_h = select<V>(outer, zero, h * e * (inverse * (near_edge * far_edge) * width));
+    const V d_near = near_weight * (inverse_edges * far_edge);
+    const V d_far = far_weight * (inverse_edges * near_edge);
     const V d_distance = d_far - d_near;  // by |z|
-    bin.d_mean = inv_scale * select<V>(negative, d_distance, -d_distance);
+    bin.d_mean = -copysign(inv_scale, z) * d_distance;
+    d_h *= inverse * both_edges * width;
     bin.d_log_scale = select<V>(log_scale < classes.log_scale_min, zero,
                                 -fma(abs(z), d_distance, fma(half, d_near + d_far, d_h)));
   }
@@ -156,7 +169,9 @@ GMFAST_HD LogisticBin<V> pixelcnnpp_bin(V x, V mean, V log_scale, const Classes<
 }
 
 // p(x | component), all C colours; green's mean depends on red, blue's on both.
-template <bool pixelcnnpp, bool gradient, class V, int C>
+enum class Bin { exact, exact_within, pixelcnnpp };  // exact_within: no x of an outermost class
+
+template <Bin bin_form, bool gradient, class V, int C>
 GMFAST_HD Probability<V> component_probability(const V (&x)[C],
                                                const LogisticComponent<V, C>& component,
                                                const Classes<V>& classes,
@@ -172,9 +187,13 @@ GMFAST_HD Probability<V> component_probability(const V (&x)[C],
   Probability<V> probability{splat<V>(0), splat<V>(1)};
   GMFAST_UNROLL
   for (int c = 0; c < C; ++c) {
-    const LogisticBin<V> bin =
-        pixelcnnpp ? pixelcnnpp_bin<gradient>(x[c], mean[c], component.log_scale[c], classes)
-                   : exact_bin<gradient>(x[c], mean[c], component.log_scale[c], classes);
+    LogisticBin<V> bin;
+    if constexpr (bin_form == Bin::pixelcnnpp) {
+      bin = pixelcnnpp_bin<gradient>(x[c], mean[c], component.log_scale[c], classes);
+    } else {
+      bin = exact_bin<bin_form == Bin::exact, gradient>(x[c], mean[c], component.log_scale[c],
+                                                        classes);
+    }
     probability.exponent += bin.mass.exponent;
     probability.factor *= bin.mass.factor;
     if constexpr (gradient) {
