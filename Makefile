@@ -54,5 +54,5 @@ $(VENV)/.built: $(VENV)/.installed $(build_inputs)
 	@mkdir -p build && echo "building (log: build/build.log)"
 	@$(PIP) install -v --no-build-isolation --no-deps -e . > build/build.log 2>&1 \
 	  || { tail -n 40 build/build.log; exit 1; }
-	@grep -o 'gmfast: .*' build/build.log
+	@grep -o 'gmfast: [a-zA-Z ]* .*' build/build.log | grep -v filename=
 	@touch $@

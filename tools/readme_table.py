@@ -1,4 +1,4 @@
-"""Puts the figures of `gmfast bench` into the README: python tools/readme_table.py benchmarks/results/cpu.csv"""
+"""Puts figures of `gmfast bench` into the README: tools/readme_table.py benchmarks/results/cpu.csv"""
 
 import csv
 import re
