@@ -81,7 +81,8 @@ def discretized_logistic_mixture_nll(
 ):
     logits, means, log_scales, coeffs = split_params(params, x.shape[1])
     means = conditional_means(x, means, coeffs)
-    log_scales = log_scales.clamp(min=log_scale_min)
+    # At the minimum itself the gradient passes; whether it does through clamp depends on torch's version.
+    log_scales = torch.where(log_scales < log_scale_min, log_scale_min, log_scales)
     component = {"exact": log_prob_exact, "pixelcnnpp": log_prob_pixelcnnpp}[formulation]
     log_probs = component(x.unsqueeze(2), means, log_scales, num_classes).sum(1)
     nll = -torch.logsumexp(F.log_softmax(logits, 1) + log_probs, 1)
