@@ -30,6 +30,7 @@ ptxas: $(VENV)/.installed
 	$(PY) tools/ptxas.py
 
 wheel: $(VENV)/.installed
+	@rm -rf build/lib* build/bdist*
 	$(PIP) wheel -q --no-build-isolation --no-deps -w dist .
 	@ls dist/*.whl
 

@@ -1,5 +1,7 @@
 """What is in use on this machine, and why."""
 
+import os
+
 import torch
 
 from . import _library
@@ -18,7 +20,7 @@ def doctor():
 
     info = _library._C.build_info() if _library._C else {}
     lines = [f"gmfast {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"]
-    if _library._C is None:
+    if "cpu" not in _library.devices:
         lines.append(f"compiled library: none ({_library.load_error})")
     else:
         lines.append(
@@ -26,6 +28,9 @@ def doctor():
             f"CPU kernels {info['cpu_levels']}, in use {_library._C.cpu_level()}; "
             + (f"CUDA {info['cuda']} for {info['cuda_architectures']}" if info["cuda"] else "no CUDA kernels")
         )
+    isa = os.environ.get("GMFAST_CPU_ISA")
+    if isa not in (None, "v2", "v3", "v4"):
+        lines.append(f"GMFAST_CPU_ISA={isa} is none of v2, v3 and v4, and is ignored")
     if torch.cuda.is_available():
         lines.append(f"GPU: {torch.cuda.get_device_name()}")
 
@@ -40,7 +45,7 @@ def doctor():
 
 
 def _implementation(device):
-    if _library._C is None:
+    if "cpu" not in _library.devices:
         return "plain PyTorch (no compiled library)"
     if device == "cpu":
         return f"C++ kernel, {_library._C.cpu_level()}"

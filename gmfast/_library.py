@@ -1,6 +1,9 @@
 """The compiled library: loaded once, here. Importing never fails; what is missing is remembered."""
 
+import contextlib
+
 import torch
+from torch.autograd import forward_ad
 
 try:
     from . import _C
@@ -30,41 +33,71 @@ def has_kernel(*tensors):
     return device.type in devices
 
 
+# Private to torch, so their absence is provided for: calls then take the registered gradient's slower way.
+_below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext)
+_functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
 def operator(name, *, fake, setup_context=None, backward=None):
     """Complete operator `gmfast::name` with its fake kernel and its gradient, and return how to call it.
 
-    Without the library there is no operator, and nothing to return.
+    `backward` finds `ctx.private` true where nobody else can see the operator's outputs. Without the library
+    there is no operator, and nothing to return.
     """
-    if _C is None:
+    global devices, load_error
+    op = getattr(torch.ops.gmfast, name, None) if _C else None
+    if op is None:
+        if _C:
+            devices, load_error = frozenset(), f"it lacks {name}: build it again"
         return None
-    full_name = f"gmfast::{name}"
-    op = getattr(torch.ops.gmfast, name).default
-    torch.library.register_fake(full_name, fake)
-    if backward is not None:
-        torch.library.register_autograd(full_name, backward, setup_context=setup_context)
+    op = op.default
+    torch.library.register_fake(f"gmfast::{name}", fake)
+    if backward is None:
 
-    # The registered gradient is what torch.compile, torch.export and torch.func see. It costs a call 7 µs,
-    # needed or not, so other calls go around it: to the same formula where a gradient is wanted, else
-    # straight to the kernel.
+        def call(*args):
+            if torch.compiler.is_compiling() or _functorch_is_active():
+                return op(*args)
+            with _below_autograd():
+                return op(*args)
+
+        return call
+
+    torch.library.register_autograd(f"gmfast::{name}", backward, setup_context=setup_context)
+
+    # The registered gradient is what torch.compile and torch.export see. It costs a call 7 µs, needed or not,
+    # so eager calls go around it: to the same formula where a gradient is wanted, else straight down.
     class Recorded(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *args):
-            with torch._C._AutoDispatchBelowAutograd():
+            with _below_autograd():
                 output = op(*args)
+            ctx.private = True
             setup_context(ctx, args, output)
             return output
 
-    if backward is not None:
-        Recorded.backward = staticmethod(backward)
+    # The form that torch.func takes. Neither form has a forward-mode derivative, which is then an error.
+    class Transformed(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args):
+            return op(*args)
+
+    Recorded.backward = Transformed.backward = staticmethod(backward)
+    Transformed.setup_context = staticmethod(setup_context)
 
     def call(*args):
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
             return op(*args)
-        if backward is not None and torch.is_grad_enabled():
+        if _functorch_is_active():
+            return Transformed.apply(*args)
+        if torch.is_grad_enabled():
             for arg in args:
                 if isinstance(arg, torch.Tensor) and arg.requires_grad:
                     return Recorded.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
+        if forward_ad._current_level >= 0:
+            return Recorded.apply(*args)
+        with _below_autograd():
             return op(*args)
 
     return call

@@ -1,5 +1,7 @@
 """Distributions in the manner of `torch.distributions`."""
 
+import math
+
 import torch
 from torch.distributions import Distribution, constraints
 
@@ -60,9 +62,10 @@ class DiscretizedLogisticMixture(Distribution):
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         sample_shape = shape[: len(shape) - self.params.dim()]
         params = self.params.expand(*sample_shape, *self.params.shape)
+        count = math.prod(shape[: -len(self.event_shape)])
         loss = GF.discretized_logistic_mixture_nll(
-            value.expand(shape).reshape(-1, *self.event_shape),
-            params.reshape(-1, *self.params.shape[1:]),
+            value.expand(shape).reshape(count, *self.event_shape),
+            params.reshape(count, *self.params.shape[1:]),
             num_classes=self.num_classes,
             log_scale_min=self.log_scale_min,
             reduction="batch",
@@ -73,7 +76,7 @@ class DiscretizedLogisticMixture(Distribution):
         """`(*sample_shape, B, C, *S)`: classes' values in [-1, 1]. `seed` as everywhere in gmfast."""
         params = self.params.detach().expand(*sample_shape, *self.params.shape)
         image = GF.discretized_logistic_mixture_sample(
-            params.reshape(-1, *self.params.shape[1:]),
+            params.reshape(math.prod(params.shape[: -len(self.event_shape)]), *self.params.shape[1:]),
             channels=self.channels,
             num_classes=self.num_classes,
             log_scale_min=self.log_scale_min,

@@ -96,9 +96,11 @@ V tile_nll(Tile<Scalar<V>>& x, Tile<Scalar<V>>& params, Tile<Scalar<V>>& exponen
       const V posterior = posterior_scale * load<V>(factors.row(k) + i);  // negated: of the loss
       Scalar<V>* weight = params.row(k) + i;
       store(weight, fma(prior_scale, load<V>(weight), posterior));
+      GMFAST_UNROLL
       for (int c = 0; c < C; ++c) {
-        for (int64_t row = rows.mean(c, k); row < rows.mean(c + 1, k); row += mixtures) {
-          Scalar<V>* value = params.row(row) + i;
+        GMFAST_UNROLL
+        for (int j = 0; j < (C == 1 ? 2 : 3); ++j) {  // mean, log_scale, coeff
+          Scalar<V>* value = params.row(rows.mean(c, k) + j * mixtures) + i;
           store(value, posterior * load<V>(value));
         }
         grad_x[c] = fma(posterior, load<V>(by_x.row(c * mixtures + k) + i), grad_x[c]);

@@ -1,8 +1,9 @@
-// Kernels are compiled once per SIMD level and picked when the library is loaded.
+// Kernels are compiled once per SIMD level and picked when the library is loaded. csrc/STEM.h
+// declares one, csrc/cpu/STEM.cpp defines it, csrc/ops/STEM.cpp calls it:
 //
-// csrc/STEM.h declares one:            GMFAST_CPU_KERNEL(gated_activation, GatedActivation);
-// csrc/cpu/STEM.cpp defines it:        GMFAST_DEFINE_CPU_KERNEL(gated_activation, GatedActivation)
-// { ... args ... } csrc/ops/STEM.cpp calls:             gated_activation_cpu(args);
+//   GMFAST_CPU_KERNEL(gated_activation, GatedActivation);
+//   GMFAST_DEFINE_CPU_KERNEL(gated_activation, GatedActivation) { ... args ... }
+//   gated_activation_cpu(args);
 #pragma once
 
 namespace gmfast {

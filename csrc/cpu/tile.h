@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <new>
 
 #include "../math/simd.h"
 #include "../tensor.h"
@@ -22,7 +23,9 @@ template <class S>
 class Tile {
  public:
   explicit Tile(int64_t rows)
-      : data_(static_cast<S*>(std::aligned_alloc(64, rows * tile_pixels * sizeof(S)))) {}
+      : data_(static_cast<S*>(std::aligned_alloc(64, rows * tile_pixels * sizeof(S)))) {
+    if (rows > 0 && !data_) throw std::bad_alloc();
+  }
   Tile(const Tile&) = delete;
   Tile& operator=(const Tile&) = delete;
   ~Tile() { std::free(data_); }

@@ -55,10 +55,11 @@ struct LogisticBin {
 // to either side; so its edges are half - |z| and half + |z| away:
 //   log mass = log sigmoid(half - |z|) + log sigmoid(half + |z|) + log(1 - e^(-2 half)),
 // and an outermost class has but one of the two edges. Nothing is subtracted that could cancel.
-//   sigmoid(half - |z|) = 1 / (1 + near), or near / (1 + near) outside the bin, near = e^-|half -
-//   |z|| sigmoid(half + |z|) = 1 / (1 + far), far = near·e^(-2 half) outside the bin, e^(-2 half) /
-//   near inside
-// `edges` says whether x may be of an outermost class; the result is the same to the bit.
+//   sigmoid(half - |z|) = 1 / (1 + near), or near / (1 + near) outside the bin,
+//   sigmoid(half + |z|) = 1 / (1 + far),
+// where near = exp(-|half - |z||), and far, exp(-half - |z|), is near times exp(-2 half) outside
+// the bin and exp(-2 half) over near inside. `edges` says whether x may be of an outermost class;
+// the result is the same to the bit.
 template <bool edges, bool gradient, class V>
 GMFAST_HD LogisticBin<V> exact_bin(V x, V mean, V log_scale, const Classes<V>& classes) {
   const V zero = splat<V>(0), one = splat<V>(1);

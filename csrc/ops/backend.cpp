@@ -21,10 +21,8 @@ void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, v
 CpuLevel cpu_level() {
 #if defined(__x86_64__)
   static const CpuLevel level = [] {
-    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2");
-    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool v3 = __builtin_cpu_supports("x86-64-v3");
+    const bool v4 = __builtin_cpu_supports("x86-64-v4");
     const CpuLevel best = v4 ? CpuLevel::v4 : v3 ? CpuLevel::v3 : CpuLevel::v2;
     const char* wanted = std::getenv("GMFAST_CPU_ISA");
     const CpuLevel limit = !wanted                          ? CpuLevel::v4

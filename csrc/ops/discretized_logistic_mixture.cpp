@@ -12,8 +12,7 @@ namespace {
 enum Reduction { none, batch, sum, mean, bits_per_dim };
 
 // The reduced loss, then its derivatives by x and by params, as if its own gradient were 1; each
-// empty where not wanted. Where an input is float16, `mean` and `bits_per_dim` leave their divisor
-// out of the derivatives, which would be subnormal with it.
+// empty where not wanted, and in float32 for a float16 tensor, whose range could not hold it.
 std::tuple<Tensor, Tensor, Tensor> nll(const Tensor& x, const Tensor& params, int64_t num_classes,
                                        double log_scale_min, bool pixelcnnpp, int64_t reduction,
                                        bool want_grad_x, bool want_grad_params) {
@@ -47,15 +46,16 @@ std::tuple<Tensor, Tensor, Tensor> nll(const Tensor& x, const Tensor& params, in
   args.total_scale = reduction == mean           ? 1.0 / double(args.batch)
                      : reduction == bits_per_dim ? 1.0 / (double(x.numel()) * std::log(2.0))
                                                  : 1.0;
-  const bool half = args.x.dtype == DType::float16 || args.params.dtype == DType::float16;
-  args.gradient_scale = half ? 1.0 : args.total_scale;
+  args.gradient_scale = args.total_scale;
   if (reduction != none) {
     args.total_over_batch = reduction != batch;
     result = empty_contiguous(x, reduction == batch ? Sizes{args.batch} : Sizes{}, dtype);
     args.total = result.data_ptr();
   }
   const auto gradient = [](const Tensor& tensor, bool wanted, Image& image) {
-    Tensor grad = empty_as(tensor, wanted ? sizes_of(tensor) : Sizes{0});
+    const ScalarType type = tensor.scalar_type();
+    Tensor grad = empty_as(tensor, wanted ? sizes_of(tensor) : Sizes{0},
+                           type == ScalarType::Half ? ScalarType::Float : type);
     if (wanted) image = image_of(grad);
     return grad;
   };

@@ -146,9 +146,13 @@ inline Tensor empty_contiguous(const Tensor& tensor, const Sizes& sizes, ScalarT
 
 // Dense: channels_last where `tensor` has its channels innermost, else contiguous.
 // gmfast/ops/_layout.py states the same for fake tensors.
-inline Tensor empty_as(const Tensor& tensor, const Sizes& sizes) {
+inline Tensor empty_as(const Tensor& tensor, const Sizes& sizes, ScalarType dtype) {
   const bool channels_last = sizes.size() > 2 && channels_innermost(tensor);
-  return empty_strided(tensor, sizes, dense_strides(sizes, channels_last), tensor.scalar_type());
+  return empty_strided(tensor, sizes, dense_strides(sizes, channels_last), dtype);
+}
+
+inline Tensor empty_as(const Tensor& tensor, const Sizes& sizes) {
+  return empty_as(tensor, sizes, tensor.scalar_type());
 }
 
 inline void check_seed(const Tensor& seed, const Tensor& tensor) {

@@ -50,7 +50,8 @@ class PairWalk {
   // adjoin.
   bool walk(const Tensor& tensor, Extent& outer, Extent& inner) const {
     return collapse(tensor, order_, 0, position_, outer) &&
-           collapse(tensor, order_, position_ + 1, order_.size(), inner) && inner.stride == 1;
+           collapse(tensor, order_, position_ + 1, order_.size(), inner) &&
+           (inner.size == 1 ? tensor.stride(order_[position_]) == 1 : inner.stride == 1);
   }
 
   bool channels_last_;

@@ -15,13 +15,19 @@ def floating(name, tensor):
 
 
 def one_of(name, value, choices):
-    if value not in choices:
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def integer(name, value):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+
+
 def axis(name, dim, ndim):
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"{name}: expected an int, got {type(dim).__name__}")
+    integer(name, dim)
+    if ndim == 0:
+        raise ValueError("x: expected at least one dimension, got a scalar")
     if not -ndim <= dim < ndim:
         raise ValueError(f"{name}: expected a dimension in [{-ndim}, {ndim - 1}], got {dim}")
     return dim % ndim

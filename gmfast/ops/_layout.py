@@ -1,9 +1,16 @@
-"""The memory layout of outputs, one rule for every operator; `csrc/ops/layout.h` has it in C++."""
+"""The dtype and memory layout of outputs, one rule for every operator; `csrc/ops/layout.h` has it in C++."""
+
+import torch
+
+
+def compute_dtype(*tensors):
+    """What they are computed in: float64 if one of them is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def empty_as(tensor, shape, dtype=None):
     """A dense tensor: channels_last where `tensor` (B, C, *S) has its channels innermost, else contiguous."""
-    if tensor.dim() > 2 and tensor.stride(1) == 1 and not tensor.is_contiguous():
+    if len(shape) > 2 and tensor.dim() > 2 and tensor.stride(1) == 1 and not tensor.is_contiguous():
         batch, channels, *spatial = shape
         return tensor.new_empty((batch, *spatial, channels), dtype=dtype).movedim(-1, 1)
     return tensor.new_empty(shape, dtype=dtype)

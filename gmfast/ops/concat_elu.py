@@ -3,7 +3,7 @@
 from .. import reference
 from .._library import has_kernel, operator
 from . import _check
-from ._layout import empty_as
+from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
 
 
@@ -30,7 +30,7 @@ def concat_elu(x, dim=1):
     _check.floating("x", x)
     dim = _check.axis("dim", dim, x.dim())
     if not has_kernel(x):
-        return reference.concat_elu(x, dim)
+        return reference.concat_elu(x.to(compute_dtype(x)), dim).to(x.dtype)
     return _forward(x, dim)
 
 

@@ -1,13 +1,12 @@
 """The discretized logistic mixture likelihood of PixelCNN++ and its sampler."""
 
-import math
-
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
 from .. import reference
 from .._library import has_kernel, operator
 from . import _check, _seed
-from ._layout import empty_as
+from ._layout import compute_dtype, empty_as
 
 FORMULATIONS = ("exact", "pixelcnnpp")
 REDUCTIONS = ("none", "batch", "sum", "mean", "bits_per_dim")
@@ -65,8 +64,9 @@ def discretized_logistic_mixture_nll(
     _check.one_of("formulation", formulation, FORMULATIONS)
     _check.one_of("reduction", reduction, REDUCTIONS)
 
-    if not has_kernel(x, params):
-        dtype = torch.float64 if torch.float64 in (x.dtype, params.dtype) else torch.float32
+    too_many = params.is_cuda and params.shape[1] > 256 * (3 if channels == 1 else 10)
+    if too_many or not has_kernel(x, params):
+        dtype = compute_dtype(x, params)
         return reference.discretized_logistic_mixture_nll(
             x.to(dtype),
             params.to(dtype),
@@ -150,24 +150,20 @@ def check_params(params, channels, num_classes, log_scale_min):
         raise ValueError(
             f"params: expected {per_component}*K channels for {channels}-channel x, got {params.shape[1]}"
         )
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-        raise TypeError(f"num_classes: expected an int, got {type(num_classes).__name__}")
+    _check.integer("num_classes", num_classes)
     if not 2 <= num_classes <= 2**24:
         raise ValueError(f"num_classes: expected 2 to 2**24, got {num_classes}")
     _check.number("log_scale_min", log_scale_min, -20, 20)
 
 
-def _compute_dtype(*tensors):
-    double = any(tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if double else torch.float32
-
-
 def _nll_fake(x, params, num_classes, log_scale_min, pixelcnnpp, reduction, want_grad_x, want_grad_params):
     shape = (x.shape[0], *x.shape[2:])[: (x.dim() - 1, 1, 0, 0, 0)[reduction]]
     return (
-        x.new_empty(shape, dtype=_compute_dtype(x, params)),
-        empty_as(x, x.shape) if want_grad_x else x.new_empty(0),
-        empty_as(params, params.shape) if want_grad_params else params.new_empty(0),
+        x.new_empty(shape, dtype=compute_dtype(x, params)),
+        *(
+            empty_as(t, t.shape if wanted else (0,), torch.float32 if t.dtype == torch.float16 else t.dtype)
+            for t, wanted in ((x, want_grad_x), (params, want_grad_params))
+        ),
     )
 
 
@@ -177,11 +173,6 @@ def _nll_setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.gradients = output[1:]
-    # The divisor that the operator leaves to us, so that float16 gradients are normal numbers.
-    ctx.divisor = 1
-    if torch.float16 in (x.dtype, params.dtype):
-        sizes = {"mean": x.shape[0], "bits_per_dim": x.numel() * math.log(2)}
-        ctx.divisor = sizes.get(REDUCTIONS[ctx.options[3]], 1)
 
 
 def _differentiable_gradients(x, params, options, needed, grad_loss):
@@ -189,7 +180,7 @@ def _differentiable_gradients(x, params, options, needed, grad_loss):
     num_classes, log_scale_min, pixelcnnpp, reduction, *_ = options
     with torch.enable_grad():
         inputs = [t.view_as(t) for t in (x, params)]
-        dtype = _compute_dtype(x, params)
+        dtype = compute_dtype(x, params)
         loss = reference.discretized_logistic_mixture_nll(
             *(t.to(dtype) for t in inputs),
             num_classes=num_classes,
@@ -208,37 +199,36 @@ def _nll_backward(ctx, grad_loss, *_):
         return (None,) * len(ctx.needs_input_grad)
     if torch.is_grad_enabled():
         gradients = _differentiable_gradients(*ctx.saved_tensors, ctx.options, needed, grad_loss)
-    else:
-        # The first backward takes the gradients that came with the loss, and may write to them; a further
-        # one, through a retained graph, computes them again.
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            gradients = _nll(*ctx.saved_tensors, *ctx.options[:4], *needed)[1:]
-        if any(need and not wanted for need, wanted in zip(needed, ctx.options[4:], strict=True)):
-            raise RuntimeError(
-                "discretized_logistic_mixture_nll: called without the gradient that backward needs"
-            )
-        if ctx.divisor != 1:
-            grad_loss = grad_loss / ctx.divisor
-        gradients = [
-            _scale_(gradient, grad_loss) if need else None
-            for gradient, need in zip(gradients, needed, strict=True)
-        ]
+        return *gradients, None, None, None, None, None, None
+    # The first backward takes the gradients that came with the loss, and where they are nobody else's may
+    # write to them; a further one, through a retained graph, computes them again.
+    gradients, in_place = ctx.gradients, getattr(ctx, "private", False)
+    if in_place:
+        ctx.gradients = None
+    if gradients is None or any(n and not w for n, w in zip(needed, ctx.options[4:], strict=True)):
+        gradients = _nll(*ctx.saved_tensors, *ctx.options[:4], *needed)[1:]
+    dtypes = [tensor.dtype for tensor in ctx.saved_tensors]
+    gradients = [
+        _scale(gradient, grad_loss, in_place).to(dtype) if need else None
+        for gradient, dtype, need in zip(gradients, dtypes, needed, strict=True)
+    ]
     return *gradients, None, None, None, None, None, None
 
 
-def _scale_(gradient, grad_loss):
-    """Multiplies gradient (B, C, *S) by grad_loss (), (B,) or (B, *S), in place."""
+def _scale(gradient, grad_loss, in_place):
+    """gradient (B, C, *S) times grad_loss (), (B,) or (B, *S)."""
+    batched = is_functorch_wrapped_tensor(grad_loss) or is_legacy_batchedtensor(grad_loss)
+    in_place = in_place and type(grad_loss) is torch.Tensor and not batched
     if grad_loss.dim():
         ones = [1] * (gradient.dim() - 1 - grad_loss.dim())
         grad_loss = grad_loss.reshape(grad_loss.shape[0], 1, *grad_loss.shape[1:], *ones)
-    elif type(grad_loss) is torch.Tensor and grad_loss.device.type == "cpu" and grad_loss.item() == 1:
+    elif in_place and grad_loss.device.type == "cpu" and grad_loss.item() == 1:
         return gradient  # what loss.backward() hands in: a look is cheaper than a pass over the gradient
-    return gradient.mul_(grad_loss)
+    return gradient.mul_(grad_loss) if in_place else gradient * grad_loss
 
 
 def _sample_fake(params, seed, channels, num_classes, log_scale_min, temperature, quantize):
-    return params.new_empty((params.shape[0], channels, *params.shape[2:]), dtype=_compute_dtype(params))
+    return params.new_empty((params.shape[0], channels, *params.shape[2:]), dtype=compute_dtype(params))
 
 
 _nll = operator(

@@ -3,7 +3,7 @@
 from .. import reference
 from .._library import has_kernel, operator
 from . import _check
-from ._layout import empty_as
+from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
 
 
@@ -42,7 +42,7 @@ def gated_activation(x, residual=None, *, dim=1):
         if residual.dtype != x.dtype:  # as under autocast: promoted, in a pass of its own
             return gated_activation(x, dim=dim) + residual
     if not has_kernel(x, *(() if residual is None else (residual,))):
-        return reference.gated_activation(x, residual, dim=dim)
+        return reference.gated_activation(x.to(compute_dtype(x)), residual, dim=dim).to(x.dtype)
     return _forward(x, residual, dim)
 
 

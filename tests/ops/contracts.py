@@ -331,6 +331,36 @@ class Contracts:
         allowed = 4 * (plain - exact).abs().max() + torch.finfo(y.dtype).eps * exact.abs()
         assert ((y - exact).abs() <= allowed).all()
 
+    def test_torch_func(self, device):
+        """Reverse mode and vmap as in plain PyTorch; forward mode is an error, never a silent zero."""
+        inputs = self.inputs((3, 7), torch.float64, device)
+
+        def total(call):
+            return lambda *t: call(*t).square().sum()
+
+        argnums = tuple(range(len(inputs)))
+        gradients = torch.func.grad(total(self.call), argnums)(*inputs)
+        expected = torch.func.grad(total(self.plain), argnums)(*inputs)
+        for gradient, truth in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(gradient, truth, rtol=1e-7, atol=1e-9)
+
+        each = [torch.stack([t, t.flip(-1)]) for t in inputs]
+        torch.testing.assert_close(
+            torch.vmap(self.call)(*each), torch.stack([self.call(*t) for t in zip(*each, strict=True)])
+        )
+        leaves = [t.requires_grad_() for t in inputs]
+        y = self.call(*leaves)
+        cotangents = torch.stack([torch.ones_like(y), 2 * torch.ones_like(y)])
+        batched = torch.autograd.grad(y, leaves, cotangents, retain_graph=True, is_grads_batched=True)
+        for several, one in zip(batched, torch.autograd.grad(y, leaves, cotangents[0]), strict=True):
+            torch.testing.assert_close(several, torch.stack([one, 2 * one]))
+
+        detached = tuple(t.detach() for t in inputs)
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            torch.func.jvp(self.call, detached, detached)
+        with torch.autograd.forward_ad.dual_level(), pytest.raises((NotImplementedError, RuntimeError)):
+            self.call(*(torch.autograd.forward_ad.make_dual(t, t) for t in detached))
+
     def test_gradcheck(self, device):
         leaves = [t.requires_grad_() for t in self.inputs((1, 2, 3), torch.float64, device)]
         assert torch.autograd.gradcheck(self.call, leaves)

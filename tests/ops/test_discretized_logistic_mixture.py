@@ -466,14 +466,33 @@ def test_finite_over_the_documented_domain(device, channels, num_classes, log_sc
                     assert tensor.isfinite().all()
 
 
-def test_operator_called_without_the_gradient_it_needs(device):
+def test_operator_itself(device):
+    """It computes a gradient that was not asked for in backward, and leaves the outputs as they were."""
     x, params = torch.zeros(1, 1, device=device), torch.zeros(1, 3, device=device, requires_grad=True)
-    loss, _, grad = torch.ops.gmfast.discretized_logistic_mixture_nll(
-        x, params, 256, -7.0, False, 0, False, False
-    )
-    assert grad.numel() == 0
-    with pytest.raises(RuntimeError, match="called without the gradient that backward needs"):
-        loss.sum().backward()
+    (expected,) = torch.autograd.grad(3 * nll(x, params).sum(), params)
+    for wanted in (False, True):
+        loss, _, grad = torch.ops.gmfast.discretized_logistic_mixture_nll(
+            x, params, 256, -7.0, False, 0, False, wanted
+        )
+        before = grad.clone()
+        torch.testing.assert_close(torch.autograd.grad(3 * loss.sum(), params)[0], expected)
+        assert torch.equal(grad, before) and grad.numel() == wanted * 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_float16_gradient_is_scaled_before_it_is_rounded(device, channels):
+    """Gradients beyond 65504 and below 6e-8 occur on the way to ordinary ones."""
+    x = torch.zeros(16, channels, 16, 16, device=device)
+    params = random_params((16, 16, 16), channels, 1).to(device)
+    params[:, 1] = 300.0
+    leaf = params.half().requires_grad_()
+    exact = leaf.detach().double().requires_grad_()
+    for scale in (1.0, 1e-4, 0.0, 1024.0):
+        (grad,) = torch.autograd.grad(scale * nll(x, leaf, reduction="bits_per_dim"), leaf)
+        plain = reference.discretized_logistic_mixture_nll(x.double(), exact, reduction="bits_per_dim")
+        (truth,) = torch.autograd.grad(scale * plain, exact)
+        assert grad.dtype == torch.float16
+        torch.testing.assert_close(grad, truth.half(), rtol=4e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("value", [1.0, 2.0])
