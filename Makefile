@@ -35,7 +35,8 @@ wheel: $(VENV)/.installed
 	@ls dist/*.whl
 
 sdist: $(VENV)/.installed
-	$(PY) -m build -q --sdist --no-isolation
+	@mkdir -p build && $(PY) -m build --sdist --no-isolation > build/sdist.log 2>&1 \
+	  || { tail -n 20 build/sdist.log; exit 1; }
 	@ls dist/*.tar.gz
 
 bench: $(VENV)/.built

@@ -11,6 +11,7 @@ app = typer.Typer(
     help="Fast operations for generative models in PyTorch, and models that use them.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # which would take [default: ...] for markup
     pretty_exceptions_enable=False,
 )
 

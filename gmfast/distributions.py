@@ -28,6 +28,9 @@ class DiscretizedLogisticMixture(Distribution):
 
     def __init__(self, params, *, channels=3, num_classes=256, log_scale_min=-7.0, validate_args=None):
         check_params(params, channels, num_classes, log_scale_min)
+        validate = Distribution._validate_args if validate_args is None else validate_args
+        if validate and not params.isfinite().all():
+            raise ValueError("params: expected finite numbers, got NaN or infinity")
         self.params = params
         self.channels = channels
         self.num_classes = num_classes
@@ -57,8 +60,10 @@ class DiscretizedLogisticMixture(Distribution):
 
     def log_prob(self, value):
         """Nats, `(*sample_shape, B)`, of `value (*sample_shape, B, C, *S)` in [-1, 1]. Differentiable."""
-        if self._validate_args:
-            self._validate_sample(value)
+        if self._validate_args and value.numel():
+            low, high = value.aminmax()
+            if not (low >= -1 and high <= 1):
+                raise ValueError(f"value: expected numbers in [-1, 1], got {low:g} to {high:g}")
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         sample_shape = shape[: len(shape) - self.params.dim()]
         params = self.params.expand(*sample_shape, *self.params.shape)
@@ -85,6 +90,8 @@ class DiscretizedLogisticMixture(Distribution):
         return image.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
     def expand(self, batch_shape, _instance=None):
+        if len(batch_shape) != 1:
+            raise ValueError(f"batch_shape: expected (B,), got {tuple(batch_shape)}")
         (batch,) = batch_shape
         return DiscretizedLogisticMixture(
             self.params.expand(batch, *self.params.shape[1:]),

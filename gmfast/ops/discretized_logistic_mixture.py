@@ -24,7 +24,8 @@ def discretized_logistic_mixture_nll(
     (Salimans et al., "PixelCNN++", 2017, arXiv:1701.05517). Loss and gradient are computed in one pass.
 
     Args:
-        x: `(B, C, *S)` in [-1, 1], C = 1 or 3, any number of spatial dimensions.
+        x: `(B, C, *S)` in [-1, 1], C = 1 or 3, any number of spatial dimensions. Values are not looked at:
+            bytes, and numbers in [0, 1] or [0, 255], give a wrong loss. From bytes: `x / 127.5 - 1`.
         params: `(B, 3K, *S)` for C = 1, laid out `[logits K | means K | log_scales K]`; `(B, 10K, *S)`
             for C = 3, laid out `[logits K | R: means K, log_scales K, coeffs K | G: ... | B: ...]`.
         num_classes: number of values a pixel can take, at least 2.
