@@ -60,6 +60,12 @@ class DiscretizedLogisticMixture(Distribution):
 
     def log_prob(self, value):
         """Nats, `(*sample_shape, B)`, of `value (*sample_shape, B, C, *S)` in [-1, 1]. Differentiable."""
+        events = len(self.event_shape)
+        if value.shape[-events:] != self.event_shape:
+            raise ValueError(
+                f"value: expected shape (*, {self.params.shape[0]}, {', '.join(map(str, self.event_shape))}), "
+                f"got {tuple(value.shape)}"
+            )
         if self._validate_args and value.numel():
             low, high = value.aminmax()
             if not (low >= -1 and high <= 1):
@@ -67,7 +73,7 @@ class DiscretizedLogisticMixture(Distribution):
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         sample_shape = shape[: len(shape) - self.params.dim()]
         params = self.params.expand(*sample_shape, *self.params.shape)
-        count = math.prod(shape[: -len(self.event_shape)])
+        count = math.prod(shape[:-events])
         loss = GF.discretized_logistic_mixture_nll(
             value.expand(shape).reshape(count, *self.event_shape),
             params.reshape(count, *self.params.shape[1:]),
