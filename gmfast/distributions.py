@@ -62,10 +62,8 @@ class DiscretizedLogisticMixture(Distribution):
         """Nats, `(*sample_shape, B)`, of `value (*sample_shape, B, C, *S)` in [-1, 1]. Differentiable."""
         events = len(self.event_shape)
         if value.shape[-events:] != self.event_shape:
-            raise ValueError(
-                f"value: expected shape (*, {self.params.shape[0]}, {', '.join(map(str, self.event_shape))}), "
-                f"got {tuple(value.shape)}"
-            )
+            expected = ", ".join(map(str, (*self.batch_shape, *self.event_shape)))
+            raise ValueError(f"value: expected shape (*, {expected}), got {tuple(value.shape)}")
         if self._validate_args and value.numel():
             low, high = value.aminmax()
             if not (low >= -1 and high <= 1):
