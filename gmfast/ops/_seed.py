@@ -7,7 +7,8 @@ def as_tensor(seed, device):
     """The seed as a 0-dim int64 tensor on `device`, without synchronising with it.
 
     An int is taken modulo 2**64; a tensor is used as it is, so that a CUDA graph can replay with new
-    seeds; from a generator (None: torch's global one) one seed is drawn.
+    seeds; from a generator (None: torch's global one) one seed is drawn, which takes a copy if it is on the
+    CPU and the tensors are not.
     """
     if isinstance(seed, torch.Tensor):
         if seed.dtype != torch.int64:
