@@ -10,6 +10,7 @@
 
 #include "../cpu/dispatch.h"
 #include "../cpu/parallel.h"
+#include "error.h"
 
 namespace gmfast {
 

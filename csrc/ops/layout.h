@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../tensor.h"
+#include "error.h"
 
 namespace gmfast {
 
