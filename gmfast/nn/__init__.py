@@ -1,5 +1,6 @@
 """Modules around the operations of `gmfast.functional`."""
 
 from .activation import ConcatELU, GatedActivation
+from .conv import CausalConv1d, MaskedConv2d
 
-__all__ = ["ConcatELU", "GatedActivation"]
+__all__ = ["CausalConv1d", "ConcatELU", "GatedActivation", "MaskedConv2d"]

@@ -1,0 +1,57 @@
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "tensor.h"
+
+namespace gmfast {
+
+// Which taps of a convolution are live: csrc/math/masked_conv2d.h spells it out.
+struct ConvSupport {
+  int64_t kernel_height = 1, kernel_width = 1;  // of the full kernel, both odd
+  int64_t row_dilation = 1, column_dilation = 1;
+  int64_t channel_groups = 1;  // channels are in so many equal groups: R, G, B
+  bool sees_itself = true;     // type B
+};
+
+// A tensor (batch, channels, rows, columns) of any strides, counted in elements.
+struct Grid {
+  void* data = nullptr;
+  DType dtype = DType::float32;
+  int64_t batch_stride = 0, channel_stride = 0, row_stride = 0, column_stride = 0;
+};
+
+// y = convolution of x with the live taps of the weight, + bias. A dense or grouped causal
+// convolution of k taps is one of a kernel of 1 by 2k - 1 whose weight has only the first k
+// columns, the live ones: no other is ever read.
+struct MaskedConv2d {
+  int64_t batch = 0, height = 0, width = 0;
+  int64_t left = 0;    // so many columns of x lie before its column 0 and are not zeros
+  int64_t groups = 1;  // convolutions side by side; channels below are of one of them
+  int64_t in_channels = 0, out_channels = 0;
+  ConvSupport support;
+  Grid x;       // (batch, groups * in_channels, height, width)
+  Grid weight;  // (groups * out_channels, in_channels, kernel_height, kernel_width)
+  Grid bias;    // (groups * out_channels) along channel_stride; data null where absent
+  Grid y;       // (batch, groups * out_channels, height, width)
+};
+
+// The gradient by x of the same; where `left`, by the columns before column 0 too.
+struct MaskedConv2dGradInput {
+  MaskedConv2d forward;  // y is the incoming gradient, x is written; no bias
+};
+
+// The gradients by weight, zero at masked entries, and by bias (data null where not wanted).
+struct MaskedConv2dGradWeight {
+  MaskedConv2d forward;    // y is the incoming gradient; weight and bias are written
+  int64_t weight_columns;  // that the weight has: kernel_width, or fewer
+};
+
+GMFAST_CPU_KERNEL(masked_conv2d, MaskedConv2d);
+GMFAST_CPU_KERNEL(masked_conv2d_grad_input, MaskedConv2dGradInput);
+GMFAST_CPU_KERNEL(masked_conv2d_grad_weight, MaskedConv2dGradWeight);
+
+void masked_conv2d_cuda(const MaskedConv2d& args, void* stream);
+void masked_conv2d_grad_input_cuda(const MaskedConv2dGradInput& args, void* stream);
+void masked_conv2d_grad_weight_cuda(const MaskedConv2dGradWeight& args, void* stream);
+
+}  // namespace gmfast

@@ -1,0 +1,58 @@
+"""Sampling that every autoregressive model shares: one full pass for each position."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+
+def given_mask(mask: Tensor | None, given: Tensor | None, shape: tuple[int, ...], device) -> Tensor:
+    """Booleans (n, C, *S): which values are given and kept. `mask`, broadcastable to it, is non-zero there;
+    without one everything in `given` is."""
+    if given is None:
+        if mask is not None:
+            raise ValueError("mask: expected None without given")
+        return torch.zeros(shape, dtype=torch.bool, device=device)
+    if mask is None:
+        raise ValueError("mask: expected which values of given are kept, got None")
+    try:
+        given.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"given: expected a shape that expands to {tuple(shape)}, got {tuple(given.shape)}"
+        ) from None
+    try:
+        return (mask.to(device) != 0).expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"mask: expected a shape that expands to {tuple(shape)}, got {tuple(mask.shape)}"
+        ) from None
+
+
+@torch.no_grad()
+def sample_naive(
+    params_of: Callable[[Tensor], Tensor],
+    head,
+    x: Tensor,
+    keep: Tensor,
+    order: Iterable[tuple[int, slice]],
+    *,
+    seed: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Fills `x` (n, C, *S) in place and returns it.
+
+    Positions and channels come in `order`: (flat index into S, slice of channels). Where `keep` is true x
+    holds what is given, and stays. `params_of(x)` gives the head's parameters at every position. Noise is
+    keyed by (seed, sample, position), so drawing at all positions and keeping one gives each position noise
+    of its own.
+    """
+    flat, kept = x.flatten(2), keep.flatten(2)  # x is contiguous: a view
+    for position, channels in order:
+        keep_here = kept[:, channels, position]
+        if keep_here.all():
+            continue
+        draw = head.sample(params_of(x), x.shape[1], seed=seed, temperature=temperature)
+        here = flat[:, channels, position]
+        flat[:, channels, position] = torch.where(keep_here, here, draw.flatten(2)[:, channels, position])
+    return x

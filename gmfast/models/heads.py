@@ -1,0 +1,94 @@
+"""What an autoregressive model predicts at a position: the parameters of a distribution over its values.
+
+Values are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. A head states how
+many parameters it wants for `channels` values at a position, turns them into nats, and draws from them with
+noise keyed by (seed, sample, position).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import functional as GF
+from ..reference import philox
+
+
+class Categorical:
+    """A softmax over the levels for each channel; `params (B, C * num_levels, *S)`, channel after channel."""
+
+    #: Whether the channels of a position are drawn together, because its parameters say how they depend.
+    joint = False
+
+    def __init__(self, num_levels: int):
+        self.num_levels = num_levels
+
+    def num_params(self, channels: int) -> int:
+        return channels * self.num_levels
+
+    def nll(self, x: Tensor, params: Tensor) -> Tensor:
+        """Nats at each position, (B, *S); float32 for half params."""
+        levels = ((x + 1) * ((self.num_levels - 1) / 2)).round().long()
+        logits = params.unflatten(1, (x.shape[1], self.num_levels)).transpose(1, 2)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return F.cross_entropy(logits, levels, reduction="none").sum(1)
+
+    def sample(self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0) -> Tensor:
+        """A draw at each position, (B, C, *S), by inverse CDF. `seed`: int64 on params' device."""
+        logits = params.unflatten(1, (channels, self.num_levels))
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        uniform = philox.uniform(
+            seed, len(params), params.shape[2:], channels, logits.dtype, params.device
+        ).unsqueeze(2)
+        scaled = (logits - logits.amax(2, keepdim=True)) / max(temperature, 1e-30)
+        cumulative = torch.exp(scaled).cumsum(2)
+        below = (cumulative <= uniform * cumulative[:, :, -1:]).sum(2).clamp(max=self.num_levels - 1)
+        return below.to(params.dtype) * (2 / (self.num_levels - 1)) - 1
+
+
+class Bernoulli(Categorical):
+    """One logit for each channel of two levels; `params (B, C, *S)`."""
+
+    def __init__(self, num_levels: int = 2):
+        if num_levels != 2:
+            raise ValueError(f"num_levels: expected 2 for a Bernoulli head, got {num_levels}")
+        super().__init__(2)
+
+    def num_params(self, channels: int) -> int:
+        return channels
+
+    def nll(self, x: Tensor, params: Tensor) -> Tensor:
+        logits = params if params.dtype == torch.float64 else params.float()
+        return -F.logsigmoid(torch.where(x > 0, logits, -logits)).sum(1)
+
+    def sample(self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0) -> Tensor:
+        logits = torch.stack([torch.zeros_like(params), params], 2).flatten(1, 2)
+        return super().sample(logits, channels, seed=seed, temperature=temperature)
+
+
+class LogisticMixture:
+    """A mixture of K discretized logistics at each position, its channels (1 or 3) coupled as in PixelCNN++;
+    `params` as `gmfast.functional.discretized_logistic_mixture_nll` takes them."""
+
+    joint = True
+
+    def __init__(self, num_levels: int, num_components: int = 10):
+        self.num_levels, self.num_components = num_levels, num_components
+
+    def num_params(self, channels: int) -> int:
+        if channels not in (1, 3):
+            raise ValueError(f"channels: expected 1 or 3 for a logistic mixture, got {channels}")
+        return (3 if channels == 1 else 10) * self.num_components
+
+    def nll(self, x: Tensor, params: Tensor) -> Tensor:
+        """Nats at each position, (B, *S)."""
+        return GF.discretized_logistic_mixture_nll(x, params, num_classes=self.num_levels)
+
+    def sample(self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0) -> Tensor:
+        """A draw at each position, (B, C, *S)."""
+        return GF.discretized_logistic_mixture_sample(
+            params, channels=channels, num_classes=self.num_levels, temperature=temperature, seed=seed
+        )
+
+
+#: The names that models take for `head=`.
+HEADS = {"categorical": Categorical, "bernoulli": Bernoulli, "mixture": LogisticMixture}

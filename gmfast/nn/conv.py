@@ -1,0 +1,204 @@
+"""Causal convolutions as modules, each with a one-position form for sampling."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as GF
+from ..reference.masked_conv2d import conv_mask
+
+
+@dataclass
+class RasterState:
+    """What a `MaskedConv2d` has seen of a batch of images: the inputs so far, zeros elsewhere and around,
+    and the raster index of the pixel that comes next."""
+
+    canvas: Tensor  # (B, C, H + rows above, W + columns to both sides)
+    width: int
+    position: int = 0
+
+
+class MaskedConv2d(nn.Conv2d):
+    """`nn.Conv2d` that sees, in raster order, the pixels before its own (type A) or up to its own (type B).
+
+    Takes `nn.Conv2d`'s arguments, initialises like it and loads its state dict. `stride` is 1, `groups` is 1,
+    `padding` is zeros that keep the size. `mask_type`, `channel_groups`: see
+    `gmfast.functional.masked_conv2d` (van den Oord et al., 2016, arXiv:1601.06759).
+
+    Raises ValueError, naming the argument, for a convolution that cannot be masked.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = "same",
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        *,
+        mask_type: str = "B",
+        channel_groups: int = 1,
+    ):
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        if any(size % 2 == 0 for size in self.kernel_size):
+            raise ValueError(f"kernel_size: expected odd sizes, got {self.kernel_size}")
+        if self.stride != (1, 1):
+            raise ValueError(f"stride: expected 1, got {self.stride}")
+        same = tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        if self.padding not in ("same", same):
+            raise ValueError(f'padding: expected "same" or {same}, got {self.padding!r}')
+        if groups != 1:
+            raise ValueError(f"groups: expected 1 (channel_groups orders the colours), got {groups}")
+        if padding_mode != "zeros":
+            raise ValueError(f'padding_mode: expected "zeros", got {padding_mode!r}')
+        if mask_type not in ("A", "B"):
+            raise ValueError(f"mask_type: expected 'A' or 'B', got {mask_type!r}")
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channel_groups < 1 or channels % channel_groups:
+                raise ValueError(
+                    f"{name}: expected a multiple of channel_groups={channel_groups}, got {channels}"
+                )
+        self.mask_type, self.channel_groups = mask_type, channel_groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return GF.masked_conv2d(
+            x,
+            self.weight,
+            self.bias,
+            mask_type=self.mask_type,
+            channel_groups=self.channel_groups,
+            dilation=self.dilation,
+        )
+
+    def init_state(self, batch: int, height: int, width: int) -> RasterState:
+        """The state before the first pixel of `batch` images."""
+        (rows, columns), (down, right) = self.kernel_size, self.dilation
+        size = height + rows // 2 * down, width + columns // 2 * right * 2
+        return RasterState(self.weight.new_zeros(batch, self.in_channels, *size), width)
+
+    def step(self, x: Tensor, state: RasterState, *, advance: bool = True) -> Tensor:
+        """The output at the next pixel in raster order, (B, O), where the input is `x` (B, I).
+
+        `state` changes in place. With `advance=False` it stays at this pixel, so that the call can be
+        repeated when more of `x` is known: type A does not look at it, and colour groups look at the earlier
+        ones.
+        """
+        row, column = divmod(state.position, state.width)
+        (rows, columns), (down, right) = self.kernel_size, self.dilation
+        above, left = rows // 2 * down, columns // 2 * right
+        state.canvas[:, :, row + above, column + left] = x
+        state.position += advance
+        seen = state.canvas[:, :, row : row + above + 1 : down, column : column + 2 * left + 1 : right]
+        mask = conv_mask(self.weight.shape, self.mask_type, self.channel_groups, self.weight.device)
+        weight = torch.where(mask, self.weight, 0.0)[:, :, : rows // 2 + 1]
+        y = torch.einsum("bihw,oihw->bo", seen, weight)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, mask_type={self.mask_type!r}, channel_groups={self.channel_groups}"
+
+
+class CausalConv1d(nn.Conv1d):
+    """`nn.Conv1d` whose output at time t sees inputs up to t, with the activation in the same pass.
+
+    Takes `nn.Conv1d`'s arguments, initialises like it and loads its state dict. `stride` is 1 and `padding`
+    is 0: the zeros before the start are inside. `activation`: see `gmfast.functional.causal_conv1d`; with
+    "gated" the module returns half of `out_channels`.
+
+    Raises ValueError, naming the argument, for a convolution that cannot be causal.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        *,
+        activation: str | None = None,
+    ):
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        if self.stride != (1,):
+            raise ValueError(f"stride: expected 1, got {self.stride[0]}")
+        if self.padding != (0,):
+            raise ValueError(
+                f"padding: expected 0 (what comes before the start is zeros), got {self.padding}"
+            )
+        if padding_mode != "zeros":
+            raise ValueError(f'padding_mode: expected "zeros", got {padding_mode!r}')
+        if activation not in (None, "silu", "gated"):
+            raise ValueError(f"activation: expected None, 'silu' or 'gated', got {activation!r}")
+        if activation == "gated" and out_channels % 2:
+            raise ValueError(f"out_channels: expected an even number for a gate, got {out_channels}")
+        self.activation = activation
+
+    def forward(
+        self, x: Tensor, initial_state: Tensor | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return GF.causal_conv1d(
+            x,
+            self.weight,
+            self.bias,
+            dilation=self.dilation[0],
+            groups=self.groups,
+            activation=self.activation,
+            initial_state=initial_state,
+            return_state=return_state,
+        )
+
+    def init_state(self, batch: int) -> Tensor:
+        """The state before the first sample, (B, C, (k-1)*dilation) zeros."""
+        return self.weight.new_zeros(batch, self.in_channels, (self.kernel_size[0] - 1) * self.dilation[0])
+
+    def step(self, x: Tensor, state: Tensor) -> Tensor:
+        """The output for the next sample `x` (B, C), or the next few (B, C, L). `state` changes in place."""
+        return GF.causal_conv1d_update(
+            x,
+            state,
+            self.weight,
+            self.bias,
+            dilation=self.dilation[0],
+            groups=self.groups,
+            activation=self.activation,
+        )
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
