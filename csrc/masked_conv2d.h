@@ -33,7 +33,22 @@ struct MaskedConv2d {
   Grid weight;  // (groups * out_channels, in_channels, kernel_height, kernel_width)
   Grid bias;    // (groups * out_channels) along channel_stride; data null where absent
   Grid y;       // (batch, groups * out_channels, height, width)
+  const void* packed = nullptr;  // what masked_conv2d_pack made of the weight, on the CPU
 };
+
+// The weight in the order and the vector width that a CPU kernel reads it, in the compute type.
+struct MaskedConv2dPack {
+  MaskedConv2d forward;
+  bool for_grad_input = false;
+  void* packed = nullptr;  // packed_weight_size() numbers
+};
+
+// At most, at any vector width.
+inline int64_t packed_weight_size(const MaskedConv2d& conv, int64_t taps, bool for_grad_input) {
+  const int64_t in = for_grad_input ? conv.out_channels : conv.in_channels;
+  const int64_t out = for_grad_input ? conv.in_channels : conv.out_channels;
+  return conv.groups * in * taps * ((out + 31) / 32 * 32);
+}
 
 // The gradient by x of the same; where `left`, by the columns before column 0 too.
 struct MaskedConv2dGradInput {
@@ -46,6 +61,7 @@ struct MaskedConv2dGradWeight {
   int64_t weight_columns;  // that the weight has: kernel_width, or fewer
 };
 
+GMFAST_CPU_KERNEL(masked_conv2d_pack, MaskedConv2dPack);
 GMFAST_CPU_KERNEL(masked_conv2d, MaskedConv2d);
 GMFAST_CPU_KERNEL(masked_conv2d_grad_input, MaskedConv2dGradInput);
 GMFAST_CPU_KERNEL(masked_conv2d_grad_weight, MaskedConv2dGradWeight);

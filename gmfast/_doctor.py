@@ -11,6 +11,7 @@ OPERATIONS = (
     "discretized_logistic_mixture_sample",
     "gated_activation",
     "concat_elu",
+    "masked_conv2d",
 )
 
 

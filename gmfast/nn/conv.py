@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as GF
-from ..reference.masked_conv2d import conv_mask
+from ..ops import masked_conv2d as ops
+from ..reference import conv_mask
 
 
 @dataclass
@@ -19,12 +20,39 @@ class RasterState:
     position: int = 0
 
 
+class PackedWeight:
+    """A weight as the CPU kernel reads it, made when first needed and again when the weight has changed: when
+    torch's version counter, the memory or the dtype is another. Copies and pickles of it are empty."""
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self):
+        self._made_from = self._key = self._packed = None
+
+    def of(self, weight: Tensor, geometry: ops.Geometry) -> Tensor | None:
+        if weight.is_inference():  # has no version counter
+            return None
+        key = (weight._version, weight.data_ptr(), weight.dtype, weight.stride(), geometry)
+        if key != self._key:
+            self._packed = ops.pack(weight.detach(), geometry)
+            # Held, so that no other weight comes to lie at this address.
+            self._made_from, self._key = weight.detach(), key
+        return self._packed
+
+    def __reduce__(self):
+        return PackedWeight, ()
+
+
 class MaskedConv2d(nn.Conv2d):
     """`nn.Conv2d` that sees, in raster order, the pixels before its own (type A) or up to its own (type B).
 
     Takes `nn.Conv2d`'s arguments, initialises like it and loads its state dict. `stride` is 1, `groups` is 1,
     `padding` is zeros that keep the size. `mask_type`, `channel_groups`: see
     `gmfast.functional.masked_conv2d` (van den Oord et al., 2016, arXiv:1601.06759).
+
+    Without a gradient on a CPU the weight is packed for the kernel once, and again after torch has recorded a
+    change. It records none through `weight.data`: call `eval()` or `train()` after such a change.
 
     Raises ValueError, naming the argument, for a convolution that cannot be masked.
     """
@@ -78,16 +106,19 @@ class MaskedConv2d(nn.Conv2d):
                     f"{name}: expected a multiple of channel_groups={channel_groups}, got {channels}"
                 )
         self.mask_type, self.channel_groups = mask_type, channel_groups
+        self._packed = PackedWeight()
 
     def forward(self, x: Tensor) -> Tensor:
-        return GF.masked_conv2d(
-            x,
-            self.weight,
-            self.bias,
-            mask_type=self.mask_type,
-            channel_groups=self.channel_groups,
-            dilation=self.dilation,
-        )
+        arguments = (self.mask_type, self.channel_groups, self.dilation)
+        x, weight, bias, geometry = ops.check(x, self.weight, self.bias, *arguments)
+        packed = None
+        if weight is self.weight and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            packed = self._packed.of(weight, geometry)
+        return ops.convolve(x, weight, bias, geometry, packed)
+
+    def train(self, mode: bool = True) -> "MaskedConv2d":
+        self._packed.clear()
+        return super().train(mode)
 
     def init_state(self, batch: int, height: int, width: int) -> RasterState:
         """The state before the first pixel of `batch` images."""

@@ -9,12 +9,13 @@ from .discretized_logistic_mixture import (
     discretized_logistic_mixture_sample,
 )
 from .gated_activation import gated_activation
-from .masked_conv2d import masked_conv2d
+from .masked_conv2d import conv_mask, masked_conv2d
 
 __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
     "concat_elu",
+    "conv_mask",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_mixture_sample",
     "gated_activation",
