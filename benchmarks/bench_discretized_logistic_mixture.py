@@ -33,7 +33,7 @@ likelihood = partial(
             reference.discretized_logistic_mixture_nll, reduction="sum", formulation="pixelcnnpp"
         ),
     },
-    wrt=1,
+    wrt=(1,),
     one_pass=True,
 )
 

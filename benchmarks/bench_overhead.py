@@ -28,7 +28,7 @@ CALLS = [
         inputs=pixels_and_params,
         gmfast=partial(GF.discretized_logistic_mixture_nll, reduction="sum"),
         baselines={"exact": partial(reference.discretized_logistic_mixture_nll, reduction="sum")},
-        wrt=1,
+        wrt=(1,),
         host_clock=True,
     ),
     Case(

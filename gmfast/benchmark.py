@@ -50,6 +50,7 @@ class Target:
     compile: float | None = None
     share: float | None = None
     us: float | None = None
+    peer: float | None = None
 
     def __str__(self):
         parts = {
@@ -57,11 +58,12 @@ class Target:
             "compile": f"≥ {self.compile or 0:g}× compile",
             "share": f"≥ {100 * (self.share or 0):g}%",
             "us": f"≤ {self.us or 0:g} µs",
+            "peer": f"≥ {self.peer or 0:g}× peer",
         }
         return ", ".join(text for name, text in parts.items() if getattr(self, name) is not None)
 
     def reached(self, row):
-        at_least = {"eager": "over_eager", "compile": "over_compile", "share": "share"}
+        at_least = {"eager": "over_eager", "compile": "over_compile", "share": "share", "peer": "over_peer"}
         goals = [(getattr(self, goal), row[column]) for goal, column in at_least.items()]
         return all(goal is None or (got is not None and got >= goal) for goal, got in goals) and (
             self.us is None or row["gmfast_ms"] <= self.us / 1e3
@@ -74,7 +76,7 @@ class Case:
 
     `inputs(case, device)` makes one tuple of tensors, which `gmfast` and every one of `baselines` and
     `peers` take. Directions: "forward"; "recorded", a forward call that autograd records;
-    "forward+backward", with the gradient of input number `wrt`.
+    "forward+backward", with the gradients of the inputs numbered in `wrt`.
     """
 
     operation: str
@@ -86,7 +88,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
     options: dict = field(default_factory=dict)
-    wrt: int = 0
+    wrt: tuple[int, ...] = (0,)
     one_pass: bool = False  # the gradient comes with the result: the inputs are read once
     targets: dict[str, Target] = field(default_factory=dict)  # by device type
     peers: dict[str, Callable] = field(default_factory=dict)
@@ -137,12 +139,14 @@ def bind(function, case, inputs):
     if case.direction == "forward":
         return lambda: function(*inputs)
     inputs = list(inputs)
-    leaf = inputs[case.wrt] = inputs[case.wrt].detach().requires_grad_()
+    for i in case.wrt:
+        inputs[i] = inputs[i].detach().requires_grad_()
+    leaves = [inputs[i] for i in case.wrt]
     if case.direction == "recorded":
         return lambda: function(*inputs)
     output = function(*inputs)
     grad_output = torch.randn_like(output) if output.dim() else None
-    return lambda: torch.autograd.grad(function(*inputs), leaf, grad_output)
+    return lambda: torch.autograd.grad(function(*inputs), leaves, grad_output)
 
 
 def host_clock(calls):
@@ -248,9 +252,10 @@ def bytes_moved(case, inputs, output):
     """Each input read once and each output written once; a backward of its own also reads what it needs."""
     size = sum(t.nbytes for t in inputs) + output.nbytes
     if case.direction == "forward+backward":
-        size += inputs[case.wrt].nbytes
+        gradients = sum(inputs[i].nbytes for i in case.wrt)
+        size += gradients
         if not case.one_pass:
-            size += inputs[case.wrt].nbytes + output.nbytes
+            size += gradients + output.nbytes
     return size
 
 

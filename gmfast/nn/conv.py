@@ -74,6 +74,8 @@ class MaskedConv2d(nn.Conv2d):
         mask_type: str = "B",
         channel_groups: int = 1,
     ):
+        if stride not in (1, (1, 1)):
+            raise ValueError(f"stride: expected 1, got {stride}")
         super().__init__(
             in_channels,
             out_channels,
@@ -89,8 +91,6 @@ class MaskedConv2d(nn.Conv2d):
         )
         if any(size % 2 == 0 for size in self.kernel_size):
             raise ValueError(f"kernel_size: expected odd sizes, got {self.kernel_size}")
-        if self.stride != (1, 1):
-            raise ValueError(f"stride: expected 1, got {self.stride}")
         same = tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size, strict=True))
         if self.padding not in ("same", same):
             raise ValueError(f'padding: expected "same" or {same}, got {self.padding!r}')
