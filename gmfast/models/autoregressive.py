@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def given_mask(mask: Tensor | None, given: Tensor | None, shape: tuple[int, ...], device) -> Tensor:
-    """Booleans (n, C, *S): which values are given and kept. `mask`, broadcastable to it, is non-zero there;
-    without one everything in `given` is."""
+    """Booleans (n, C, *S): which values of `given` are kept. `given` and `mask`, which is non-zero there, both
+    expand to that shape; with neither nothing is kept. Raises ValueError for one without the other."""
     if given is None:
         if mask is not None:
-            raise ValueError("mask: expected None without given")
+            raise ValueError(f"mask: expected None without given, got {tuple(mask.shape)}")
         return torch.zeros(shape, dtype=torch.bool, device=device)
     if mask is None:
         raise ValueError("mask: expected which values of given are kept, got None")

@@ -5,6 +5,8 @@ many parameters it wants for `channels` values at a position, turns them into na
 noise keyed by (seed, sample, position).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,10 @@ class Categorical:
         logits = params.unflatten(1, (x.shape[1], self.num_levels)).transpose(1, 2)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(logits, levels, reduction="none").sum(1)
+
+    def bits_per_dim(self, x: Tensor, params: Tensor) -> Tensor:
+        """The batch's mean over all values, a scalar."""
+        return self.nll(x, params).sum() / (x.numel() * math.log(2))
 
     def sample(self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0) -> Tensor:
         """A draw at each position, (B, C, *S), by inverse CDF. `seed`: int64 on params' device."""
@@ -82,6 +88,12 @@ class LogisticMixture:
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
         """Nats at each position, (B, *S)."""
         return GF.discretized_logistic_mixture_nll(x, params, num_classes=self.num_levels)
+
+    def bits_per_dim(self, x: Tensor, params: Tensor) -> Tensor:
+        """The batch's mean over all values, a scalar; loss and gradient in one pass."""
+        return GF.discretized_logistic_mixture_nll(
+            x, params, num_classes=self.num_levels, reduction="bits_per_dim"
+        )
 
     def sample(self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0) -> Tensor:
         """A draw at each position, (B, C, *S)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from .. import functional as GF
-from ..ops import _seed
+from .image import ImageModel, check_at_least, down_shift, label_embedding
 
 
 def normalized(layer: nn.Module, init_scale: float = 1.0) -> nn.Module:
@@ -58,11 +58,6 @@ def nin(in_channels, out_channels):
     return normalized(nn.Conv2d(in_channels, out_channels, 1))
 
 
-def down_shift(x: Tensor) -> Tensor:
-    """Moves the image one row down; zeros enter at the top."""
-    return F.pad(x, (0, 0, 1, -1))
-
-
 def right_shift(x: Tensor) -> Tensor:
     """Moves the image one column right; zeros enter at the left."""
     return F.pad(x, (1, -1))
@@ -78,10 +73,7 @@ class GatedResnet(nn.Module):
         self.nin_aux = nin(2 * aux_channels, nr_filters) if aux_channels else None
         self.dropout = nn.Dropout(dropout)
         self.conv_out = conv(2 * nr_filters, 2 * nr_filters, init_scale=0.1)
-        self.embedding = None
-        if num_labels is not None:
-            self.embedding = nn.Embedding(num_labels, 2 * nr_filters)
-            nn.init.normal_(self.embedding.weight, 0.0, 0.05)
+        self.embedding = label_embedding(num_labels, 2 * nr_filters)
 
     def forward(self, x: Tensor, aux: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         h = self.conv_input(GF.concat_elu(x))
@@ -122,7 +114,7 @@ class Resample(nn.Module):
         return self.u(u), self.ul(ul)
 
 
-class PixelCNNPP(nn.Module):
+class PixelCNNPP(ImageModel):
     """PixelCNN++ (Salimans et al., 2017): an exact likelihood for images, pixel after pixel in raster order
     and colour after colour, with a mixture of discretized logistics at each pixel. The defaults are the
     published CIFAR-10 model.
@@ -154,27 +146,16 @@ class PixelCNNPP(nn.Module):
         num_levels: int = 256,
         num_labels: int | None = None,
     ):
-        super().__init__()
-        image_shape = tuple(image_shape)
-        if len(image_shape) != 3 or image_shape[0] not in (1, 3):
-            raise ValueError(f"image_shape: expected (C, H, W) with C = 1 or 3, got {image_shape}")
-        if any(size < 4 or size % 4 for size in image_shape[1:]):
+        super().__init__(image_shape, num_levels, num_labels, "mixture", nr_logistic_mix)
+        if any(size % 4 for size in self.image_shape[1:]):
             raise ValueError(
-                f"image_shape: expected H and W to be positive multiples of 4, got {image_shape}"
+                f"image_shape: expected H and W to be positive multiples of 4, got {self.image_shape}"
             )
-        for name, value, low in [
-            ("nr_resnet", nr_resnet, 1),
-            ("nr_filters", nr_filters, 1),
-            ("nr_logistic_mix", nr_logistic_mix, 1),
-            ("num_levels", num_levels, 2),
-            ("num_labels", 1 if num_labels is None else num_labels, 1),
-        ]:
-            if value < low:
-                raise ValueError(f"{name}: expected at least {low}, got {value}")
+        check_at_least(1, nr_resnet=nr_resnet, nr_filters=nr_filters)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
         self.config = {
-            "image_shape": image_shape,
+            "image_shape": self.image_shape,
             "nr_resnet": nr_resnet,
             "nr_filters": nr_filters,
             "nr_logistic_mix": nr_logistic_mix,
@@ -182,7 +163,6 @@ class PixelCNNPP(nn.Module):
             "num_levels": num_levels,
             "num_labels": num_labels,
         }
-        self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
 
         def blocks(count, skip):
             return nn.ModuleList(Block(nr_filters, skip, dropout, num_labels) for _ in range(count))
@@ -214,7 +194,7 @@ class PixelCNNPP(nn.Module):
         `x (B, C, H, W)` in [-1, 1], `label (B,)` integers for a conditional model. Returns `(B, 10K, H, W)`,
         or `(B, 3K, H, W)` for one channel, laid out as `discretized_logistic_mixture_nll` takes them.
         """
-        self._check(x, label)
+        self.check_input(x, label)
         # A channel of ones tells the image from the zeros of the padding.
         x = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
         u = down_shift(self.u_input(x))
@@ -236,18 +216,6 @@ class PixelCNNPP(nn.Module):
             for block in self.down[stage]:
                 u, ul = block(u, ul, *skips.pop(), label=label)
         return self.nin_out(F.elu(ul))
-
-    def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Log-probability of each image, (B,), in nats."""
-        return -GF.discretized_logistic_mixture_nll(
-            x, self(x, label), num_classes=self.num_levels, reduction="batch"
-        )
-
-    def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood of the batch, a scalar in bits per dimension."""
-        return GF.discretized_logistic_mixture_nll(
-            x, self(x, label), num_classes=self.num_levels, reduction="bits_per_dim"
-        )
 
     @torch.no_grad()
     def initialize(self, x: Tensor, label: Tensor | None = None) -> None:
@@ -278,83 +246,3 @@ class PixelCNNPP(nn.Module):
             for hook in hooks:
                 hook.remove()
         self.initialized.fill_(True)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        *,
-        seed: int | Tensor | torch.Generator | None = None,
-        method: str = "naive",
-        label: Tensor | int | None = None,
-        temperature: float = 1.0,
-        progress: bool = False,
-    ) -> Tensor:
-        """Draws `n` images, (n, C, H, W) in [-1, 1], pixel by pixel with a full forward pass for each.
-
-        `seed` as in `discretized_logistic_mixture_sample`: sample i is the same whatever `n` is. `label`: one
-        class or (n,) of them, for a conditional model. `temperature` below 1 sharpens each pixel's
-        distribution. The model is in eval mode meanwhile and in its former mode afterwards.
-        """
-        if n < 0:
-            raise ValueError(f"n: expected a number of images, got {n}")
-        if method != "naive":
-            raise ValueError(f'method: expected "naive", the only one in this version, got {method!r}')
-        bias = self.nin_out.bias
-        if label is not None:
-            label = torch.as_tensor(label)
-            label = label.expand(n) if label.dim() == 0 else label
-        self._check_label(label, n)
-        label = None if label is None else label.to(bias.device)
-        seed = _seed.as_tensor(seed, bias.device)
-        x = bias.new_zeros(n, *self.image_shape)
-        positions = range(self.image_shape[1] * self.image_shape[2])
-        if progress:
-            from tqdm import tqdm
-
-            positions = tqdm(positions, desc="sampling", unit="pixel")
-        was_training = self.training
-        self.eval()
-        try:
-            for p in positions:
-                # Noise is keyed by (seed, sample, position), so drawing all positions and keeping one gives
-                # every pixel noise of its own.
-                draw = GF.discretized_logistic_mixture_sample(
-                    self(x, label),
-                    channels=self.image_shape[0],
-                    num_classes=self.num_levels,
-                    temperature=temperature,
-                    seed=seed,
-                )
-                x.flatten(2)[:, :, p] = draw.flatten(2)[:, :, p]
-        finally:
-            self.train(was_training)
-        return x
-
-    def _check(self, x: Tensor, label: Tensor | None) -> None:
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
-            expected = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
-        self._check_label(label, len(x))
-
-    def _check_label(self, label: Tensor | None, count: int) -> None:
-        """Values are looked at on the CPU only: elsewhere the host would have to wait for the device."""
-        if self.num_labels is None:
-            if label is not None:
-                raise ValueError("label: expected None, because the model is not conditional, got labels")
-            return
-        if label is None:
-            raise ValueError(f"label: expected {count} integers below {self.num_labels}, got None")
-        if label.shape != (count,) or label.is_floating_point():
-            raise ValueError(
-                f"label: expected {count} integers, got {label.dtype} of shape {tuple(label.shape)}"
-            )
-        if label.device.type == "cpu" and count and not torch.compiler.is_compiling():
-            low, high = label.aminmax()
-            if low < 0 or high >= self.num_labels:
-                raise ValueError(
-                    f"label: expected integers from 0 to {self.num_labels - 1}, "
-                    f"got values from {int(low)} to {int(high)}"
-                )

@@ -1,0 +1,183 @@
+"""What the autoregressive image models share: checks, likelihood, sampling and completion."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import _seed
+from .autoregressive import given_mask, sample_naive
+from .heads import HEADS
+
+
+class ImageModel(nn.Module):
+    """An exact likelihood for images, pixel after pixel in raster order and colour after colour.
+
+    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. A model gives
+    its constructor's arguments to `config` and writes `forward(x, label)`, the head's parameters at every
+    pixel given the pixels before it; `x` and `label` go through `check_input` first.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_levels: int,
+        num_labels: int | None,
+        head: str,
+        nr_logistic_mix: int,
+    ):
+        super().__init__()
+        image_shape = tuple(image_shape)
+        if len(image_shape) != 3 or image_shape[0] not in (1, 3):
+            raise ValueError(f"image_shape: expected (C, H, W) with C = 1 or 3, got {image_shape}")
+        if min(image_shape) < 1:
+            raise ValueError(f"image_shape: expected positive H and W, got {image_shape}")
+        check_at_least(2, num_levels=num_levels)
+        check_at_least(1, nr_logistic_mix=nr_logistic_mix)
+        if num_labels is not None:
+            check_at_least(1, num_labels=num_labels)
+        if head not in HEADS:
+            raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {head!r}")
+        self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
+        self.head = HEADS[head](num_levels, *((nr_logistic_mix,) if head == "mixture" else ()))
+
+    @property
+    def channel_groups(self) -> int:
+        """Into how many ordered groups features fall: one for each colour that is predicted by itself."""
+        return 1 if self.head.joint else self.image_shape[0]
+
+    def check_grouped(self, **sizes: int) -> None:
+        """Raises ValueError for a number of features that does not fall into `channel_groups` equal groups."""
+        for name, value in sizes.items():
+            if value < 1 or value % self.channel_groups:
+                raise ValueError(
+                    f"{name}: expected a positive multiple of {self.channel_groups}, because features fall "
+                    f"into that many groups, got {value}"
+                )
+
+    def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Log-probability of each image, (B,), in nats."""
+        return -self.head.nll(x, self(x, label)).flatten(1).sum(1)
+
+    def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of the batch, a scalar in bits per dimension."""
+        return self.head.bits_per_dim(x, self(x, label))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+        method: str = "naive",
+        label: Tensor | int | None = None,
+        temperature: float = 1.0,
+        given: Tensor | None = None,
+        mask: Tensor | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draws `n` images, (n, C, H, W) in [-1, 1], with a full forward pass for each value to be drawn: a
+        pixel, or a colour where the head predicts each by itself.
+
+        Args:
+            n: how many; 0 is allowed.
+            seed: an int, an int64 tensor, or a `torch.Generator`; image i is the same whatever `n` is.
+            method: "naive".
+            label: one class or (n,) of them, for a conditional model.
+            temperature: below 1 sharpens each pixel's distribution.
+            given, mask: completion. Where `mask` is not zero, the values of `given` (in [-1, 1]) are kept;
+                every other value is drawn given those before it in raster order. When what is kept comes
+                first in that order, as the upper rows do, this is a draw from the model given all of it.
+                Both expand to (n, C, H, W). Pixels that are kept in all images cost no pass.
+            progress: show a bar.
+
+        The model is in eval mode meanwhile and in its former mode afterwards.
+
+        Raises ValueError or TypeError, naming the argument.
+        """
+        if n < 0:
+            raise ValueError(f"n: expected a number of images, got {n}")
+        if method != "naive":
+            raise ValueError(f'method: expected "naive", the only one in this version, got {method!r}')
+        weight = next(self.parameters())
+        if label is not None:
+            label = torch.as_tensor(label)
+            label = label.expand(n) if label.dim() == 0 else label
+        self._check_label(label, n)
+        label = None if label is None else label.to(weight.device)
+        seed = _seed.as_tensor(seed, weight.device)
+        x = weight.new_zeros(n, *self.image_shape)
+        keep = given_mask(mask, given, x.shape, x.device)
+        if given is not None:
+            if not given.is_floating_point():
+                raise TypeError(f"given: expected floating point numbers in [-1, 1], got {given.dtype}")
+            if self.head.joint and (keep != keep[:, :1]).any():
+                raise ValueError(
+                    "mask: expected the same for all colours of a pixel, because this head draws them "
+                    "together, got colours that differ"
+                )
+            x.copy_(torch.where(keep, given.to(x), x))
+        channels, height, width = self.image_shape
+        colours = [slice(None)] if self.head.joint else [slice(c, c + 1) for c in range(channels)]
+        order = [(position, colour) for position in range(height * width) for colour in colours]
+        if progress:
+            from tqdm import tqdm
+
+            order = tqdm(order, desc="sampling", unit="pixel", unit_scale=1 / len(colours))
+        was_training = self.training
+        self.eval()
+        try:
+            return sample_naive(
+                lambda x: self(x, label), self.head, x, keep, order, seed=seed, temperature=temperature
+            )
+        finally:
+            self.train(was_training)
+
+    def check_input(self, x: Tensor, label: Tensor | None) -> None:
+        """Raises ValueError or TypeError for what is not a batch of images and its labels."""
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
+        self._check_label(label, len(x))
+
+    def _check_label(self, label: Tensor | None, count: int) -> None:
+        """Values are looked at on the CPU only: elsewhere the host would have to wait for the device."""
+        if self.num_labels is None:
+            if label is not None:
+                raise ValueError("label: expected None, because the model is not conditional, got labels")
+            return
+        if label is None:
+            raise ValueError(f"label: expected {count} integers below {self.num_labels}, got None")
+        if label.shape != (count,) or label.is_floating_point():
+            raise ValueError(
+                f"label: expected {count} integers, got {label.dtype} of shape {tuple(label.shape)}"
+            )
+        if label.device.type == "cpu" and count and not torch.compiler.is_compiling():
+            low, high = label.aminmax()
+            if low < 0 or high >= self.num_labels:
+                raise ValueError(
+                    f"label: expected integers from 0 to {self.num_labels - 1}, "
+                    f"got values from {int(low)} to {int(high)}"
+                )
+
+
+def check_at_least(low: int, **arguments: int) -> None:
+    """Raises ValueError for the first argument below `low`."""
+    for name, value in arguments.items():
+        if value < low:
+            raise ValueError(f"{name}: expected at least {low}, got {value}")
+
+
+def label_embedding(num_labels: int | None, channels: int) -> nn.Embedding | None:
+    """A bias for each class, small enough to start with that classes begin alike; None without classes."""
+    if num_labels is None:
+        return None
+    embedding = nn.Embedding(num_labels, channels)
+    nn.init.normal_(embedding.weight, 0.0, 0.05)
+    return embedding
+
+
+def down_shift(x: Tensor) -> Tensor:
+    """Moves the image one row down; zeros enter at the top."""
+    return F.pad(x, (0, 0, 1, -1))
