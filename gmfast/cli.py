@@ -117,7 +117,7 @@ def sample(
 
     model, _, _ = load_run(run)
     device = find_device(device)
-    levels, num_labels = model.config["num_levels"], model.config["num_labels"]
+    levels, num_labels = model.config["num_levels"], model.config.get("num_labels")
     if label is None and num_labels is not None:
         label = torch.arange(n, device=device) % num_labels
     images = model.to(device).sample(n, seed=seed, label=label, temperature=temperature, progress=True)

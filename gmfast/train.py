@@ -79,12 +79,12 @@ def build_model(settings: Settings, dataset: data.Dataset) -> nn.Module:
     cls = MODELS[settings.model]
     if settings.conditional and dataset.num_labels is None:
         raise ValueError(f"conditional: expected data with labels, but {dataset.name} has none")
-    from_data = {
-        "image_shape": dataset.image_shape,
-        "num_levels": dataset.num_levels,
-        "num_labels": dataset.num_labels if settings.conditional else None,
-    }
     kinds = {name: type(parameter.default) for name, parameter in inspect.signature(cls).parameters.items()}
+    if settings.conditional and "num_labels" not in kinds:
+        raise ValueError(f"conditional: expected a model of classes, but {settings.model} is none")
+    from_data = {"image_shape": dataset.image_shape, "num_levels": dataset.num_levels}
+    if "num_labels" in kinds:
+        from_data["num_labels"] = dataset.num_labels if settings.conditional else None
     names = ", ".join(name for name in kinds if name not in from_data)
     for name, value in settings.options.items():
         if name not in kinds or name in from_data:

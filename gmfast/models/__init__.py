@@ -1,20 +1,28 @@
 """Reference models, one family per file.
 
-A model takes `image_shape`, `num_levels` and `num_labels` from the data, and has `config` (its constructor's
-arguments), `loss(x, label)`, `sample(n, seed=...)` and, where the paper initialises from data,
-`initialize(x, label)`.
+A model takes `image_shape`, `num_levels` and, if it can be conditional, `num_labels` from the data, and has
+`config` (its constructor's arguments), `loss(x, label)`, `sample(n, seed=...)` and, where the paper
+initialises from data, `initialize(x, label)`.
 """
 
+from .gated_pixelcnn import GatedPixelCNN
+from .pixelcnn import PixelCNN
 from .pixelcnnpp import PixelCNNPP
 
 #: What `gmfast train` calls each model.
 MODELS = {
+    "gated_pixelcnn": GatedPixelCNN,
+    "pixelcnn": PixelCNN,
     "pixelcnnpp": PixelCNNPP,
 }
 
 #: Arguments that suit a data set better than the published ones, which are for large images.
 DEFAULTS = {
+    ("gated_pixelcnn", "digits"): {"nr_layers": 5, "nr_filters": 32, "kernel_size": 3, "nr_out_filters": 64},
+    ("gated_pixelcnn", "photos"): {"nr_layers": 5, "nr_filters": 48, "kernel_size": 3, "nr_out_filters": 96},
+    ("pixelcnn", "digits"): {"nr_resnet": 4, "nr_filters": 24, "nr_out_filters": 64},
+    ("pixelcnn", "photos"): {"nr_resnet": 4, "nr_filters": 36, "nr_out_filters": 96},
     ("pixelcnnpp", "digits"): {"nr_resnet": 1, "nr_filters": 32, "nr_logistic_mix": 5, "dropout": 0.3},
 }
 
-__all__ = ["DEFAULTS", "MODELS", "PixelCNNPP"]
+__all__ = ["DEFAULTS", "MODELS", "GatedPixelCNN", "PixelCNN", "PixelCNNPP"]

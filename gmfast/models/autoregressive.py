@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def given_mask(mask: Tensor | None, given: Tensor | None, shape: tuple[int, ...], device) -> Tensor:
-    """Booleans (n, C, *S): which values of `given` are kept. `given` and `mask`, which is non-zero there, both
-    expand to that shape; with neither nothing is kept. Raises ValueError for one without the other."""
+    """Booleans (n, C, *S): which values of `given` are kept: those where `mask` is not zero. Both expand to
+    that shape; with neither nothing is kept. Raises ValueError for one without the other."""
     if given is None:
         if mask is not None:
             raise ValueError(f"mask: expected None without given, got {tuple(mask.shape)}")

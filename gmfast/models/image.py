@@ -46,7 +46,7 @@ class ImageModel(nn.Module):
         return 1 if self.head.joint else self.image_shape[0]
 
     def check_grouped(self, **sizes: int) -> None:
-        """Raises ValueError for a number of features that does not fall into `channel_groups` equal groups."""
+        """Raises ValueError for numbers of features that do not fall into `channel_groups` equal groups."""
         for name, value in sizes.items():
             if value < 1 or value % self.channel_groups:
                 raise ValueError(

@@ -1,0 +1,279 @@
+"""Gated PixelCNN: van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves and Kavukcuoglu, 2016,
+https://arxiv.org/abs/1606.05328.
+
+Two stacks of features run through the network. At a pixel, the vertical one has seen the rows up to the
+pixel's own, to both sides; moved down by a row it enters the horizontal one, which besides has seen what is
+left of the pixel in its row. Together they see every earlier pixel: there is no blind spot.
+
+Colours that are predicted one by one fall into ordered groups of features in the horizontal stack alone: the
+rows above are known in full, so the vertical stack mixes their colours freely.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import functional as GF
+from ..nn import MaskedConv2d
+from ..nn.conv import RasterState
+from .image import ImageModel, check_at_least, down_shift, label_embedding
+
+
+class VerticalConv2d(nn.Conv2d):
+    """A convolution that sees `kernel_size // 2` rows above its own and its own, to both sides: the upper
+    part of a square kernel. Zero padding keeps the image's size."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+        above = kernel_size // 2
+        super().__init__(in_channels, out_channels, (above + 1, kernel_size), padding=(0, above))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 0, self.kernel_size[0] - 1, 0)))
+
+    def init_state(self, batch: int, width: int) -> Tensor:
+        """The rows above the first, (B, I, kernel_size // 2, W) zeros."""
+        return self.weight.new_zeros(batch, self.in_channels, self.kernel_size[0] - 1, width)
+
+    def step_row(self, row: Tensor, state: Tensor) -> Tensor:
+        """The next row of the output, (B, O, W), for that of the input, (B, I, W). `state` changes in
+        place."""
+        seen = torch.cat([state, row.unsqueeze(2)], 2)
+        state.copy_(seen[:, :, 1:])
+        return super().forward(seen).squeeze(2)
+
+
+@dataclass
+class LayerState:
+    """What a `GatedLayer` has seen: the vertical stack's rows, what they say to the horizontal stack's
+    current row (B, 2p, W), and the horizontal stack's pixels."""
+
+    vertical: Tensor
+    above: Tensor
+    horizontal: RasterState
+    residual: RasterState | None
+    skip: RasterState
+
+
+class GatedLayer(nn.Module):
+    """One layer of both stacks (figure 2). v and h are p features each; those of the `first` layer are the
+    image, of which h does not see its own pixel (mask type A). After the `last` layer v and h are None:
+    nobody looks at them."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        nr_filters: int,
+        kernel_size: int,
+        channel_groups: int,
+        num_labels: int | None,
+        first: bool = False,
+        last: bool = False,
+    ):
+        super().__init__()
+        self.groups, self.first, self.last = channel_groups, first, last
+        self.vertical = VerticalConv2d(in_channels, 2 * nr_filters, kernel_size)
+        self.above = nn.Conv2d(2 * nr_filters, 2 * nr_filters, 1)
+        self.horizontal = MaskedConv2d(
+            in_channels,
+            2 * nr_filters,
+            (1, kernel_size),
+            mask_type="A" if first else "B",
+            channel_groups=channel_groups,
+        )
+        self.residual = (
+            None if last else MaskedConv2d(nr_filters, nr_filters, 1, channel_groups=channel_groups)
+        )
+        self.skip = MaskedConv2d(nr_filters, nr_filters, 1, channel_groups=channel_groups)
+        self.embed_v = None if last else label_embedding(num_labels, 2 * nr_filters)
+        self.embed_h = label_embedding(num_labels, 2 * nr_filters)
+
+    def forward(
+        self, v: Tensor, h: Tensor, label: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Returns v, h and what the layer adds to the output, (B, p, H, W) each."""
+        v = self.vertical(v)
+        y = self._gate_h(self.horizontal(h) + down_shift(self.above(v)), label)
+        if self.last:
+            return None, None, self.skip(y)
+        residual = self.residual(y)
+        return self._gate_v(v, label), residual if self.first else h + residual, self.skip(y)
+
+    def init_state(self, batch: int, height: int, width: int) -> LayerState:
+        """The state before the first pixel."""
+        size = (batch, height, width)
+        return LayerState(
+            vertical=self.vertical.init_state(batch, width),
+            above=self.above.weight.new_zeros(batch, self.above.out_channels, width),
+            horizontal=self.horizontal.init_state(*size),
+            residual=None if self.last else self.residual.init_state(*size),
+            skip=self.skip.init_state(*size),
+        )
+
+    def step(
+        self, h: Tensor, column: int, state: LayerState, label: Tensor | None, *, advance: bool = True
+    ) -> tuple[Tensor | None, Tensor]:
+        """The horizontal stack at the next pixel, which is in `column`: h and what the layer adds to the
+        output there, (B, p) each. `advance` as in `MaskedConv2d.step`."""
+        y = self.horizontal.step(h, state.horizontal, advance=advance) + state.above[:, :, column]
+        y = self._gate_h(y, label)
+        skip = self.skip.step(y, state.skip, advance=advance)
+        if self.last:
+            return None, skip
+        residual = self.residual.step(y, state.residual, advance=advance)
+        return residual if self.first else h + residual, skip
+
+    def step_row(self, v: Tensor, state: LayerState, label: Tensor | None) -> Tensor | None:
+        """The vertical stack's next row, (B, p, W), once the pixels of that row are known: what the
+        horizontal stack needs before the row below it begins."""
+        v = self.vertical.step_row(v, state.vertical)
+        state.above = self.above(v.unsqueeze(2)).squeeze(2)
+        return None if self.last else self._gate_v(v, label)
+
+    def _gate_v(self, y: Tensor, label: Tensor | None) -> Tensor:
+        return GF.gated_activation(_add_label(y, self.embed_v, label))
+
+    def _gate_h(self, y: Tensor, label: Tensor | None) -> Tensor:
+        """The two halves of each group of colours gate that group."""
+        y = _add_label(y, self.embed_h, label).unflatten(1, (self.groups, -1))
+        return GF.gated_activation(y, dim=2).flatten(1, 2)
+
+
+def _add_label(y: Tensor, embedding: nn.Embedding | None, label: Tensor | None) -> Tensor:
+    if embedding is None:
+        return y
+    return y + embedding(label).reshape(*y.shape[:2], *[1] * (y.dim() - 2))
+
+
+@dataclass
+class ModelState:
+    """What a `GatedPixelCNN` has seen of a batch of images: its layers' states, the pixels of the current
+    row (B, C, W), and the raster index of the pixel that comes next."""
+
+    layers: list[LayerState]
+    hidden: RasterState
+    out: RasterState
+    row: Tensor
+    label: Tensor | None
+    position: int = 0
+
+
+class GatedPixelCNN(ImageModel):
+    """Gated PixelCNN (van den Oord et al., 2016), with classes or without. The defaults are the published
+    CIFAR-10 model but for the number of features (128 in the paper), which three colours must divide.
+
+    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`.
+
+    Args:
+        image_shape: (C, H, W); C is 1 or 3.
+        nr_layers: gated layers; the first has a kernel of 7.
+        nr_filters: features p of each stack.
+        kernel_size: of the other layers, odd: k//2 + 1 rows of k for the vertical stack, as far to the left
+            for the horizontal one.
+        nr_out_filters: features between the two last layers.
+        head: "categorical", a softmax over the levels of each colour given the ones before it; "mixture", a
+            mixture of discretized logistics that couples the colours itself (Salimans et al., 2017,
+            arXiv:1701.05517); "bernoulli" for two levels.
+        nr_logistic_mix: components of the mixture head.
+        num_levels: values a subpixel can take.
+        num_labels: number of classes to condition on; None for an unconditional model.
+
+    Without the mixture head, the horizontal stack's features of colour images fall into three equal groups,
+    R, G and B, which see each other in that order: `nr_filters` and `nr_out_filters` are then multiples of 3.
+
+    Raises ValueError, naming the argument, for whatever the above rules out.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (3, 32, 32),
+        nr_layers: int = 20,
+        nr_filters: int = 126,
+        kernel_size: int = 5,
+        nr_out_filters: int = 1023,
+        head: str = "categorical",
+        nr_logistic_mix: int = 10,
+        num_levels: int = 256,
+        num_labels: int | None = None,
+    ):
+        super().__init__(image_shape, num_levels, num_labels, head, nr_logistic_mix)
+        check_at_least(1, nr_layers=nr_layers)
+        self.check_grouped(nr_filters=nr_filters, nr_out_filters=nr_out_filters)
+        if kernel_size < 3 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number from 3, got {kernel_size}")
+        self.config = {
+            "image_shape": self.image_shape,
+            "nr_layers": nr_layers,
+            "nr_filters": nr_filters,
+            "kernel_size": kernel_size,
+            "nr_out_filters": nr_out_filters,
+            "head": head,
+            "nr_logistic_mix": nr_logistic_mix,
+            "num_levels": num_levels,
+            "num_labels": num_labels,
+        }
+        channels, groups = self.image_shape[0], self.channel_groups
+        self.layers = nn.ModuleList(
+            GatedLayer(
+                nr_filters if i else channels,
+                nr_filters,
+                kernel_size if i else 7,
+                groups,
+                num_labels,
+                first=i == 0,
+                last=i == nr_layers - 1,
+            )
+            for i in range(nr_layers)
+        )
+        self.hidden = MaskedConv2d(nr_filters, nr_out_filters, 1, channel_groups=groups)
+        self.conv_out = MaskedConv2d(nr_out_filters, self.head.num_params(channels), 1, channel_groups=groups)
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """The head's parameters at every pixel given the pixels, and for groups the colours, before it.
+
+        `x (B, C, H, W)` in [-1, 1], `label (B,)` integers for a conditional model. Returns `(B, P, H, W)`:
+        for the categorical head P = C·num_levels logits, colour after colour; for the mixture as
+        `discretized_logistic_mixture_nll` takes them.
+        """
+        self.check_input(x, label)
+        v, h, out = x, x, 0
+        for layer in self.layers:
+            v, h, skip = layer(v, h, label)
+            out = out + skip
+        return self.conv_out(F.relu(self.hidden(F.relu(out))))
+
+    def init_state(self, batch: int, label: Tensor | None = None) -> ModelState:
+        """The state before the first pixel of `batch` images, of the classes `label` (B,)."""
+        channels, height, width = self.image_shape
+        size = (batch, height, width)
+        return ModelState(
+            layers=[layer.init_state(*size) for layer in self.layers],
+            hidden=self.hidden.init_state(*size),
+            out=self.conv_out.init_state(*size),
+            row=self.hidden.weight.new_zeros(batch, channels, width),
+            label=label,
+        )
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: ModelState, *, advance: bool = True) -> Tensor:
+        """The parameters at the next pixel in raster order, (B, P), whose values are `x` (B, C).
+
+        `state` changes in place. With `advance=False` it stays at this pixel, so that the call can be
+        repeated as the colours of `x` become known: each colour's parameters look at the ones before it. The
+        last pixel of a row takes the vertical stack through that row.
+        """
+        column = state.position % self.image_shape[2]
+        state.row[:, :, column] = x
+        h, out = x, 0
+        for layer, layer_state in zip(self.layers, state.layers, strict=True):
+            h, skip = layer.step(h, column, layer_state, state.label, advance=advance)
+            out = out + skip
+        out = self.hidden.step(F.relu(out), state.hidden, advance=advance)
+        params = self.conv_out.step(F.relu(out), state.out, advance=advance)
+        state.position += advance
+        if advance and column == self.image_shape[2] - 1:
+            v = state.row
+            for layer, layer_state in zip(self.layers, state.layers, strict=True):
+                v = layer.step_row(v, layer_state, state.label)
+        return params

@@ -1,0 +1,122 @@
+"""PixelCNN: van den Oord, Kalchbrenner and Kavukcuoglu, 2016, https://arxiv.org/abs/1601.06759.
+
+A stack of masked convolutions, each of which sees the pixels before its own. It has the blind spot that
+Gated PixelCNN was made to remove: a 3×3 layer looks one column to the right for each row up, so however deep
+the stack, what lies further to the right than the first layer's reach plus the rows above is never seen.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..nn import MaskedConv2d
+from ..nn.conv import RasterState
+from .image import ImageModel, check_at_least
+
+
+class ResidualBlock(nn.Module):
+    """`x + conv1x1(relu(conv3x3(relu(conv1x1(relu(x))))))` on 2h features, h of them inside (figure 5)."""
+
+    def __init__(self, nr_filters: int, channel_groups: int):
+        super().__init__()
+        self.reduce = MaskedConv2d(2 * nr_filters, nr_filters, 1, channel_groups=channel_groups)
+        self.conv = MaskedConv2d(nr_filters, nr_filters, 3, channel_groups=channel_groups)
+        self.expand = MaskedConv2d(nr_filters, 2 * nr_filters, 1, channel_groups=channel_groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.expand(F.relu(self.conv(F.relu(self.reduce(F.relu(x))))))
+
+    def init_state(self, batch: int, height: int, width: int) -> list[RasterState]:
+        """The states of the three layers before the first pixel."""
+        return [layer.init_state(batch, height, width) for layer in (self.reduce, self.conv, self.expand)]
+
+    def step(self, x: Tensor, state: list[RasterState], *, advance: bool = True) -> Tensor:
+        """The output at the next pixel, (B, 2h), for the input there; as `MaskedConv2d.step`."""
+        y = x
+        for layer, layer_state in zip((self.reduce, self.conv, self.expand), state, strict=True):
+            y = layer.step(F.relu(y), layer_state, advance=advance)
+        return x + y
+
+
+class PixelCNN(ImageModel):
+    """PixelCNN (van den Oord et al., 2016). The defaults are the published CIFAR-10 model but for the numbers
+    of features (128 and 1024 in the paper), which three colours must divide.
+
+    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. The model is
+    not class-conditional: every `label` is None.
+
+    Args:
+        image_shape: (C, H, W); C is 1 or 3.
+        nr_resnet: residual blocks.
+        nr_filters: features h inside a block; 2h run from block to block.
+        nr_out_filters: features between the two last layers.
+        head: "categorical", a softmax over the levels of each colour given the ones before it; "mixture", a
+            mixture of discretized logistics that couples the colours itself (Salimans et al., 2017,
+            arXiv:1701.05517); "bernoulli" for two levels.
+        nr_logistic_mix: components of the mixture head.
+        num_levels: values a subpixel can take.
+
+    Without the mixture head, features of colour images fall into three equal groups, R, G and B, which see
+    each other in that order: `nr_filters` and `nr_out_filters` are then multiples of 3.
+
+    Raises ValueError, naming the argument, for whatever the above rules out.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (3, 32, 32),
+        nr_resnet: int = 15,
+        nr_filters: int = 126,
+        nr_out_filters: int = 1023,
+        head: str = "categorical",
+        nr_logistic_mix: int = 10,
+        num_levels: int = 256,
+    ):
+        super().__init__(image_shape, num_levels, None, head, nr_logistic_mix)
+        check_at_least(0, nr_resnet=nr_resnet)
+        self.check_grouped(nr_filters=nr_filters, nr_out_filters=nr_out_filters)
+        self.config = {
+            "image_shape": self.image_shape,
+            "nr_resnet": nr_resnet,
+            "nr_filters": nr_filters,
+            "nr_out_filters": nr_out_filters,
+            "head": head,
+            "nr_logistic_mix": nr_logistic_mix,
+            "num_levels": num_levels,
+        }
+        channels, groups = self.image_shape[0], self.channel_groups
+        self.conv_in = MaskedConv2d(channels, 2 * nr_filters, 7, mask_type="A", channel_groups=groups)
+        self.blocks = nn.ModuleList(ResidualBlock(nr_filters, groups) for _ in range(nr_resnet))
+        self.hidden = MaskedConv2d(2 * nr_filters, nr_out_filters, 1, channel_groups=groups)
+        self.conv_out = MaskedConv2d(nr_out_filters, self.head.num_params(channels), 1, channel_groups=groups)
+
+    def forward(self, x: Tensor, label: None = None) -> Tensor:
+        """The head's parameters at every pixel given the pixels, and for groups the colours, before it.
+
+        `x (B, C, H, W)` in [-1, 1]. Returns `(B, P, H, W)`: for the categorical head P = C·num_levels logits,
+        colour after colour; for the mixture as `discretized_logistic_mixture_nll` takes them.
+        """
+        self.check_input(x, label)
+        y = self.conv_in(x)
+        for block in self.blocks:
+            y = block(y)
+        return self.conv_out(F.relu(self.hidden(F.relu(y))))
+
+    def init_state(self, batch: int) -> list:
+        """The states of all layers before the first pixel of `batch` images."""
+        layers = (self.conv_in, *self.blocks, self.hidden, self.conv_out)
+        return [layer.init_state(batch, *self.image_shape[1:]) for layer in layers]
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: list, *, advance: bool = True) -> Tensor:
+        """The parameters at the next pixel in raster order, (B, P), whose values are `x` (B, C).
+
+        `state` changes in place. With `advance=False` it stays at this pixel, so that the call can be
+        repeated as the colours of `x` become known: each colour's parameters look at the ones before it.
+        """
+        states = iter(state)
+        y = self.conv_in.step(x, next(states), advance=advance)
+        for block in self.blocks:
+            y = block.step(y, next(states), advance=advance)
+        y = self.hidden.step(F.relu(y), next(states), advance=advance)
+        return self.conv_out.step(F.relu(y), next(states), advance=advance)
