@@ -9,6 +9,7 @@ import gmfast
 from gmfast import cli
 from gmfast.data import load
 from gmfast.image_grid import image_grid
+from gmfast.models import MODELS
 
 TINY = ["--set", "nr_resnet=1", "--set", "nr_filters=4", "--set", "nr_logistic_mix=2"]
 
@@ -80,7 +81,7 @@ def test_train_resume_evaluate_sample(gmfast_command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train", "pixelrnn"], "model: expected one of pixelcnnpp, got 'pixelrnn'"),
+        (["train", "pixelrnn"], f"model: expected one of {', '.join(MODELS)}, got 'pixelrnn'"),
         (["train", "pixelcnnpp", "--data", "nowhere"], 'data: expected "digits", "photos" or a path, but '),
         (["train", "pixelcnnpp", "--set", "nr_filters"], "--set: expected NAME=VALUE, got 'nr_filters'"),
         (["train", "pixelcnnpp", "--set", "nr_filters=x"], "nr_filters: expected int, got 'x'"),

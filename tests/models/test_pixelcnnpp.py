@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from models.image_contracts import assert_completes
 
 import gmfast.functional as GF
 from gmfast import reference
@@ -184,6 +185,12 @@ def test_samples_depend_on_the_seed_and_not_on_their_number():
         model.sample(2, seed=torch.Generator().manual_seed(3)),
     )
     assert model.sample(0, seed=7).shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_completion(channels):
+    assert_completes(small((channels, 4, 4), num_labels=3).float(), label=2)
+    assert_completes(small((channels, 4, 4)).float())
 
 
 @pytest.mark.parametrize("training", [True, False])
