@@ -106,23 +106,44 @@ def sample(
         int | None, typer.Option(help="Class of every image; by default a conditional model takes turns.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Below 1: sharper distributions.")] = 1.0,
+    complete: Annotated[
+        bool,
+        typer.Option("--complete", help="Draw the lower half of held-out images, six times each."),
+    ] = False,
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
 ) -> None:
     """Draw images from a trained model into a grid."""
     import torch
 
-    from .data import from_unit
-    from .image_grid import image_grid
+    from .data import from_unit, load, to_unit
+    from .image_grid import completion_grid, image_grid
     from .train import find_device, load_run
 
-    model, _, _ = load_run(run)
+    model, settings, _ = load_run(run)
     device = find_device(device)
     levels, num_labels = model.config["num_levels"], model.config.get("num_labels")
-    if label is None and num_labels is not None:
-        label = torch.arange(n, device=device) % num_labels
-    images = model.to(device).sample(n, seed=seed, label=label, temperature=temperature, progress=True)
+    model.to(device)
+    options = {"seed": seed, "temperature": temperature, "progress": True}
+    if complete:
+        dataset, draws = load(settings.data, size=settings.size), 6
+        if n > len(dataset.heldout):
+            raise ValueError(f"n: expected at most the {len(dataset.heldout)} held-out images, got {n}")
+        chosen = torch.arange(n) * len(dataset.heldout) // n
+        originals = dataset.heldout[chosen]
+        if label is None and num_labels is not None:
+            label = dataset.heldout_labels[chosen].repeat_interleave(draws)
+        keep = torch.zeros(originals.shape[2:], dtype=torch.bool)
+        keep[: len(keep) // 2] = True
+        given = to_unit(originals, levels).repeat_interleave(draws, 0).to(device)
+        drawn = model.sample(n * draws, label=label, given=given, mask=keep, **options)
+        completions = from_unit(drawn, levels).cpu().unflatten(0, (n, draws))
+        picture = completion_grid(originals, keep, completions, levels)
+    else:
+        if label is None and num_labels is not None:
+            label = torch.arange(n, device=device) % num_labels
+        picture = image_grid(from_unit(model.sample(n, label=label, **options), levels), levels)
     out.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(from_unit(images, levels), levels).save(out, "PNG")
+    picture.save(out, "PNG")
     print(out)
 
 

@@ -280,7 +280,7 @@ def test_a_run_is_not_overwritten_and_resumes_as_it_began(tmp_path, toy):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": "pixelrnn"}, "model: expected one of pixelcnnpp.*, got 'pixelrnn'"),
+        ({"model": "pixelrnn"}, "model: expected one of .*pixelcnnpp.*, got 'pixelrnn'"),
         ({"precision": "float8"}, "precision: expected float32 or bfloat16, got 'float8'"),
         ({"batch_size": 0}, "batch_size: expected a positive number, got 0"),
         ({"lr": float("nan")}, "lr: expected a positive number, got nan"),
@@ -296,6 +296,10 @@ def test_a_run_is_not_overwritten_and_resumes_as_it_began(tmp_path, toy):
         (
             {"data": "photos", "conditional": True},
             "conditional: expected data with labels, but photos has none",
+        ),
+        (
+            {"model": "pixelcnn", "conditional": True},
+            "conditional: expected a model of classes, but pixelcnn is none",
         ),
     ],
 )
