@@ -74,6 +74,19 @@ def test_train_resume_evaluate_sample(gmfast_command, tmp_path):
         assert list(again.convert("RGB").crop(box).get_flattened_data()) == list(
             first.crop(box).get_flattened_data()
         )
+    status, out, _ = gmfast_command("sample", run, "--complete", "--n", "2", "--out", picture)
+    assert (status, out) == (0, f"{picture}\n")
+    with Image.open(picture) as completions:  # rows of a held-out digit, its upper half, and six completions
+        assert completions.size == (12 + 2 * (68 + 12) + 6 * 66 + 2 + 12, 24 + 2 * 66 + 2 + 12)
+        lefts = [14, 94, *range(174, 174 + 6 * 66, 66)]
+        for top, digit in ((26, 0), (92, 180)):
+            upper = [completions.crop((left, top, left + 64, top + 32)).tobytes() for left in lefts]
+            lower = [completions.crop((left, top + 32, left + 64, top + 64)).tobytes() for left in lefts]
+            assert len(set(upper)) == 1 and len(set(lower)) == 8
+            grey = [completions.getpixel((14 + 8 * i, top + 8))[0] for i in range(8)]
+            assert grey == [round(v * 255 / 16) for v in load("digits").heldout[digit, 0, 1].tolist()]
+    status, _, err = gmfast_command("sample", run, "--complete", "--n", "361", "--out", picture)
+    assert status == 2 and "n: expected at most the 360 held-out images, got 361" in err
     status, _, err = gmfast_command("sample", run, "--label", "10", "--out", picture)
     assert status == 2 and "label: expected integers from 0 to 9, got values from 10 to 10" in err
 
