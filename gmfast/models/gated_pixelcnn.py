@@ -160,8 +160,8 @@ class ModelState:
 
 
 class GatedPixelCNN(ImageModel):
-    """Gated PixelCNN (van den Oord et al., 2016), with classes or without. The defaults are the published
-    CIFAR-10 model but for the number of features (128 in the paper), which three colours must divide.
+    """Gated PixelCNN (van den Oord et al., 2016), with classes or without. The defaults, 20 layers of 384
+    features with 5×5 filters, are those of the paper's ImageNet model.
 
     Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`.
 
@@ -189,7 +189,7 @@ class GatedPixelCNN(ImageModel):
         self,
         image_shape: tuple[int, int, int] = (3, 32, 32),
         nr_layers: int = 20,
-        nr_filters: int = 126,
+        nr_filters: int = 384,
         kernel_size: int = 5,
         nr_out_filters: int = 1023,
         head: str = "categorical",
