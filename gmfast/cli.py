@@ -33,7 +33,9 @@ def main() -> None:
 @app.command()
 def train(
     model: Annotated[str, typer.Argument(help="Which model, for example pixelcnnpp.")],
-    data: Annotated[str | None, typer.Option(help="digits, photos, or a path. [default: digits]")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits, binary-digits, photos, or a path. [default: digits]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. [default: runs/MODEL-DATA]")] = None,
     steps: Annotated[int, typer.Option(min=0, help="Train until this step.")] = 2000,
     batch_size: Annotated[int | None, typer.Option(help="[default: 64]")] = None,

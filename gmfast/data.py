@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 #: Data that needs no file.
-BUILT_IN = ("digits", "photos")
+BUILT_IN = ("digits", "binary-digits", "photos")
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
@@ -77,6 +77,7 @@ def load(name_or_path: str | Path, *, size: int = 32) -> Dataset:
     """The data called `name_or_path`.
 
     - `digits`: scikit-learn's 1797 real digits, 8×8, 17 levels, 10 classes; the last fifth is held out.
+    - `binary-digits`: the same, 1 where the level is 8 or more and 0 elsewhere: 2 levels.
     - `photos`: `size`×`size` crops of scikit-learn's two photographs. Training crops come from the left
       three quarters of each; the right quarter, cut into tiles, is held out.
     - a folder with `train-images-idx3-ubyte` and its companions, gzipped or not: MNIST; its test set is held
@@ -92,8 +93,8 @@ def load(name_or_path: str | Path, *, size: int = 32) -> Dataset:
     """
     if size < 1:
         raise ValueError(f"size: expected a positive number of pixels, got {size}")
-    if name_or_path == "digits":
-        return _digits()
+    if name_or_path in ("digits", "binary-digits"):
+        return _digits(name_or_path)
     if name_or_path == "photos":
         return _photos(size)
     path = Path(name_or_path)
@@ -112,18 +113,20 @@ def load(name_or_path: str | Path, *, size: int = 32) -> Dataset:
     if path.exists():
         raise ValueError(f"data: expected a folder, an .npz file or CIFAR-10's .tar.gz, got {path}")
     raise FileNotFoundError(
-        f'data: expected "digits", "photos" or a path, but {path.absolute()} does not exist'
+        f"data: expected {', '.join(BUILT_IN)} or a path, but {path.absolute()} does not exist"
     )
 
 
-def _digits() -> Dataset:
+def _digits(name: str) -> Dataset:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
+    images, levels = torch.from_numpy(digits.images.astype(np.uint8))[:, None], 17
+    if name == "binary-digits":
+        images, levels = (images >= 8).to(torch.uint8), 2
     labels = torch.from_numpy(digits.target.astype(np.int64))
     split = len(images) * 4 // 5
-    return Dataset("digits", images[:split], images[split:], labels[:split], labels[split:], num_levels=17)
+    return Dataset(name, images[:split], images[split:], labels[:split], labels[split:], levels)
 
 
 def _photos(size: int, train_crops: int = 8192) -> Dataset:

@@ -89,7 +89,9 @@ def build_model(settings: Settings, dataset: data.Dataset) -> nn.Module:
     for name, value in settings.options.items():
         if name not in kinds or name in from_data:
             raise ValueError(f"options: expected some of {names} for {settings.model}, got {name!r}")
-        if type(value) is not kinds[name] and not (kinds[name] is float and type(value) is int):
+        # JSON has no tuples, and may write a float as an integer.
+        accepted = {tuple: (tuple, list), float: (float, int)}.get(kinds[name], (kinds[name],))
+        if type(value) not in accepted:
             raise ValueError(f"{name}: expected {kinds[name].__name__}, got {value!r}")
     defaults = DEFAULTS.get((settings.model, settings.data), {})
     torch.manual_seed(_seed(settings.seed, "weights"))

@@ -95,7 +95,10 @@ def test_train_resume_evaluate_sample(gmfast_command, tmp_path):
     ("arguments", "sentence"),
     [
         (["train", "pixelrnn"], f"model: expected one of {', '.join(MODELS)}, got 'pixelrnn'"),
-        (["train", "pixelcnnpp", "--data", "nowhere"], 'data: expected "digits", "photos" or a path, but '),
+        (
+            ["train", "pixelcnnpp", "--data", "nowhere"],
+            "data: expected digits, binary-digits, photos or a path, but ",
+        ),
         (["train", "pixelcnnpp", "--set", "nr_filters"], "--set: expected NAME=VALUE, got 'nr_filters'"),
         (["train", "pixelcnnpp", "--set", "nr_filters=x"], "nr_filters: expected int, got 'x'"),
         (

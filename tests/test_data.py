@@ -212,7 +212,8 @@ def test_mnist(tmp_path, packed):
 
 def test_missing_data(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r'data: expected "digits", "photos" or a path, but .*/nowhere does not'
+        FileNotFoundError,
+        match=r"data: expected digits, binary-digits, photos or a path, but .*/nowhere does not",
     ):
         load(tmp_path / "nowhere")
     with pytest.raises(

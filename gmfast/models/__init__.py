@@ -6,6 +6,7 @@ initialises from data, `initialize(x, label)`.
 """
 
 from .gated_pixelcnn import GatedPixelCNN
+from .made import MADE
 from .pixelcnn import PixelCNN
 from .pixelcnnpp import PixelCNNPP
 
@@ -14,6 +15,7 @@ MODELS = {
     "gated_pixelcnn": GatedPixelCNN,
     "pixelcnn": PixelCNN,
     "pixelcnnpp": PixelCNNPP,
+    "made": MADE,
 }
 
 #: Arguments that suit a data set better than the published ones, which are for large images.
@@ -25,4 +27,4 @@ DEFAULTS = {
     ("pixelcnnpp", "digits"): {"nr_resnet": 1, "nr_filters": 32, "nr_logistic_mix": 5, "dropout": 0.3},
 }
 
-__all__ = ["DEFAULTS", "MODELS", "GatedPixelCNN", "PixelCNN", "PixelCNNPP"]
+__all__ = ["DEFAULTS", "MADE", "MODELS", "GatedPixelCNN", "PixelCNN", "PixelCNNPP"]

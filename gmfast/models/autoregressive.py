@@ -1,9 +1,32 @@
-"""Sampling that every autoregressive model shares: one full pass for each position."""
+"""What autoregressive models share: checks of their arguments, and sampling with one full pass for each
+position."""
 
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+
+
+def check_label(label: Tensor | None, count: int, num_labels: int | None) -> None:
+    """Raises ValueError unless `label` is `count` integers below `num_labels`, or None where that is None.
+
+    Values are looked at on the CPU only: elsewhere the host would have to wait for the device.
+    """
+    if num_labels is None:
+        if label is not None:
+            raise ValueError("label: expected None, because the model is not conditional, got labels")
+        return
+    if label is None:
+        raise ValueError(f"label: expected {count} integers below {num_labels}, got None")
+    if label.shape != (count,) or label.is_floating_point():
+        raise ValueError(f"label: expected {count} integers, got {label.dtype} of shape {tuple(label.shape)}")
+    if label.device.type == "cpu" and count and not torch.compiler.is_compiling():
+        low, high = label.aminmax()
+        if low < 0 or high >= num_labels:
+            raise ValueError(
+                f"label: expected integers from 0 to {num_labels - 1}, "
+                f"got values from {int(low)} to {int(high)}"
+            )
 
 
 def given_mask(mask: Tensor | None, given: Tensor | None, shape: tuple[int, ...], device) -> Tensor:

@@ -2,5 +2,6 @@
 
 from .activation import ConcatELU, GatedActivation
 from .conv import CausalConv1d, MaskedConv2d
+from .made import MaskedLinear, MaskedMLP
 
-__all__ = ["CausalConv1d", "ConcatELU", "GatedActivation", "MaskedConv2d"]
+__all__ = ["CausalConv1d", "ConcatELU", "GatedActivation", "MaskedConv2d", "MaskedLinear", "MaskedMLP"]

@@ -1,0 +1,113 @@
+"""The masked network of MADE: Germain, Gregor, Murray and Larochelle, 2015, https://arxiv.org/abs/1502.03509.
+
+Every unit has a degree: how many leading values, in some order, it may know. The value of rank r (0 comes
+first) has degree r + 1, what is said about it has degree r, and hidden units have degrees from 1 to D - 1.
+One rule makes the masks of all layers: a unit sees those of a degree up to its own.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MaskedLinear(nn.Linear):
+    """`nn.Linear` that takes a mask with its input: booleans (out_features, in_features). Where it is false
+    the weight is never read, and its gradient is exactly zero."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return F.linear(x, torch.where(mask, self.weight, 0.0), self.bias)
+
+
+@dataclass
+class OrderState:
+    """What a `MaskedMLP` knows of a batch, value after value."""
+
+    order: list[int]
+    x: Tensor  # (B, D): the values so far, in the order in which they came
+    hidden: list[Tensor]  # for each hidden layer (B, H): the units so far
+    offsets: list[Tensor]  # for each layer (B or 1, outputs): its bias, and what it makes of the context
+    rank: int = 0  # of the value that comes next
+
+
+class MaskedMLP(nn.Module):
+    """A multilayer perceptron from D values to `num_params` numbers about each, which depend on exactly the
+    values before it in an order that each call names.
+
+    Hidden units are rectified, and the input reaches the output directly too. Degrees ascend evenly through a
+    hidden layer and are the same in every order, so one set of weights serves many of them.
+
+    Args:
+        num_inputs: D.
+        hidden: sizes of the hidden layers; may be empty.
+        num_params: numbers about each value.
+        num_context: features of a context that every unit sees; 0 for none.
+    """
+
+    def __init__(self, num_inputs: int, hidden: tuple[int, ...], num_params: int, num_context: int = 0):
+        super().__init__()
+        self.num_inputs, self.num_params = num_inputs, num_params
+        sizes = [num_inputs, *hidden, num_inputs * num_params]
+        self.layers = nn.ModuleList(MaskedLinear(below, size) for below, size in pairwise(sizes))
+        self.direct = MaskedLinear(num_inputs, num_inputs * num_params, bias=False)
+        self.context = None
+        if num_context:
+            self.context = nn.ModuleList(nn.Linear(num_context, size, bias=False) for size in sizes[1:])
+
+    def forward(self, x: Tensor, order: Tensor, context: Tensor | None = None) -> Tensor:
+        """`x (B, D)`; `order (D,)`, a permutation: the index of the value of each rank; `context (B, F)`.
+        Returns (B, D, num_params)."""
+        rank = order.argsort()
+        degrees = [rank + 1]
+        for layer in self.layers[:-1]:
+            units = torch.arange(layer.out_features, device=order.device)
+            degrees.append(1 + units * (self.num_inputs - 1) // layer.out_features)
+        degrees.append(rank.repeat_interleave(self.num_params))
+
+        h = x
+        for i, layer in enumerate(self.layers):
+            h = layer(h if i == 0 else F.relu(h), degrees[i + 1][:, None] >= degrees[i])
+            if self.context is not None:
+                h = h + self.context[i](context)
+        h = h + self.direct(x, degrees[-1][:, None] >= degrees[0])
+        return h.unflatten(1, (self.num_inputs, self.num_params))
+
+    def init_state(self, batch: int, order: Tensor, context: Tensor | None = None) -> OrderState:
+        """The state before the first value of `batch` samples in `order`."""
+        offsets = [layer.bias.unsqueeze(0) for layer in self.layers]
+        if self.context is not None:
+            offsets = [b + layer(context) for b, layer in zip(offsets, self.context, strict=True)]
+        new = self.direct.weight.new_zeros
+        hidden = [new(batch, layer.out_features) for layer in self.layers[:-1]]
+        return OrderState(order.tolist(), new(batch, self.num_inputs), hidden, offsets)
+
+    def step(self, x: Tensor | None, state: OrderState) -> Tensor:
+        """The numbers (B, num_params) about the next value in the order, given `x (B,)`, the value before it
+        (None for the first). `state` changes in place.
+
+        Each step computes the hidden units whose degree is reached, from the ones that are known: D of them
+        do the arithmetic of one full pass, less what is masked.
+        """
+        rank = state.rank
+        if (x is None) != (rank == 0):
+            raise ValueError(
+                f"x: expected {'a tensor' if rank else 'None'} at step {rank}, got {type(x).__name__}"
+            )
+        if rank > 0:
+            state.x[:, rank - 1] = x
+        seen, about = state.order[:rank], state.order[rank]
+        h, columns = state.x[:, :rank], seen
+        for layer, hidden, offset in zip(self.layers, state.hidden, state.offsets, strict=False):
+            new = slice(self._units_up_to(rank - 1, layer), self._units_up_to(rank, layer))
+            hidden[:, new] = F.relu(offset[:, new] + F.linear(h, layer.weight[new][:, columns]))
+            h, columns = hidden[:, : new.stop], slice(new.stop)
+        rows = slice(about * self.num_params, (about + 1) * self.num_params)
+        y = state.offsets[-1][:, rows] + F.linear(h, self.layers[-1].weight[rows][:, columns])
+        state.rank += 1
+        return y + F.linear(state.x[:, :rank], self.direct.weight[rows][:, seen])
+
+    def _units_up_to(self, degree: int, layer: MaskedLinear) -> int:
+        """How many units of a hidden layer have at most that degree: they come first."""
+        return -(-max(degree, 0) * layer.out_features // max(self.num_inputs - 1, 1))
