@@ -105,8 +105,8 @@ class MADE(nn.Module):
         return torch.logsumexp(torch.stack(log_probs), 0) - math.log(self.num_orders)
 
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood of the batch, a scalar in bits per dimension: in training mode of one order,
-        drawn from torch's global generator; else of the average over all orders, as `log_prob` has it."""
+        """Negative log-likelihood of the batch, a scalar in bits per dimension: in training mode of one
+        order, drawn from torch's global generator; else of the average over all orders, as in `log_prob`."""
         order = int(torch.randint(self.num_orders, (), device="cpu")) if self.training else None
         return -self.log_prob(x, label, order).mean() / (self.num_values * math.log(2))
 
