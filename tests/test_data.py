@@ -34,6 +34,14 @@ def test_digits():
     assert middle[digits.train_labels == 1].mean() > 12 > 4 > middle[digits.train_labels == 0].mean()
 
 
+def test_binary_digits():
+    digits, binary = load("digits"), load("binary-digits")
+    for split in ("train", "heldout"):
+        assert torch.equal(getattr(binary, split) == 1, getattr(digits, split) > 7.5)
+    assert binary.train.dtype == torch.uint8 and binary.train.max() == 1 and binary.num_levels == 2
+    assert torch.equal(binary.train_labels, digits.train_labels) and binary.name == "binary-digits"
+
+
 def test_photos_hold_out_a_region(monkeypatch):
     """Every pixel carries its photo, row and column, so that a crop tells where it is from."""
     rows, columns = np.meshgrid(np.arange(427), np.arange(640), indexing="ij")

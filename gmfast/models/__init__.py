@@ -25,6 +25,8 @@ DEFAULTS = {
     ("pixelcnn", "digits"): {"nr_resnet": 4, "nr_filters": 24, "nr_out_filters": 64},
     ("pixelcnn", "photos"): {"nr_resnet": 4, "nr_filters": 36, "nr_out_filters": 96},
     ("pixelcnnpp", "digits"): {"nr_resnet": 1, "nr_filters": 32, "nr_logistic_mix": 5, "dropout": 0.3},
+    ("made", "digits"): {"num_orders": 16, "num_components": 5},
+    ("made", "binary-digits"): {"num_orders": 16, "head": "bernoulli"},
 }
 
 __all__ = ["DEFAULTS", "MADE", "MODELS", "GatedPixelCNN", "PixelCNN", "PixelCNNPP"]
