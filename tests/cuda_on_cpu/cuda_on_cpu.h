@@ -32,6 +32,7 @@ inline dim3 blockIdx, blockDim, gridDim;
 namespace cuda_on_cpu {
 
 constexpr int warp_size = 32;
+constexpr int exchange_bytes = 128;  // that a thread may show to its warp at once
 
 // The barriers and the shared memory of the block that runs.
 class Block {
@@ -39,7 +40,7 @@ class Block {
   Block(int threads, size_t shared_bytes)
       : shared(static_cast<unsigned char*>(::operator new(shared_bytes, std::align_val_t(16)))),
         all(threads),
-        exchanged(threads) {
+        exchanged(size_t(threads) * exchange_bytes) {
     std::memset(shared, 0xff, shared_bytes);
     for (int first = 0; first < threads; first += warp_size) {
       warps.push_back(std::make_unique<std::barrier<>>(std::min(threads - first, warp_size)));
@@ -57,7 +58,7 @@ class Block {
 
   unsigned char* const shared;
   std::barrier<> all;
-  std::vector<double> exchanged;
+  std::vector<unsigned char> exchanged;
 
  private:
   std::vector<std::unique_ptr<std::barrier<>>> warps;
@@ -66,6 +67,24 @@ class Block {
 inline std::unique_ptr<Block> block;
 
 inline unsigned char* dynamic_shared() { return block->shared; }
+
+// What each thread of a warp shows to the others, from a barrier to the next.
+class Exchange {
+ public:
+  Exchange(const void* value, size_t bytes) {
+    if (bytes > exchange_bytes) throw std::length_error("cuda_on_cpu: exchange_bytes is too small");
+    std::memcpy(slot(threadIdx.x), value, bytes);
+    block->warp().arrive_and_wait();
+  }
+  ~Exchange() { block->warp().arrive_and_wait(); }
+
+  const void* from(int lane) const {
+    return slot(threadIdx.x / warp_size * warp_size + unsigned(lane));
+  }
+
+ private:
+  static unsigned char* slot(size_t thread) { return &block->exchanged[thread * exchange_bytes]; }
+};
 
 // Threads that are made once, because ThreadSanitizer takes long to make one.
 class Threads {
@@ -142,11 +161,8 @@ inline void __syncthreads() { cuda_on_cpu::block->all.arrive_and_wait(); }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
-  static_assert(sizeof(T) <= sizeof(double));
-  cuda_on_cpu::Block& block = *cuda_on_cpu::block;
-  std::memcpy(&block.exchanged[threadIdx.x], &value, sizeof(T));
-  block.warp().arrive_and_wait();
-  std::memcpy(&value, &block.exchanged[threadIdx.x ^ unsigned(mask)], sizeof(T));
-  block.warp().arrive_and_wait();
+  const cuda_on_cpu::Exchange exchange(&value, sizeof(T));
+  const int lane = int(threadIdx.x) % cuda_on_cpu::warp_size;
+  std::memcpy(&value, exchange.from(lane ^ mask), sizeof(T));
   return value;
 }

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <vector>
 
+#include "../../csrc/masked_conv2d.h"
 #include "../../csrc/pairs.h"
 #include "../../csrc/tensor.h"
 
@@ -44,6 +45,19 @@ class Cases {
     image.channel_stride = integer();
     image.pixel_stride = integer();
     return image;
+  }
+
+  gmfast::Grid grid() {
+    gmfast::Grid grid;
+    grid.data = memory();
+    if (!grid.data) return grid;
+    grid.dtype = gmfast::DType(integer());
+    grid.data = static_cast<char*>(grid.data) + integer();
+    grid.batch_stride = integer();
+    grid.channel_stride = integer();
+    grid.row_stride = integer();
+    grid.column_stride = integer();
+    return grid;
   }
 
   gmfast::PairOperand operand() {

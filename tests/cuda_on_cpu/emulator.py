@@ -67,7 +67,8 @@ def run(name, sanitizer, cases):
 
 
 def image(tensor):
-    """The items that make a (batch, channels, pixels) tensor an Image."""
+    """The items that make a (batch, channels, pixels) tensor an Image, a (batch, channels, rows, columns) one
+    a Grid."""
     if tensor is None:
         return [None]
     return [tensor, DTYPES.index(tensor.dtype), _byte_offset(tensor), *tensor.stride()]
