@@ -57,9 +57,9 @@ struct Operand {
   uint32_t height = 1, width = 1;  // of the window
   // Neighbouring threads take neighbouring depths of a line, or neighbouring lines.
   bool along_depth = false;
-  // Where `regular`, an aligned group of pack_elements<T> depths lies `stride` elements apart, in
-  // one row of the window and `advance` columns apart; where `packed`, moreover side by side and
-  // aligned.
+  // Where `regular`, the pack_elements<T> depths from a multiple of so many on lie `stride`
+  // elements apart, in one row of the window and `advance` columns (0 or 1) apart, and no window is
+  // narrower than they; where `packed`, moreover side by side and aligned.
   bool regular = false, packed = false;
   uint32_t advance = 0;
   int64_t stride = 0;
@@ -76,11 +76,12 @@ struct Depths {
 
 // How a block shares the work. `teams` each take every teams-th tile of the depth for all of the
 // block's part of C, and are added in their order. A warp of a team has a tile of 32 rows of C.
-template <class T, int warp_columns_, int warps_down_, int warps_across_, int teams_>
+// A multiprocessor must have registers for `blocks`.
+template <class T, int warp_columns_, int warps_down_, int warps_across_, int teams_, int blocks_>
 struct Tiling {
   static constexpr int depth = 64 / int(sizeof(T));
   static constexpr int warp_rows = 32, warp_columns = warp_columns_;
-  static constexpr int warps_across = warps_across_, teams = teams_;
+  static constexpr int warps_across = warps_across_, teams = teams_, blocks = blocks_;
   static constexpr int team_threads = warps_down_ * warps_across_ * warp_size;
   static constexpr int threads = teams * team_threads;
   static constexpr int rows = warps_down_ * warp_rows, columns = warps_across_ * warp_columns;
@@ -218,7 +219,44 @@ class MmaTile {
 // From memory to a panel, by way of registers
 // ---------------------------------------------------------------------------------------------
 
-// A thread's share of a tile of an operand: groups of `pack` depths of a line.
+// Neighbouring depths of a line on their way. 16 bits take a register each, so that a load is
+// waited for only when combine() packs them; a whole pack takes the first half of the registers.
+template <class T>
+class Group {
+ public:
+  static constexpr int count = pack_elements<T>;
+
+  GMFAST_DEVICE void set(int i, T value) {
+    if constexpr (sizeof(T) == 2) {
+      words_[i] = value.bits;
+    } else {
+      words_[i] = value;
+    }
+  }
+  GMFAST_DEVICE void combine() {
+    if constexpr (sizeof(T) == 2) {
+      GMFAST_UNROLL
+      for (int i = 0; i < count / 2; ++i) words_[i] = words_[2 * i] | words_[2 * i + 1] << 16;
+    }
+  }
+  GMFAST_DEVICE void set_pack(const Pack<T, count>& pack) {
+    const auto words = bit_cast<Pack<Word, pack_elements<Word>>>(pack);
+    GMFAST_UNROLL
+    for (int i = 0; i < pack_elements<Word>; ++i) words_[i] = words.elements[i];
+  }
+  GMFAST_DEVICE Pack<T, count> pack() const {
+    Pack<Word, pack_elements<Word>> words;
+    GMFAST_UNROLL
+    for (int i = 0; i < pack_elements<Word>; ++i) words.elements[i] = words_[i];
+    return bit_cast<Pack<T, count>>(words);
+  }
+
+ private:
+  using Word = std::conditional_t<sizeof(T) == 2, uint32_t, T>;
+  Word words_[count];
+};
+
+// A thread's share of a tile of an operand.
 template <class T, int lines, int depth, int threads>
 class Share {
  public:
@@ -227,30 +265,16 @@ class Share {
                            const Position* depth_positions) {
     GMFAST_UNROLL
     for (int g = 0; g < groups; ++g) {
-      const Position line = line_positions[line_of(operand, thread, g)];
-      const Position* depths = depth_positions + depth_of(operand, thread, g);
-      GMFAST_UNROLL
-      for (int i = 0; i < pack; ++i) {
-        store(&values_[g].elements[i], Compute<T>(line.row == everywhere_one_row));
-      }
-      if (operand.regular) {
-        fetch_regular(operand, line + depths[0], values_[g]);
-      } else {
-        GMFAST_UNROLL
-        for (int i = 0; i < pack; ++i) {
-          const Position p = line + depths[i];
-          if (p.row < operand.height && p.column < operand.width) {
-            values_[g].elements[i] = data(operand)[p.offset];
-          }
-        }
-      }
+      fetch(operand, line_positions[line_of(operand, thread, g)],
+            depth_positions + depth_of(operand, thread, g), groups_[g]);
     }
   }
 
-  GMFAST_DEVICE void put(const Operand& operand, int thread, Panel<T, lines, depth>& panel) const {
+  GMFAST_DEVICE void put(const Operand& operand, int thread, Panel<T, lines, depth>& panel) {
     GMFAST_UNROLL
     for (int g = 0; g < groups; ++g) {
-      panel.put(line_of(operand, thread, g), depth_of(operand, thread, g), values_[g]);
+      if (!operand.packed) groups_[g].combine();
+      panel.put(line_of(operand, thread, g), depth_of(operand, thread, g), groups_[g].pack());
     }
   }
 
@@ -259,9 +283,6 @@ class Share {
   static constexpr int groups = lines * line_groups / threads;
   static_assert(groups * threads == lines * line_groups, "equal shares");
 
-  GMFAST_DEVICE static const T* data(const Operand& operand) {
-    return static_cast<const T*>(operand.data);
-  }
   GMFAST_DEVICE static int line_of(const Operand& operand, int thread, int group) {
     const int index = thread + group * threads;
     return operand.along_depth ? index / line_groups : index % lines;
@@ -271,24 +292,38 @@ class Share {
     return (operand.along_depth ? index % line_groups : index / lines) * pack;
   }
 
-  GMFAST_DEVICE static void fetch_regular(const Operand& operand, const Position& first,
-                                          Pack<T, pack>& values) {
-    if (first.row >= operand.height) return;
-    const T* p = data(operand) + first.offset;
+  GMFAST_DEVICE static void fetch(const Operand& operand, const Position& line,
+                                  const Position* depths, Group<T>& group) {
+    const T* data = static_cast<const T*>(operand.data);
+    T padding;
+    store(&padding, Compute<T>(line.row == everywhere_one_row));
+    GMFAST_UNROLL
+    for (int i = 0; i < pack; ++i) group.set(i, padding);
+
+    const Position first = line + depths[0];
     const uint32_t last_column = first.column + (pack - 1) * operand.advance;
-    if (operand.packed && first.column < operand.width && last_column < operand.width) {
-      values = load_pack<pack>(p);
+    const bool first_inside = first.column < operand.width;
+    const bool last_inside = last_column < operand.width;
+    if (operand.regular && first_inside == last_inside) {
+      const bool inside = first_inside && first.row < operand.height;
+      if (operand.packed) {
+        group.combine();
+        if (inside) group.set_pack(load_pack<pack>(data + first.offset));
+      } else if (inside) {
+        GMFAST_UNROLL
+        for (int i = 0; i < pack; ++i) group.set(i, data[first.offset + i * operand.stride]);
+      }
     } else {
       GMFAST_UNROLL
       for (int i = 0; i < pack; ++i) {
-        if (first.column + i * operand.advance < operand.width) {
-          values.elements[i] = p[i * operand.stride];
-        }
+        const Position p = line + depths[i];
+        if (p.row < operand.height && p.column < operand.width) group.set(i, data[p.offset]);
       }
+      if (operand.packed) group.combine();
     }
   }
 
-  Pack<T, pack> values_[groups];
+  Group<T> groups_[groups];
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -314,7 +349,7 @@ struct GemmShared {
 // Block b takes a tile of C, tiles of the same columns one after the other: they share B. While a
 // tile of depths is multiplied, the next is on its way from memory to registers.
 template <class Problem, class T, class Tiling>
-__global__ void __launch_bounds__(Tiling::threads, 1) gemm_kernel(Problem problem) {
+__global__ void __launch_bounds__(Tiling::threads, Tiling::blocks) gemm_kernel(Problem problem) {
   using S = Compute<T>;
   using Tile = std::conditional_t<sizeof(T) == 2, MmaTile<T, Tiling>, FmaTile<T, Tiling>>;
   constexpr int rows = Tiling::rows, columns = Tiling::columns, depth = Tiling::depth;

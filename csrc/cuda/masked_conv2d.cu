@@ -288,10 +288,10 @@ Operand weight_operand(const MaskedConv2d& conv, Dimension depth, Dimension line
 
 // A block of 64 by 128 of C (64 by 64 in double) for 4 warps.
 template <class T>
-using Wide = Tiling<T, sizeof(T) == 8 ? 32 : 64, 2, 2, 1>;
+using Wide = Tiling<T, sizeof(T) == 8 ? 32 : 64, 2, 2, 1, sizeof(T) == 4 ? 3 : 2>;
 // 32 by 32, and 8 warps that share the depths.
 template <class T>
-using Deep = Tiling<T, 32, 1, 1, 8>;
+using Deep = Tiling<T, 32, 1, 1, 8, 1>;
 
 template <class T>
 void run_forward(const MaskedConv2d& conv, void* stream) {
