@@ -12,6 +12,8 @@ OPERATIONS = (
     "gated_activation",
     "concat_elu",
     "masked_conv2d",
+    "causal_conv1d",
+    "causal_conv1d_update",
 )
 
 
