@@ -8,6 +8,7 @@ from .._library import has_kernel, operator
 from . import _check
 from ._layout import compute_dtype, empty_as
 from .gated_activation import gated_activation
+from .masked_conv2d import Geometry, convolve
 
 ACTIVATIONS = (None, "silu", "gated")
 #: The depthwise kernel keeps what lies between the first tap and the last in the cache.
@@ -139,9 +140,13 @@ def _depthwise(x, weight, bias, dilation, activation, initial_state):
 
 
 def _dense(x, weight, bias, dilation, groups, activation, initial_state):
-    span = (weight.shape[2] - 1) * dilation
-    padded = F.pad(x, (span, 0)) if initial_state is None else torch.cat([initial_state, x], 2)
-    return activate(F.conv1d(padded, weight, bias, dilation=dilation, groups=groups), activation)
+    """As a masked convolution of images of one row, whose kernel of 2k - 1 columns has k live ones."""
+    taps, left = weight.shape[2], 0
+    if initial_state is not None:
+        x, left = torch.cat([initial_state, x], 2), initial_state.shape[2]
+    geometry = Geometry(2 * taps - 1, True, column_dilation=dilation, groups=groups, left=left)
+    y = convolve(x.unsqueeze(2), weight.unsqueeze(2), bias, geometry)
+    return activate(y.squeeze(2), activation)
 
 
 def _final_state(x, initial_state, span):
