@@ -122,7 +122,7 @@ class ImageModel(nn.Module):
         if progress:
             from tqdm import tqdm
 
-            order = tqdm(order, desc="sampling", unit="pixel", unit_scale=1 / len(colours))
+            order = tqdm(order, desc="sampling", unit="draw")
         was_training = self.training
         self.eval()
         try:
