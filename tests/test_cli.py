@@ -7,7 +7,7 @@ from PIL import Image
 
 import gmfast
 from gmfast import cli
-from gmfast.data import load
+from gmfast.data import BUILT_IN, load
 from gmfast.image_grid import image_grid
 from gmfast.models import MODELS
 
@@ -97,7 +97,7 @@ def test_train_resume_evaluate_sample(gmfast_command, tmp_path):
         (["train", "pixelrnn"], f"model: expected one of {', '.join(MODELS)}, got 'pixelrnn'"),
         (
             ["train", "pixelcnnpp", "--data", "nowhere"],
-            "data: expected digits, binary-digits, photos or a path, but ",
+            f"data: expected {', '.join(BUILT_IN)} or a path, but ",
         ),
         (["train", "pixelcnnpp", "--set", "nr_filters"], "--set: expected NAME=VALUE, got 'nr_filters'"),
         (["train", "pixelcnnpp", "--set", "nr_filters=x"], "nr_filters: expected int, got 'x'"),

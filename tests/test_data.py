@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gmfast.data import Dataset, from_unit, load, to_unit
+from gmfast.data import BUILT_IN, Dataset, from_unit, load, to_unit
 
 
 @pytest.mark.parametrize("num_levels", [2, 17, 256])
@@ -221,7 +221,7 @@ def test_mnist(tmp_path, packed):
 def test_missing_data(tmp_path):
     with pytest.raises(
         FileNotFoundError,
-        match=r"data: expected digits, binary-digits, photos or a path, but .*/nowhere does not",
+        match=f"data: expected {', '.join(BUILT_IN)} or a path, but .*/nowhere does not",
     ):
         load(tmp_path / "nowhere")
     with pytest.raises(

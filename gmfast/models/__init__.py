@@ -13,20 +13,20 @@ from .pixelcnnpp import PixelCNNPP
 #: What `gmfast train` calls each model.
 MODELS = {
     "gated_pixelcnn": GatedPixelCNN,
+    "made": MADE,
     "pixelcnn": PixelCNN,
     "pixelcnnpp": PixelCNNPP,
-    "made": MADE,
 }
 
 #: Arguments that suit a data set better than the published ones, which are for large images.
 DEFAULTS = {
     ("gated_pixelcnn", "digits"): {"nr_layers": 5, "nr_filters": 32, "kernel_size": 3, "nr_out_filters": 64},
     ("gated_pixelcnn", "photos"): {"nr_layers": 5, "nr_filters": 48, "kernel_size": 3, "nr_out_filters": 96},
+    ("made", "digits"): {"num_orders": 16, "nr_logistic_mix": 5},
+    ("made", "binary-digits"): {"num_orders": 16, "head": "bernoulli"},
     ("pixelcnn", "digits"): {"nr_resnet": 4, "nr_filters": 24, "nr_out_filters": 64},
     ("pixelcnn", "photos"): {"nr_resnet": 4, "nr_filters": 36, "nr_out_filters": 96},
     ("pixelcnnpp", "digits"): {"nr_resnet": 1, "nr_filters": 32, "nr_logistic_mix": 5, "dropout": 0.3},
-    ("made", "digits"): {"num_orders": 16, "num_components": 5},
-    ("made", "binary-digits"): {"num_orders": 16, "head": "bernoulli"},
 }
 
 __all__ = ["DEFAULTS", "MADE", "MODELS", "GatedPixelCNN", "PixelCNN", "PixelCNNPP"]

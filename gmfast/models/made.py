@@ -11,6 +11,7 @@ from ..nn import MaskedMLP
 from ..ops import _seed
 from .autoregressive import check_label, given_mask, sample_naive
 from .heads import HEADS
+from .image import check_at_least
 
 
 class MADE(nn.Module):
@@ -26,7 +27,7 @@ class MADE(nn.Module):
         num_orders: how many orders; the first is the raster order, the others are random.
         head: distribution of a value: "bernoulli" (the paper's; 2 levels), "categorical" or "mixture" (of
             discretized logistics).
-        num_components: of the mixture.
+        nr_logistic_mix: components of the mixture.
         order_seed: decides the random orders. They are part of the state dict.
         num_levels: values a value can take.
         num_labels: number of classes to condition on, which every unit sees; None for an unconditional model.
@@ -40,7 +41,7 @@ class MADE(nn.Module):
         hidden: tuple[int, ...] = (500, 500),
         num_orders: int = 1,
         head: str = "mixture",
-        num_components: int = 10,
+        nr_logistic_mix: int = 10,
         order_seed: int = 0,
         num_levels: int = 256,
         num_labels: int | None = None,
@@ -52,27 +53,23 @@ class MADE(nn.Module):
                 raise ValueError(f"{name}: expected positive integers, got {sizes}")
         if head not in HEADS:
             raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {head!r}")
-        for name, value, low in [
-            ("num_orders", num_orders, 1),
-            ("num_components", num_components, 1),
-            ("num_levels", num_levels, 2),
-            ("num_labels", 1 if num_labels is None else num_labels, 1),
-        ]:
-            if value < low:
-                raise ValueError(f"{name}: expected at least {low}, got {value}")
+        check_at_least(2, num_levels=num_levels)
+        check_at_least(1, num_orders=num_orders, nr_logistic_mix=nr_logistic_mix)
+        if num_labels is not None:
+            check_at_least(1, num_labels=num_labels)
         self.config = {
             "image_shape": image_shape,
             "hidden": hidden,
             "num_orders": num_orders,
             "head": head,
-            "num_components": num_components,
+            "nr_logistic_mix": nr_logistic_mix,
             "order_seed": order_seed,
             "num_levels": num_levels,
             "num_labels": num_labels,
         }
         self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
         self.num_values, self.num_orders = math.prod(image_shape), num_orders
-        self.head = HEADS[head](num_levels, *([num_components] if head == "mixture" else []))
+        self.head = HEADS[head](num_levels, *([nr_logistic_mix] if head == "mixture" else []))
         self.net = MaskedMLP(self.num_values, hidden, self.head.num_params(1), num_labels or 0)
         raster, random = range(self.num_values), Random(order_seed)
         orders = [raster] + [random.sample(raster, self.num_values) for _ in range(num_orders - 1)]
@@ -107,8 +104,10 @@ class MADE(nn.Module):
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of the batch, a scalar in bits per dimension: in training mode of one
         order, drawn from torch's global generator; else of the average over all orders, as in `log_prob`."""
-        order = int(torch.randint(self.num_orders, (), device="cpu")) if self.training else None
-        return -self.log_prob(x, label, order).mean() / (self.num_values * math.log(2))
+        if self.training:
+            order = int(torch.randint(self.num_orders, (), device="cpu"))
+            return self.head.bits_per_dim(x.unsqueeze(1), self(x, label, order))
+        return -self.log_prob(x, label).mean() / (self.num_values * math.log(2))
 
     @torch.no_grad()
     def sample(
@@ -148,6 +147,8 @@ class MADE(nn.Module):
         keep = given_mask(mask, given, shape, device)
         x = self.net.direct.weight.new_zeros(shape)
         if given is not None:
+            if not given.is_floating_point():
+                raise TypeError(f"given: expected floating point numbers in [-1, 1], got {given.dtype}")
             x.copy_(torch.where(keep, given.to(x), x))
         indices = self.orders[order].tolist()
         if progress:

@@ -17,7 +17,7 @@ HEADS = ["bernoulli", "categorical", "mixture"]
 def small(image_shape=(1, 3, 3), **options):
     """A model in float64 whose distributions are far from uniform."""
     torch.manual_seed(0)
-    options = {"hidden": (24, 20), "num_orders": 3, "num_components": 2, "num_levels": 2} | options
+    options = {"hidden": (24, 20), "num_orders": 3, "nr_logistic_mix": 2, "num_levels": 2} | options
     model = MADE(image_shape, **options).double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -347,7 +347,7 @@ def test_training_learns_and_a_run_loads(data, tmp_path):
         ({"head": "gaussian"}, "head: expected one of categorical, bernoulli, mixture, got 'gaussian'"),
         ({"head": "bernoulli", "num_levels": 3}, "num_levels: expected 2 for a Bernoulli head, got 3"),
         ({"num_orders": 0}, "num_orders: expected at least 1, got 0"),
-        ({"num_components": 0}, "num_components: expected at least 1, got 0"),
+        ({"nr_logistic_mix": 0}, "nr_logistic_mix: expected at least 1, got 0"),
         ({"num_levels": 1}, "num_levels: expected at least 2, got 1"),
         ({"num_labels": 0}, "num_labels: expected at least 1, got 0"),
     ],
@@ -388,5 +388,9 @@ def test_wrong_inputs():
         model.sample(1, method="cached")
     with pytest.raises(ValueError, match=r"given: expected a shape that expands to \(2, 1, 3, 3\)"):
         model.sample(2, given=torch.zeros(2, 5), mask=torch.ones(()))
+    with pytest.raises(
+        TypeError, match=r"given: expected floating point numbers in \[-1, 1\], got torch.int64"
+    ):
+        model.sample(1, given=torch.zeros(1, 1, 3, 3).long(), mask=torch.ones(()))
     with pytest.raises(ValueError, match="mask: expected None without given"):
         model.sample(2, mask=torch.ones(()))
