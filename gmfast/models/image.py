@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import _seed
-from .autoregressive import given_mask, sample_naive
+from .autoregressive import check_label, given_mask, sample_naive
 from .heads import HEADS
 
 
@@ -102,7 +102,7 @@ class ImageModel(nn.Module):
         if label is not None:
             label = torch.as_tensor(label)
             label = label.expand(n) if label.dim() == 0 else label
-        self._check_label(label, n)
+        check_label(label, n, self.num_labels)
         label = None if label is None else label.to(weight.device)
         seed = _seed.as_tensor(seed, weight.device)
         x = weight.new_zeros(n, *self.image_shape)
@@ -139,27 +139,7 @@ class ImageModel(nn.Module):
             raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
-        self._check_label(label, len(x))
-
-    def _check_label(self, label: Tensor | None, count: int) -> None:
-        """Values are looked at on the CPU only: elsewhere the host would have to wait for the device."""
-        if self.num_labels is None:
-            if label is not None:
-                raise ValueError("label: expected None, because the model is not conditional, got labels")
-            return
-        if label is None:
-            raise ValueError(f"label: expected {count} integers below {self.num_labels}, got None")
-        if label.shape != (count,) or label.is_floating_point():
-            raise ValueError(
-                f"label: expected {count} integers, got {label.dtype} of shape {tuple(label.shape)}"
-            )
-        if label.device.type == "cpu" and count and not torch.compiler.is_compiling():
-            low, high = label.aminmax()
-            if low < 0 or high >= self.num_labels:
-                raise ValueError(
-                    f"label: expected integers from 0 to {self.num_labels - 1}, "
-                    f"got values from {int(low)} to {int(high)}"
-                )
+        check_label(label, len(x), self.num_labels)
 
 
 def check_at_least(low: int, **arguments: int) -> None:
