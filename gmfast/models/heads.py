@@ -2,7 +2,7 @@
 
 Values are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. A head states how
 many parameters it wants for `channels` values at a position, turns them into nats, and draws from them with
-noise keyed by (seed, sample, position).
+noise keyed by (seed, sample, position). `sample(…, position=p)` takes params (B, P, 1) of position p alone.
 """
 
 import math
@@ -38,12 +38,14 @@ class Categorical:
         """The batch's mean over all values, a scalar."""
         return self.nll(x, params).sum() / (x.numel() * math.log(2))
 
-    def sample(self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0) -> Tensor:
+    def sample(
+        self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0, position: int = 0
+    ) -> Tensor:
         """A draw at each position, (B, C, *S), by inverse CDF. `seed`: int64 on params' device."""
         logits = params.unflatten(1, (channels, self.num_levels))
         logits = logits if logits.dtype == torch.float64 else logits.float()
         uniform = philox.uniform(
-            seed, len(params), params.shape[2:], channels, logits.dtype, params.device
+            seed, len(params), params.shape[2:], channels, logits.dtype, params.device, position
         ).unsqueeze(2)
         scaled = (logits - logits.amax(2, keepdim=True)) / max(temperature, 1e-30)
         cumulative = torch.exp(scaled).cumsum(2)
@@ -66,9 +68,11 @@ class Bernoulli(Categorical):
         logits = params if params.dtype == torch.float64 else params.float()
         return -F.logsigmoid(torch.where(x > 0, logits, -logits)).sum(1)
 
-    def sample(self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0) -> Tensor:
+    def sample(
+        self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0, position: int = 0
+    ) -> Tensor:
         logits = torch.stack([torch.zeros_like(params), params], 2).flatten(1, 2)
-        return super().sample(logits, channels, seed=seed, temperature=temperature)
+        return super().sample(logits, channels, seed=seed, temperature=temperature, position=position)
 
 
 class LogisticMixture:
@@ -79,6 +83,8 @@ class LogisticMixture:
 
     def __init__(self, num_levels: int, num_components: int = 10):
         self.num_levels, self.num_components = num_levels, num_components
+        # The published limit, -7 for 256 levels; finer levels allow for logistics as much narrower.
+        self.log_scale_min = min(-7.0, -7.0 - math.log((num_levels - 1) / 255))
 
     def num_params(self, channels: int) -> int:
         if channels not in (1, 3):
@@ -87,19 +93,35 @@ class LogisticMixture:
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
         """Nats at each position, (B, *S)."""
-        return GF.discretized_logistic_mixture_nll(x, params, num_classes=self.num_levels)
+        return GF.discretized_logistic_mixture_nll(
+            x, params, num_classes=self.num_levels, log_scale_min=self.log_scale_min
+        )
 
     def bits_per_dim(self, x: Tensor, params: Tensor) -> Tensor:
         """The batch's mean over all values, a scalar; loss and gradient in one pass."""
         return GF.discretized_logistic_mixture_nll(
-            x, params, num_classes=self.num_levels, reduction="bits_per_dim"
+            x,
+            params,
+            num_classes=self.num_levels,
+            log_scale_min=self.log_scale_min,
+            reduction="bits_per_dim",
         )
 
-    def sample(self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0) -> Tensor:
+    def sample(
+        self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0, position: int = 0
+    ) -> Tensor:
         """A draw at each position, (B, C, *S)."""
-        return GF.discretized_logistic_mixture_sample(
-            params, channels=channels, num_classes=self.num_levels, temperature=temperature, seed=seed
+        if position:  # the operation counts from 0: draw at all positions up to this one, and keep the last
+            params = params.expand(-1, -1, position + 1)
+        draws = GF.discretized_logistic_mixture_sample(
+            params,
+            channels=channels,
+            num_classes=self.num_levels,
+            log_scale_min=self.log_scale_min,
+            temperature=temperature,
+            seed=seed,
         )
+        return draws[:, :, -1:] if position else draws
 
 
 #: The names that models take for `head=`.

@@ -28,12 +28,12 @@ def philox(counter, key):
     return c0, c1, c2, c3
 
 
-def words(seed, batch, spatial, draw, device):
-    """Four words (B, *S) for each sample and position. `seed`: a 0-dim int64 tensor."""
+def words(seed, batch, spatial, draw, device, first=0):
+    """Four words (B, *S) for each sample and position, counted from `first`. `seed`: a 0-dim int64 tensor."""
     numel = 1
     for size in spatial:
         numel *= size
-    position = torch.arange(numel, device=device).reshape(1, *spatial)
+    position = torch.arange(first, first + numel, device=device).reshape(1, *spatial)
     sample = torch.arange(batch, device=device).reshape(batch, *[1] * len(spatial))
     shape = torch.broadcast_shapes(position.shape, sample.shape)
     zero = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -41,15 +41,15 @@ def words(seed, batch, spatial, draw, device):
     return philox(counter, (seed & _WORD, (seed >> 32) & _WORD))
 
 
-def uniform(seed, batch, spatial, count, dtype, device):
+def uniform(seed, batch, spatial, count, dtype, device, first=0):
     """`count` numbers a position in the open interval (0, 1): (B, count, *S).
 
     float32 takes the top 23 bits of a word; float64 adds the word of the same place in the next draw.
     """
     columns = []
-    for first in range(0, count, 4):
-        blocks = [words(seed, batch, spatial, first // 2 + block, device) for block in (0, 1)]
-        for high, low in list(zip(*blocks, strict=True))[: count - first]:
+    for drawn in range(0, count, 4):
+        blocks = [words(seed, batch, spatial, drawn // 2 + block, device, first) for block in (0, 1)]
+        for high, low in list(zip(*blocks, strict=True))[: count - drawn]:
             if dtype == torch.float64:
                 columns.append((((high << 20) | (low >> 12)).to(dtype) + 0.5) * 2.0**-52)
             else:

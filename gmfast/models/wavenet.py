@@ -1,0 +1,289 @@
+"""WaveNet: van den Oord et al., 2016, https://arxiv.org/abs/1609.03499.
+
+A sound is predicted sample after sample. The wave is moved one sample to the right and then seen only through
+causal convolutions, so that what is predicted at a time has seen the samples before it. Dilations double from
+layer to layer, and start again with each cycle.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import functional as GF
+from ..nn import CausalConv1d
+from ..ops import _seed
+from .autoregressive import check_label, given_mask
+from .heads import Categorical, LogisticMixture
+
+
+class Layer(nn.Module):
+    """A dilated causal convolution, the conditions added to it, the gate, and 1×1 convolutions of that: one to
+    the skip connections and, but in the last layer, one added to the layer's input for the next layer."""
+
+    def __init__(
+        self,
+        residual_channels: int,
+        skip_channels: int,
+        kernel_size: int,
+        dilation: int,
+        num_labels: int | None,
+        local_channels: int,
+        last: bool,
+    ):
+        super().__init__()
+        gates = 2 * residual_channels
+        self.label = None if num_labels is None else nn.Embedding(num_labels, gates)
+        self.local = nn.Conv1d(local_channels, gates, 1, bias=False) if local_channels else None
+        conditional = self.label is not None or self.local is not None
+        self.conv = CausalConv1d(
+            residual_channels,
+            gates,
+            kernel_size,
+            dilation=dilation,
+            activation=None if conditional else "gated",
+        )
+        self.skip = nn.Conv1d(residual_channels, skip_channels, 1)
+        self.residual = None if last else nn.Conv1d(residual_channels, residual_channels, 1)
+
+    def forward(self, x, label=None, local=None, state=None):
+        """x (B, R, T) to what goes on (B, R, T) and what skips (B, S, T). With `state`, x continues what the
+        layer has seen."""
+        h = self.conv(x) if state is None else self.conv.step(x, state)
+        if self.label is not None:
+            h = h + self.label(label).unsqueeze(2)
+        if self.local is not None:
+            h = h + self.local(local)
+        if self.conv.activation is None:
+            h = GF.gated_activation(h)
+        return x if self.residual is None else x + self.residual(h), self.skip(h)
+
+
+class WaveNet(nn.Module):
+    """WaveNet (van den Oord et al., 2016): an exact likelihood for sound, sample after sample.
+
+    Sounds are floats (B, 1, T) in [-1, 1], of any length T, class `v` of `num_levels` at
+    `2 * v / (num_levels - 1) - 1`. With μ-law companding the classes are those of the companded sound
+    (`gmfast.audio.mulaw_encode`). Before the start of a sound there are zeros.
+
+    Args:
+        length: samples in a sound that `sample` draws, unless told otherwise.
+        num_cycles, layers_per_cycle: each cycle has layers of dilation 1, 2, 4, …
+        kernel_size: taps of every causal convolution.
+        residual_channels: features that run from layer to layer.
+        skip_channels: features that every layer adds to for the output.
+        head: "categorical", a softmax over the levels, or "mixture", discretized logistics (Salimans et al.,
+            2017; for sound: van den Oord et al., 2018, arXiv:1711.10433), which suits 65536 levels.
+        num_components: of the mixture.
+        num_levels: values a sample can take.
+        num_labels: number of classes for global conditioning (a speaker); None for none.
+        local_channels: features that come with every sample for local conditioning (a spectrogram, at the
+            sample rate); 0 for none.
+
+    Raises ValueError, naming the argument, for whatever the above rules out.
+    """
+
+    def __init__(
+        self,
+        length: int = 16000,
+        num_cycles: int = 3,
+        layers_per_cycle: int = 10,
+        kernel_size: int = 2,
+        residual_channels: int = 64,
+        skip_channels: int = 256,
+        head: str = "categorical",
+        num_components: int = 10,
+        num_levels: int = 256,
+        num_labels: int | None = None,
+        local_channels: int = 0,
+    ):
+        super().__init__()
+        for name, value, low in [
+            ("length", length, 1),
+            ("num_cycles", num_cycles, 1),
+            ("layers_per_cycle", layers_per_cycle, 1),
+            ("kernel_size", kernel_size, 2),
+            ("residual_channels", residual_channels, 1),
+            ("skip_channels", skip_channels, 1),
+            ("num_components", num_components, 1),
+            ("num_levels", num_levels, 2),
+            ("num_labels", 1 if num_labels is None else num_labels, 1),
+            ("local_channels", local_channels, 0),
+        ]:
+            if value < low:
+                raise ValueError(f"{name}: expected at least {low}, got {value}")
+        if head not in ("categorical", "mixture"):
+            raise ValueError(f'head: expected "categorical" or "mixture", got {head!r}')
+        self.config = {
+            "length": length,
+            "num_cycles": num_cycles,
+            "layers_per_cycle": layers_per_cycle,
+            "kernel_size": kernel_size,
+            "residual_channels": residual_channels,
+            "skip_channels": skip_channels,
+            "head": head,
+            "num_components": num_components,
+            "num_levels": num_levels,
+            "num_labels": num_labels,
+            "local_channels": local_channels,
+        }
+        self.length, self.num_levels = length, num_levels
+        self.num_labels, self.local_channels = num_labels, local_channels
+        self.head = (
+            Categorical(num_levels) if head == "categorical" else LogisticMixture(num_levels, num_components)
+        )
+
+        dilations = [2**i for _ in range(num_cycles) for i in range(layers_per_cycle)]
+        self.input = CausalConv1d(1, residual_channels, kernel_size)
+        self.layers = nn.ModuleList(
+            Layer(
+                residual_channels,
+                skip_channels,
+                kernel_size,
+                dilation,
+                num_labels,
+                local_channels,
+                last=i == len(dilations) - 1,
+            )
+            for i, dilation in enumerate(dilations)
+        )
+        self.output = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv1d(skip_channels, skip_channels, 1),
+            nn.ReLU(),
+            nn.Conv1d(skip_channels, self.head.num_params(1), 1),
+        )
+        #: How many samples before it a prediction depends on.
+        self.receptive_field = 1 + (kernel_size - 1) * (1 + sum(dilations))
+
+    def forward(self, x: Tensor, label: Tensor | None = None, local: Tensor | None = None) -> Tensor:
+        """Parameters of every sample's distribution given the samples before it.
+
+        `x (B, 1, T)` in [-1, 1]; `label (B,)` integers and `local (B, local_channels, T)` for a model
+        conditioned on them. Returns `(B, P, T)`, P as the head wants it. Those at t depend on the
+        `receptive_field` samples x[t-1], x[t-2], …, on the label, and on local features up to and with t.
+        """
+        if x.dim() != 3 or x.shape[1] != 1 or x.shape[2] < 1:
+            raise ValueError(f"x: expected shape (B, 1, T) with T > 0, got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
+        self._check_conditions(label, local, len(x), x.shape[2])
+        return self.output(self._skips(F.pad(x, (1, -1)), label, local))
+
+    def log_prob(self, x: Tensor, label: Tensor | None = None, local: Tensor | None = None) -> Tensor:
+        """Log-probability of each sound, (B,), in nats."""
+        return -self.head.nll(x, self(x, label, local)).sum(1)
+
+    def loss(self, x: Tensor, label: Tensor | None = None, local: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of the batch, a scalar in bits per sample."""
+        return self.head.nll(x, self(x, label, local)).sum() / (x.numel() * math.log(2))
+
+    def init_state(self, batch: int) -> list[Tensor]:
+        """What `step` has seen of `batch` sounds before their start: the state of each causal convolution."""
+        return [conv.init_state(batch) for conv in (self.input, *(layer.conv for layer in self.layers))]
+
+    @torch.no_grad()
+    def step(
+        self,
+        x: Tensor | None,
+        state: list[Tensor],
+        label: Tensor | None = None,
+        local: Tensor | None = None,
+    ) -> Tensor:
+        """The next sample's parameters (B, P), as `forward` gives them, from the sample `x` (B, 1) before it:
+        None at the start. `local` (B, local_channels) belongs to the next sample. `state`, from `init_state`,
+        changes in place."""
+        batch = len(state[0])
+        x = state[0].new_zeros(batch, 1) if x is None else x
+        if x.shape != (batch, 1):
+            raise ValueError(f"x: expected shape ({batch}, 1), as the state has, got {tuple(x.shape)}")
+        local = local if local is None else local.unsqueeze(2)
+        self._check_conditions(label, local, batch, 1)
+        return self.output(self._skips(x.unsqueeze(2), label, local, state)).squeeze(2)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+        method: str = "naive",
+        label: Tensor | int | None = None,
+        temperature: float = 1.0,
+        given: Tensor | None = None,
+        mask: Tensor | None = None,
+        progress: bool = False,
+        length: int | None = None,
+        local: Tensor | None = None,
+    ) -> Tensor:
+        """Draws `n` sounds, (n, 1, length) in [-1, 1], each sample from a pass over its receptive field.
+
+        `seed` as in `discretized_logistic_mixture_sample`: sound i is the same whatever `n` is, and begins the
+        same whatever `length` is. `label`: one class or (n,) of them, and `local` (n, local_channels, length),
+        for a model conditioned on them. `temperature` below 1 sharpens each distribution. Where `mask` is
+        non-zero the values of `given` are kept, both of a shape that expands to the result's; what lies
+        between is drawn given what comes before it. The model is in eval mode meanwhile and in its former mode
+        afterwards.
+        """
+        if n < 0:
+            raise ValueError(f"n: expected a number of sounds, got {n}")
+        if method != "naive":
+            raise ValueError(f'method: expected "naive", the only one in this version, got {method!r}')
+        if length is None:
+            length = self.length if local is None else local.shape[-1]
+        if length < 1:
+            raise ValueError(f"length: expected a positive number of samples, got {length}")
+        weight = self.input.weight
+        if label is not None:
+            label = torch.as_tensor(label)
+            label = label.expand(n) if label.dim() == 0 else label
+        self._check_conditions(label, local, n, length)
+        label = None if label is None else label.to(weight.device)
+        seed = _seed.as_tensor(seed, weight.device)
+        keep = given_mask(mask, given, (n, 1, length), weight.device)
+        past = weight.new_zeros(n, 1, length + 1)  # the sample at t is past[t + 1]
+        if given is not None:
+            past[:, :, 1:] = torch.where(keep, given.to(past), 0.0)
+        # What all sounds are given needs no prediction.
+        times = (~keep.flatten(1).all(0)).nonzero().flatten().tolist()
+        if progress:
+            from tqdm import tqdm
+
+            times = tqdm(times, desc="sampling", unit="sample")
+        was_training = self.training
+        self.eval()
+        try:
+            for t in times:
+                seen = slice(max(0, t + 1 - self.receptive_field), t + 1)
+                skips = self._skips(past[:, :, seen], label, local if local is None else local[:, :, seen])
+                draw = self.head.sample(
+                    self.output(skips[:, :, -1:]), 1, seed=seed, temperature=temperature, position=t
+                )
+                here = past[:, :, t + 1 : t + 2]
+                here.copy_(torch.where(keep[:, :, t : t + 1], here, draw))
+        finally:
+            self.train(was_training)
+        return past[:, :, 1:].contiguous()
+
+    def _skips(self, previous, label, local, state=None):
+        """Sum of what skips to the output, (B, S, T), where the sample at t - 1 is `previous` (B, 1, T) at t.
+        With `state`, `previous` continues what has been seen."""
+        states = [None] * (1 + len(self.layers)) if state is None else state
+        x = self.input(previous) if state is None else self.input.step(previous, states[0])
+        total = 0.0
+        for layer, layer_state in zip(self.layers, states[1:], strict=True):
+            x, skip = layer(x, label, local, layer_state)
+            total = total + skip
+        return total
+
+    def _check_conditions(self, label, local, count, length):
+        check_label(label, count, self.num_labels)
+        if not self.local_channels:
+            if local is not None:
+                raise ValueError("local: expected None, because the model has no local_channels, got features")
+            return
+        expected = (count, self.local_channels, length)
+        if local is None or tuple(local.shape) != expected:
+            came = None if local is None else tuple(local.shape)
+            raise ValueError(f"local: expected shape {expected}, got {came}")
