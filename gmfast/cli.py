@@ -25,7 +25,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name.startswith("gmfast"):
             raise
-        _fail(f"{error.name} is missing: pip install 'gmfast[train]' brings it")
+        extra = "audio" if error.name in ("pyo", "soundfile") else "train"
+        _fail(f"{error.name} is missing: pip install 'gmfast[{extra}]' brings it")
     except (ValueError, OSError, FloatingPointError) as error:
         _fail(str(error))
 
@@ -34,7 +35,11 @@ def main() -> None:
 def train(
     model: Annotated[str, typer.Argument(help="Which model, for example pixelcnnpp.")],
     data: Annotated[
-        str | None, typer.Option(help="digits, binary-digits, photos, or a path. [default: digits]")
+        str | None,
+        typer.Option(
+            help="digits, binary-digits, photos, speech, flute, or a path. "
+            "[default: speech for wavenet, else digits]"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. [default: runs/MODEL-DATA]")] = None,
     steps: Annotated[int, typer.Option(min=0, help="Train until this step.")] = 2000,
@@ -53,7 +58,18 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="An argument of the model, e.g. nr_filters=64."),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Image size of photos and folders. [default: 32]")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Image size of photos and folders [default: 32]; samples in a clip. [default: 4096]"
+        ),
+    ] = None,
+    rate: Annotated[
+        int | None, typer.Option(help="Hz to resample sound to. [default: the file's own; 8000 for built-in]")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Levels of sound: mulaw (256) or linear (65536). [default: mulaw]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
     evaluate_every: Annotated[
         int | None, typer.Option(help="Steps between held-out losses; 0: never.")
@@ -68,12 +84,15 @@ def train(
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
 ) -> None:
     """Train a model. Ctrl-C saves; --resume goes on to the numbers of an uninterrupted run."""
+    from .models import DATA
     from .train import Settings, Trainer
 
     given = {
         "model": model,
         "data": data,
         "size": size,
+        "rate": rate,
+        "encoding": encoding,
         "conditional": conditional,
         "options": _options(option) if option else None,
         "seed": seed,
@@ -87,7 +106,7 @@ def train(
         "checkpoint_every": checkpoint_every,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    out = out or Path("runs") / f"{model}-{Path(data or Settings.data).name}"
+    out = out or Path("runs") / f"{model}-{Path(data or DATA.get(model, 'digits')).name}"
     if resume:
         trainer = Trainer.resume(out, device, **given)
     else:
@@ -101,9 +120,16 @@ def train(
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(help="A folder that `gmfast train` wrote.")],
-    n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 16,
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="How many. [default: 16 images, 1 clip of sound]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Image i is the same for any number of images.")] = 0,
-    out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("samples.png"),
+    out: Annotated[
+        Path | None, typer.Option(help="A PNG, or for sound a WAV. [default: samples.png, samples.wav]")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Samples in a clip of sound. [default: as in training]")
+    ] = None,
     label: Annotated[
         int | None, typer.Option(help="Class of every image; by default a conditional model takes turns.")
     ] = None,
@@ -114,38 +140,45 @@ def sample(
     ] = False,
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
 ) -> None:
-    """Draw images from a trained model into a grid."""
+    """Draw images from a trained model into a grid, or clips of sound, one after another, into a WAV file
+    with a picture of its waveform and spectrogram beside it."""
     import torch
 
-    from .data import from_unit, load, to_unit
-    from .image_grid import completion_grid, image_grid
     from .train import find_device, load_run
 
     model, settings, _ = load_run(run)
     device = find_device(device)
-    levels, num_labels = model.config["num_levels"], model.config.get("num_labels")
+    sound = settings.rate is not None
+    if sound and complete:
+        raise ValueError("complete: expected a model of images, got one of sound")
+    if length is not None and not sound:
+        raise ValueError(f"length: expected none for images, got {length}")
+    out = out or Path("samples.wav" if sound else "samples.png")
+    if sound and out.suffix != ".wav":
+        raise ValueError(f"out: expected a .wav file, got {out}")
+    n = n or (1 if sound else 16)
     model.to(device)
-    options = {"seed": seed, "temperature": temperature, "progress": True}
-    if complete:
-        dataset, draws = load(settings.data, size=settings.size), 6
-        if n > len(dataset.heldout):
-            raise ValueError(f"n: expected at most the {len(dataset.heldout)} held-out images, got {n}")
-        chosen = torch.arange(n) * len(dataset.heldout) // n
-        originals = dataset.heldout[chosen]
-        if label is None and num_labels is not None:
-            label = dataset.heldout_labels[chosen].repeat_interleave(draws)
-        keep = torch.zeros(originals.shape[2:], dtype=torch.bool)
-        keep[: len(keep) // 2] = True
-        given = to_unit(originals, levels).repeat_interleave(draws, 0).to(device)
-        drawn = model.sample(n * draws, label=label, given=given, mask=keep, **options)
-        completions = from_unit(drawn, levels).cpu().unflatten(0, (n, draws))
-        picture = completion_grid(originals, keep, completions, levels)
-    else:
-        if label is None and num_labels is not None:
-            label = torch.arange(n, device=device) % num_labels
-        picture = image_grid(from_unit(model.sample(n, label=label, **options), levels), levels)
+    num_labels = model.config.get("num_labels")
+    if label is None and num_labels is not None and not complete:
+        label = torch.arange(n, device=device) % num_labels
+    options = {"label": label, "seed": seed, "temperature": temperature, "progress": True}
     out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(out, "PNG")
+    if sound:
+        from . import audio
+
+        wave = audio.ENCODINGS[settings.encoding].decode(model.sample(n, length=length, **options)).flatten()
+        audio.write(out, wave, settings.rate)
+        audio.picture(out.with_suffix(".png"), wave, settings.rate)
+    else:
+        from .data import from_unit
+        from .image_grid import image_grid
+
+        if complete:
+            picture = _completions(model, settings, n, options)
+        else:
+            levels = model.config["num_levels"]
+            picture = image_grid(from_unit(model.sample(n, **options), levels), levels)
+        picture.save(out, "PNG")
     print(out)
 
 
@@ -155,16 +188,21 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Other data than the run's own.")] = None,
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
 ) -> None:
-    """Bits per dimension on held-out data, beside a histogram of each pixel."""
-    from .data import load
+    """Bits per dimension on held-out data, beside a histogram of each pixel, or of a sound's samples."""
     from .train import evaluate, find_device, load_run
 
     model, settings, step = load_run(run)
-    dataset = load(data or settings.data, size=settings.size)
+    dataset = settings.load_data(data)
     bits = evaluate(model.to(find_device(device)), dataset, settings.conditional)
-    print(f"{settings.model} at step {step}: {bits:.4f} bits per dimension on {len(dataset.heldout)} images")
     histogram = dataset.histogram_bits_per_dim(settings.conditional)
-    print(f"per-pixel histogram: {histogram:.4f} bits per dimension")
+    unit, baseline = (
+        ("dimension", "per-pixel histogram")
+        if dataset.rate is None
+        else ("sample", "histogram of all samples")
+    )
+    count = f"{len(dataset.heldout)} {dataset.items}"
+    print(f"{settings.model} at step {step}: {bits:.4f} bits per {unit} on {count}")
+    print(f"{baseline}: {histogram:.4f} bits per {unit}")
 
 
 @app.command()
@@ -186,6 +224,28 @@ def bench(
     from .benchmark import main
 
     main(out=out, quick=quick)
+
+
+def _completions(model, settings, n: int, options: dict, draws: int = 6):
+    """The picture of `n` held-out images, their upper halves, and what the model makes of these."""
+    import torch
+
+    from .data import from_unit, load, to_unit
+    from .image_grid import completion_grid
+
+    dataset, levels = load(settings.data, size=settings.size), model.config["num_levels"]
+    if n > len(dataset.heldout):
+        raise ValueError(f"n: expected at most the {len(dataset.heldout)} held-out images, got {n}")
+    chosen = torch.arange(n) * len(dataset.heldout) // n
+    originals = dataset.heldout[chosen]
+    if options["label"] is None and model.config.get("num_labels") is not None:
+        options["label"] = dataset.heldout_labels[chosen].repeat_interleave(draws)
+    keep = torch.zeros(originals.shape[2:], dtype=torch.bool)
+    keep[: len(keep) // 2] = True
+    given = to_unit(originals, levels).repeat_interleave(draws, 0)
+    drawn = model.sample(n * draws, given=given, mask=keep, **options)
+    completions = from_unit(drawn, levels).cpu().unflatten(0, (n, draws))
+    return completion_grid(originals, keep, completions, levels)
 
 
 def _options(pairs: list[str]) -> dict:

@@ -1,4 +1,4 @@
-"""Image data as integers: what can be had without a download, and what lies in local files.
+"""Images and sounds as integers: what can be had without a download, and what lies in local files.
 
 `load` returns every kind as the same `Dataset`. `to_unit` and `from_unit` go between the integers and the
 [-1, 1] that models take.
@@ -9,14 +9,20 @@ import io
 import pickle
 import tarfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import audio
+
+#: Recordings that the package pyo carries for its examples (LGPL; read where it is installed, never copied).
+RECORDINGS = {"speech": "baseballmajeur_m.aif", "flute": "flute.aif"}
+
 #: Data that needs no file.
-BUILT_IN = ("digits", "binary-digits", "photos")
+BUILT_IN = ("digits", "binary-digits", "photos", *RECORDINGS)
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
@@ -24,7 +30,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".ti
 @dataclass(frozen=True)
 class Dataset:
     """Images `train` and `heldout`, uint8 (N, C, H, W) with values below `num_levels`, and where the data
-    has classes their labels, int64 (N,)."""
+    has classes their labels, int64 (N,). Or clips of sound, uint8 or int32 (N, 1, T), of `rate` Hz."""
 
     name: str
     train: Tensor
@@ -32,6 +38,12 @@ class Dataset:
     train_labels: Tensor | None = None
     heldout_labels: Tensor | None = None
     num_levels: int = 256
+    rate: int | None = None
+
+    @property
+    def items(self) -> str:
+        """What there are N of."""
+        return "images" if self.rate is None else "clips"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -46,19 +58,20 @@ class Dataset:
     def histogram_bits_per_dim(self, conditional: bool = False) -> float:
         """Bits per dimension on the held-out images of the simplest model: every subpixel (of every class, if
         `conditional`) has a categorical distribution of its own, counted on the training images with one
-        added to each count."""
+        added to each count. The samples of a sound, which has no places, have one distribution in common."""
         size, levels = self.train[0].numel(), self.num_levels
-        cell = torch.arange(size) * levels
+        cells = size if self.rate is None else 1
+        cell = torch.arange(size) % cells * levels
         total = 0.0
         for label in range(self.num_labels) if conditional else [None]:
             train, heldout = (
                 images.flatten(1) if label is None else images[labels == label].flatten(1)
                 for images, labels in ((self.train, self.train_labels), (self.heldout, self.heldout_labels))
             )
-            counts = torch.ones(size * levels, dtype=torch.int64)
+            counts = torch.ones(cells * levels, dtype=torch.int64)
             for images in train.split(1024):
                 counts += torch.bincount((images + cell).flatten(), minlength=len(counts))
-            bits = -torch.log2(counts / (len(train) + levels))
+            bits = -torch.log2(counts / (len(train) * size // cells + levels))
             total += bits[heldout + cell].double().sum().item()
         return total / self.heldout.numel()
 
@@ -69,12 +82,16 @@ def to_unit(images: Tensor, num_levels: int) -> Tensor:
 
 
 def from_unit(x: Tensor, num_levels: int) -> Tensor:
-    """The inverse of `to_unit`, rounding to the nearest level: uint8."""
-    return ((x + 1) * ((num_levels - 1) / 2)).round().clamp(0, num_levels - 1).to(torch.uint8)
+    """The inverse of `to_unit`, rounding to the nearest level: uint8, or int32 for more than 256 levels."""
+    dtype = torch.uint8 if num_levels <= 256 else torch.int32
+    return ((x + 1) * ((num_levels - 1) / 2)).round().clamp(0, num_levels - 1).to(dtype)
 
 
-def load(name_or_path: str | Path, *, size: int = 32) -> Dataset:
-    """The data called `name_or_path`.
+def load(
+    name_or_path: str | Path, *, size: int | None = None, rate: int | None = None, encoding: str = "mulaw"
+) -> Dataset:
+    """The data called `name_or_path`. `size` is the side of a photo or of a folder's images (default 32), or
+    the length of a clip of sound (default 4096).
 
     - `digits`: scikit-learn's 1797 real digits, 8×8, 17 levels, 10 classes; the last fifth is held out.
     - `binary-digits`: the same, 1 where the level is 8 or more and 0 elsewhere: 2 levels.
@@ -86,32 +103,50 @@ def load(name_or_path: str | Path, *, size: int = 32) -> Dataset:
       test set is held out.
     - an `.npz` file: arrays `train` and `heldout`, uint8 (N, H, W) or (N, C, H, W) with C = 1 or 3;
       optionally integers `train_labels` and `heldout_labels` (N,), and `num_levels` (default 256).
+    - `speech` and `flute`: recordings of 5.8 and 5.5 seconds that the package pyo carries, at `rate` Hz
+      (default 8000), treated as a sound file.
+    - a sound file (`gmfast.audio.read`), or a folder with such files in it or below: resampled to `rate` if
+      given, in the `encoding` "mulaw" (256 levels) or "linear" (65536), and cut into clips. The last fifth of
+      each file is held out and cut end to end; training clips overlap if there would be few. What is shorter
+      than a clip is left out.
     - any other folder: the images in it and below, in the order of their names, shrunk and cropped at the
       centre to `size`×`size` RGB. Every tenth is held out.
 
-    Raises FileNotFoundError or ValueError, each saying in one sentence what was looked for and where.
+    Raises FileNotFoundError, ValueError or, for a missing package, ModuleNotFoundError, each saying in one
+    sentence what was looked for and where.
     """
-    if size < 1:
-        raise ValueError(f"size: expected a positive number of pixels, got {size}")
+    for name, value in (("size", size), ("rate", rate)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected a positive number, got {value}")
+    if encoding not in audio.ENCODINGS:
+        raise ValueError(f"encoding: expected {' or '.join(audio.ENCODINGS)}, got {encoding!r}")
+    pixels, samples = size or 32, size or 4096
     if name_or_path in ("digits", "binary-digits"):
         return _digits(name_or_path)
     if name_or_path == "photos":
-        return _photos(size)
+        return _photos(pixels)
+    if name_or_path in RECORDINGS:
+        return _sounds(name_or_path, [_recording(name_or_path)], samples, rate or 8000, encoding)
     path = Path(name_or_path)
     if path.is_file():
         if path.suffix == ".npz":
             return _npz(path)
         if path.name.endswith((".tar.gz", ".tgz")):
             return _cifar10(path, _tar_files(path))
+        if path.suffix.lower() in audio.SUFFIXES:
+            return _sounds(path.stem, [path], samples, rate, encoding)
     if path.is_dir():
         files = {file.name: file.read_bytes for file in path.iterdir() if file.is_file()}
         if "data_batch_1" in files:
             return _cifar10(path, files)
         if any(name.startswith("train-images") for name in files):
             return _mnist(path, files)
-        return _image_folder(path, size)
+        sounds = sorted(file for file in path.rglob("*") if file.suffix.lower() in audio.SUFFIXES)
+        if sounds:
+            return _sounds(path.name, sounds, samples, rate, encoding)
+        return _image_folder(path, pixels)
     if path.exists():
-        raise ValueError(f"data: expected a folder, an .npz file or CIFAR-10's .tar.gz, got {path}")
+        raise ValueError(f"data: expected a folder, sound, an .npz file or CIFAR-10's .tar.gz, got {path}")
     raise FileNotFoundError(
         f"data: expected {', '.join(BUILT_IN)} or a path, but {path.absolute()} does not exist"
     )
@@ -169,6 +204,49 @@ def _image_folder(path: Path, size: int) -> Dataset:
     images = torch.stack(images)
     held = torch.arange(len(images)) % 10 == 9
     return Dataset(path.name, images[~held], images[held])
+
+
+def _recording(name: str) -> Path:
+    try:
+        files = metadata.files("pyo") or []
+    except metadata.PackageNotFoundError:
+        raise ModuleNotFoundError(
+            f"data: expected the package pyo, whose recording {name!r} is: pip install pyo", name="pyo"
+        ) from None
+    for file in files:
+        if file.name == RECORDINGS[name]:
+            return Path(file.locate())
+    raise FileNotFoundError(f"data: expected {RECORDINGS[name]} among the files of the package pyo")
+
+
+def _sounds(
+    name: str, files: list[Path], length: int, rate: int | None, encoding: str, train_clips: int = 1024
+) -> Dataset:
+    levels, encode, _ = audio.ENCODINGS[encoding]
+    waves = {file: audio.read(file, rate) for file in files}
+    rates = {file_rate for _, file_rate in waves.values()}
+    if len(rates) > 1:
+        raise ValueError(
+            f"rate: expected one to resample to, because the files in {name} have {sorted(rates)} Hz"
+        )
+    waves = [from_unit(encode(wave), levels) for wave, _ in waves.values()]
+    splits = [len(wave) * 4 // 5 for wave in waves]
+    hop = min(length, max(1, sum(splits) // train_clips))
+    train, heldout = (
+        [part.unfold(0, length, step) for part in parts if len(part) >= length]
+        for parts, step in (
+            ([wave[:split] for wave, split in zip(waves, splits, strict=True)], hop),
+            ([wave[split:] for wave, split in zip(waves, splits, strict=True)], length),
+        )
+    )
+    if not train or not heldout:
+        longest = max(len(wave) for wave in waves)
+        raise ValueError(
+            f"data: expected a recording in {name} of which a fifth has a clip's {length} samples, "
+            f"got at most {longest} samples in all"
+        )
+    train, heldout = (torch.cat(clips).unsqueeze(1) for clips in (train, heldout))
+    return Dataset(name, train, heldout, num_levels=levels, rate=rates.pop())
 
 
 def _npz(path: Path) -> Dataset:

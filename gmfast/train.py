@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import data
-from .models import DEFAULTS, MODELS
+from .data import Dataset
+from .models import DATA, DEFAULTS, MODELS
 
 
 @dataclass
@@ -43,8 +44,10 @@ class Settings:
     """
 
     model: str = "pixelcnnpp"
-    data: str = "digits"
-    size: int = 32
+    data: str | None = None  # None: what suits the model
+    size: int | None = None  # these three as in `gmfast.data.load`; for sound Trainer puts in the data's rate
+    rate: int | None = None
+    encoding: str = "mulaw"
     conditional: bool = False
     options: dict = field(default_factory=dict)  # arguments of the model's constructor
     seed: int = 0
@@ -60,6 +63,8 @@ class Settings:
     def __post_init__(self):
         if self.model not in MODELS:
             raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {self.model!r}")
+        if self.data is None:
+            self.data = DATA.get(self.model, "digits")
         if self.data not in data.BUILT_IN:
             self.data = str(Path(self.data).absolute())
         if self.precision not in ("float32", "bfloat16"):
@@ -73,8 +78,12 @@ class Settings:
         if self.evaluate_every < 0:
             raise ValueError(f"evaluate_every: expected 0 or more steps, got {self.evaluate_every}")
 
+    def load_data(self, name_or_path: str | None = None) -> Dataset:
+        """The run's data, or other data prepared in the same way."""
+        return data.load(name_or_path or self.data, size=self.size, rate=self.rate, encoding=self.encoding)
 
-def build_model(settings: Settings, dataset: data.Dataset) -> nn.Module:
+
+def build_model(settings: Settings, dataset: Dataset) -> nn.Module:
     """A fresh model for the data. Raises ValueError for an option that the model does not have."""
     cls = MODELS[settings.model]
     if settings.conditional and dataset.num_labels is None:
@@ -82,7 +91,15 @@ def build_model(settings: Settings, dataset: data.Dataset) -> nn.Module:
     kinds = {name: type(parameter.default) for name, parameter in inspect.signature(cls).parameters.items()}
     if settings.conditional and "num_labels" not in kinds:
         raise ValueError(f"conditional: expected a model of classes, but {settings.model} is none")
-    from_data = {"image_shape": dataset.image_shape, "num_levels": dataset.num_levels}
+    shape = (
+        {"image_shape": dataset.image_shape} if dataset.rate is None else {"length": dataset.train.shape[2]}
+    )
+    if not shape.keys() <= kinds.keys():
+        expected = "images" if "image_shape" in kinds else "sound"
+        raise ValueError(
+            f"data: expected {expected} for {settings.model}, but {dataset.name} is {dataset.items}"
+        )
+    from_data = {**shape, "num_levels": dataset.num_levels}
     if "num_labels" in kinds:
         from_data["num_labels"] = dataset.num_labels if settings.conditional else None
     names = ", ".join(name for name in kinds if name not in from_data)
@@ -99,8 +116,8 @@ def build_model(settings: Settings, dataset: data.Dataset) -> nn.Module:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: data.Dataset, conditional: bool = False) -> float:
-    """The model's loss over the held-out images, in its own unit (bits per dimension for a likelihood).
+def evaluate(model: nn.Module, dataset: Dataset, conditional: bool = False) -> float:
+    """The model's loss over the held-out data, in its own unit (bits per dimension for a likelihood).
 
     Raises ValueError when data and model do not go together."""
     levels = model.config["num_levels"]
@@ -113,8 +130,9 @@ def evaluate(model: nn.Module, dataset: data.Dataset, conditional: bool = False)
     was_training = model.training
     model.eval()
     total = 0.0
-    for start in range(0, len(images), 128):
-        batch = slice(start, start + 128)
+    size = max(1, min(128, 2**17 // images[0, 0].numel()))
+    for start in range(0, len(images), size):
+        batch = slice(start, start + size)
         x = data.to_unit(images[batch].to(device), levels)
         total += _loss(model, x, None if labels is None else labels[batch].to(device)).item() * len(x)
     model.train(was_training)
@@ -137,14 +155,15 @@ class Trainer:
     """
 
     def __init__(self, settings: Settings, out: Path, device: str | None = None):
-        self.settings, self.out = settings, Path(out)
+        self.out = Path(out)
         self.device = find_device(device)
-        self.dataset = data.load(settings.data, size=settings.size)
+        self.dataset = settings.load_data()
+        self.settings = settings = replace(settings, rate=self.dataset.rate)
         self.labels = self.dataset.train_labels if settings.conditional else None
         if settings.batch_size > len(self.dataset.train):
             raise ValueError(
-                f"batch_size: expected at most the {len(self.dataset.train)} training images of "
-                f"{self.dataset.name}, got {settings.batch_size}"
+                f"batch_size: expected at most the {len(self.dataset.train)} training {self.dataset.items} "
+                f"of {self.dataset.name}, got {settings.batch_size}"
             )
         self.model = build_model(settings, self.dataset).to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, (0.95, 0.9995), fused=True)
@@ -171,7 +190,7 @@ class Trainer:
         """The run in `out` as its last checkpoint left it. Metrics of later steps are dropped: they will come
         again. `settings`, where given, must be those of the run, except how often to evaluate and to save."""
         checkpoint, state = _last(out)
-        saved = state["settings"]
+        saved = asdict(Settings(**state["settings"]))
         settings = Settings(**{**saved, **settings})
         for name, value in asdict(settings).items():
             if name not in ("evaluate_every", "checkpoint_every") and value != saved[name]:

@@ -19,8 +19,8 @@ from .heads import Categorical, LogisticMixture
 
 
 class Layer(nn.Module):
-    """A dilated causal convolution, the conditions added to it, the gate, and 1×1 convolutions of that: one to
-    the skip connections and, but in the last layer, one added to the layer's input for the next layer."""
+    """A dilated causal convolution, the conditions added to it, the gate, and 1×1 convolutions of that: one
+    to the skip connections and, but in the last layer, one added to the layer's input for the next layer."""
 
     def __init__(
         self,
@@ -219,12 +219,12 @@ class WaveNet(nn.Module):
     ) -> Tensor:
         """Draws `n` sounds, (n, 1, length) in [-1, 1], each sample from a pass over its receptive field.
 
-        `seed` as in `discretized_logistic_mixture_sample`: sound i is the same whatever `n` is, and begins the
-        same whatever `length` is. `label`: one class or (n,) of them, and `local` (n, local_channels, length),
-        for a model conditioned on them. `temperature` below 1 sharpens each distribution. Where `mask` is
-        non-zero the values of `given` are kept, both of a shape that expands to the result's; what lies
-        between is drawn given what comes before it. The model is in eval mode meanwhile and in its former mode
-        afterwards.
+        `seed` as in `discretized_logistic_mixture_sample`: sound i is the same whatever `n` is, and begins
+        the same whatever `length` is. `label`: one class or (n,) of them, and `local` (n, local_channels,
+        length), for a model conditioned on them. `temperature` below 1 sharpens each distribution. Where
+        `mask` is non-zero the values of `given` are kept, both of a shape that expands to the result's; the
+        rest is drawn, each sample given those before it. The model is in eval mode meanwhile and in its
+        former mode afterwards.
         """
         if n < 0:
             raise ValueError(f"n: expected a number of sounds, got {n}")
@@ -281,7 +281,9 @@ class WaveNet(nn.Module):
         check_label(label, count, self.num_labels)
         if not self.local_channels:
             if local is not None:
-                raise ValueError("local: expected None, because the model has no local_channels, got features")
+                raise ValueError(
+                    "local: expected None, because the model has no local_channels, got features"
+                )
             return
         expected = (count, self.local_channels, length)
         if local is None or tuple(local.shape) != expected:
