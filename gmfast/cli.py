@@ -230,10 +230,10 @@ def _completions(model, settings, n: int, options: dict, draws: int = 6):
     """The picture of `n` held-out images, their upper halves, and what the model makes of these."""
     import torch
 
-    from .data import from_unit, load, to_unit
+    from .data import from_unit, to_unit
     from .image_grid import completion_grid
 
-    dataset, levels = load(settings.data, size=settings.size), model.config["num_levels"]
+    dataset, levels = settings.load_data(), model.config["num_levels"]
     if n > len(dataset.heldout):
         raise ValueError(f"n: expected at most the {len(dataset.heldout)} held-out images, got {n}")
     chosen = torch.arange(n) * len(dataset.heldout) // n

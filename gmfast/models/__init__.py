@@ -1,8 +1,8 @@
 """Reference models, one family per file.
 
-A model takes `image_shape` (of sound: `length`), `num_levels` and, if it can be conditional, `num_labels` from
-the data, and has `config` (its constructor's arguments), `loss(x, label)`, `sample(n, seed=...)` and, where
-the paper initialises from data, `initialize(x, label)`.
+A model takes `image_shape` (of sound, `length`), `num_levels` and, if it can be conditional, `num_labels`
+from the data, and has `config` (its constructor's arguments), `loss(x, label)`, `sample(n, seed=...)` and,
+where the paper initialises from data, `initialize(x, label)`.
 """
 
 from .gated_pixelcnn import GatedPixelCNN
