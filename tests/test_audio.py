@@ -165,7 +165,7 @@ def recording(tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"encoding": "linear"}])
 def test_training_on_sound_learns(tmp_path, recording, options):
-    head = {"head": "mixture", "num_components": 3} if options else {}
+    head = {"head": "mixture", "nr_logistic_mix": 3} if options else {}
     settings = Settings(
         model="wavenet", data=str(recording), size=200, batch_size=16, lr=0.02, options=TINY | head, **options
     )

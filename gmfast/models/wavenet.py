@@ -75,7 +75,7 @@ class WaveNet(nn.Module):
         skip_channels: features that every layer adds to for the output.
         head: "categorical", a softmax over the levels, or "mixture", discretized logistics (Salimans et al.,
             2017; for sound: van den Oord et al., 2018, arXiv:1711.10433), which suits 65536 levels.
-        num_components: of the mixture.
+        nr_logistic_mix: components of the mixture.
         num_levels: values a sample can take.
         num_labels: number of classes for global conditioning (a speaker); None for none.
         local_channels: features that come with every sample for local conditioning (a spectrogram, at the
@@ -93,7 +93,7 @@ class WaveNet(nn.Module):
         residual_channels: int = 64,
         skip_channels: int = 256,
         head: str = "categorical",
-        num_components: int = 10,
+        nr_logistic_mix: int = 10,
         num_levels: int = 256,
         num_labels: int | None = None,
         local_channels: int = 0,
@@ -106,7 +106,7 @@ class WaveNet(nn.Module):
             ("kernel_size", kernel_size, 2),
             ("residual_channels", residual_channels, 1),
             ("skip_channels", skip_channels, 1),
-            ("num_components", num_components, 1),
+            ("nr_logistic_mix", nr_logistic_mix, 1),
             ("num_levels", num_levels, 2),
             ("num_labels", 1 if num_labels is None else num_labels, 1),
             ("local_channels", local_channels, 0),
@@ -123,7 +123,7 @@ class WaveNet(nn.Module):
             "residual_channels": residual_channels,
             "skip_channels": skip_channels,
             "head": head,
-            "num_components": num_components,
+            "nr_logistic_mix": nr_logistic_mix,
             "num_levels": num_levels,
             "num_labels": num_labels,
             "local_channels": local_channels,
@@ -131,7 +131,7 @@ class WaveNet(nn.Module):
         self.length, self.num_levels = length, num_levels
         self.num_labels, self.local_channels = num_labels, local_channels
         self.head = (
-            Categorical(num_levels) if head == "categorical" else LogisticMixture(num_levels, num_components)
+            Categorical(num_levels) if head == "categorical" else LogisticMixture(num_levels, nr_logistic_mix)
         )
 
         dilations = [2**i for _ in range(num_cycles) for i in range(layers_per_cycle)]

@@ -16,7 +16,7 @@ def small(**options):
         "layers_per_cycle": 2,
         "residual_channels": 4,
         "skip_channels": 6,
-        "num_components": 2,
+        "nr_logistic_mix": 2,
         "num_levels": 9,
     } | options
     return WaveNet(**options).double()
