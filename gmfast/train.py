@@ -91,15 +91,15 @@ def build_model(settings: Settings, dataset: Dataset) -> nn.Module:
     kinds = {name: type(parameter.default) for name, parameter in inspect.signature(cls).parameters.items()}
     if settings.conditional and "num_labels" not in kinds:
         raise ValueError(f"conditional: expected a model of classes, but {settings.model} is none")
-    shape = (
-        {"image_shape": dataset.image_shape} if dataset.rate is None else {"length": dataset.train.shape[2]}
-    )
-    if not shape.keys() <= kinds.keys():
+    if dataset.rate is None:
+        from_data = {"image_shape": dataset.image_shape, "num_levels": dataset.num_levels}
+    else:
+        from_data = {"length": dataset.train.shape[2], "num_levels": dataset.num_levels}
+    if not from_data.keys() <= kinds.keys():
         expected = "images" if "image_shape" in kinds else "sound"
         raise ValueError(
             f"data: expected {expected} for {settings.model}, but {dataset.name} is {dataset.items}"
         )
-    from_data = {**shape, "num_levels": dataset.num_levels}
     if "num_labels" in kinds:
         from_data["num_labels"] = dataset.num_labels if settings.conditional else None
     names = ", ".join(name for name in kinds if name not in from_data)
