@@ -154,6 +154,20 @@ struct alignas(N * sizeof(T)) Pack {
   }
 };
 
+// One element by one instruction: load() and store() are for any address, in memory they move
+// bytes.
+template <class S, class T>
+GMFAST_DEVICE S load_element(const T* p) {
+  const T element = *p;
+  return load<S>(&element);
+}
+template <class T, class S>
+GMFAST_DEVICE void store_element(T* p, S value) {
+  T element;
+  store(&element, value);
+  *p = element;
+}
+
 // The most that one instruction moves.
 template <class T>
 constexpr int pack_elements = 16 / int(sizeof(T));

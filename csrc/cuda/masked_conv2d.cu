@@ -108,9 +108,10 @@ struct Forward {
   template <class T, class S>
   GMFAST_DEVICE void store_sum(const Position& row, const Position& column, S sum) const {
     if (conv.bias.data) {
-      sum += load<S>(static_cast<const T*>(conv.bias.data) + row.column * conv.bias.channel_stride);
+      sum += load_element<S>(static_cast<const T*>(conv.bias.data) +
+                             row.column * conv.bias.channel_stride);
     }
-    store(static_cast<T*>(conv.y.data) + (row + column).offset, sum);
+    store_element(static_cast<T*>(conv.y.data) + (row + column).offset, sum);
   }
 };
 
@@ -160,7 +161,7 @@ struct GradInput {
   }
   template <class T, class S>
   GMFAST_DEVICE void store_sum(const Position& row, const Position& column, S sum) const {
-    store(static_cast<T*>(conv.x.data) + (row + column).offset, sum);
+    store_element(static_cast<T*>(conv.x.data) + (row + column).offset, sum);
   }
 };
 
@@ -225,10 +226,10 @@ struct GradWeight {
   template <class T, class S>
   GMFAST_DEVICE void store_sum(const Position& row, const Position& column, S sum) const {
     if (column.row == 1) {
-      store(static_cast<T*>(conv.bias.data) + row.row * conv.bias.channel_stride, sum);
+      store_element(static_cast<T*>(conv.bias.data) + row.row * conv.bias.channel_stride, sum);
     } else {
       const bool seen = row.column + column.column < seen_pairs();
-      store(static_cast<T*>(conv.weight.data) + (row + column).offset, seen ? sum : S(0));
+      store_element(static_cast<T*>(conv.weight.data) + (row + column).offset, seen ? sum : S(0));
     }
   }
 };
