@@ -4,18 +4,20 @@
 #include "types.h"
 
 // Three products over the live taps alone. Depths and, for the gradient of the weight, columns run
-// over pairs (tap, channel), so that few channels fill a tile as well as many. With N outputs of O
-// channels that see L pairs each (128 channels, 3x3 B: 5 x 128 = 640), each product takes N O L
-// multiplications and additions and moves each image once: 128 channels of 64 images of 32x32 are
-// 5.4 G of them, 0.16 ms for the FMA units of 132 multiprocessors at 1.98 GHz, 0.011 ms for tensor
-// cores at 990 TFLOP/s, and 67 MB in float32, 16 us at 4.3 TB/s, half of that in 16 bits. So the
-// arithmetic decides, in 16 bits about as much as memory.
+// over pairs (tap, channel), so that few channels fill a tile as well as many do.
 //
-// What a thread issues per tile of 64 bytes of depth tells how near that is. Forward, float32: 512
-// FMA of each of 4 warps beside 32 reads of shared memory of 16 bytes, 24 loads and about 150
-// instructions of addresses. In 16 bits: 32 mma beside 96 reads of shared memory, 48 loads, or 6
-// where the channels lie side by side, and about as many addresses: there the loads decide, not
-// the tensor cores.
+// Where N pixels of O channels see L pairs each, a product takes N O L multiplications and
+// additions. 64 images of 32x32 with 128 channels, 3x3 B: 5 taps, L = 640, 5.4 G of them, for the
+// FMA units of 132 multiprocessors at 1.98 GHz 0.16 ms, for tensor cores at 990 TFLOP/s 11 us. Each
+// image moved once is 67 MB in float32, 16 us at 4.3 TB/s, and 8 us in 16 bits. So arithmetic is
+// the floor, in 16 bits hardly more than memory.
+//
+// How far above it the kernel stays shows in what a thread does per 64 bytes of depth, forward:
+//   float32  1024 FMA, 64 reads of 16 bytes from shared memory, 24 loads
+//   16 bits  32 mma, 48 reads of 4 bytes, 48 loads; 6 loads where channels lie side by side
+// A load costs a handful of instructions of addresses. In float32 the FMA units stay the limit, in
+// 16 bits the instructions issued beside the mma are. A block has 64 channels and 128 pixels, so x
+// is read O / 64 times per tap, 10 times here, all but the first from the caches.
 
 namespace gmfast {
 namespace {
@@ -169,8 +171,9 @@ struct GradInput {
 // The gradients of weight and bias: rows are output channels, depths pixels, columns the pairs
 // (tap, input channel), then a 1 for the bias, then the pairs that no channel sees
 //
-// There are few columns and many pixels: a block has 32 by 32 of C (80 blocks for 128 channels and
-// 3x3 B) and its 8 warps take the pixels in turns. Of an image 1 / 32 is read per column.
+// There are few columns and many pixels: a block has 32 by 32 of C, 80 blocks in the example above,
+// and its 8 warps take the pixels in turns. Both images are then read 20 times, 1.3 GB in float32,
+// mostly from the L2 cache: as much time as the arithmetic. A 1x1 kernel has only 16 blocks.
 // ---------------------------------------------------------------------------------------------
 
 struct GradWeight {
@@ -235,7 +238,7 @@ struct GradWeight {
 };
 
 // ---------------------------------------------------------------------------------------------
-// On the host
+// On the host: x, weight, bias and y are of one dtype
 // ---------------------------------------------------------------------------------------------
 
 void check_size(const char* name, int64_t size) {
