@@ -20,7 +20,8 @@ def one_of(name, value, choices):
 
 
 def integer(name, value):
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    # The type first: torch.compile knows that of its symbolic sizes, but not their attributes.
+    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
 
 

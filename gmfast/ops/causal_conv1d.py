@@ -206,7 +206,6 @@ def _gradient_setup_context(ctx, inputs, output):
     grad, *tensors = inputs[:5]
     ctx.options, ctx.wanted = inputs[5:7], inputs[7:]
     ctx.save_for_backward(grad, *tensors)
-    ctx.set_materialize_grads(False)
 
 
 def _gradient_backward(ctx, *grads):
@@ -219,8 +218,8 @@ def _gradient_backward(ctx, *grads):
             for t in ctx.saved_tensors
         ]
         grad, *tensors = saved
-        wanted = [t for t, want, g in zip(tensors, ctx.wanted, grads, strict=True) if want and g is not None]
-        given = [g for want, g in zip(ctx.wanted, grads, strict=True) if want and g is not None]
+        wanted = [t for t, want in zip(tensors, ctx.wanted, strict=True) if want]
+        given = [g for want, g in zip(ctx.wanted, grads, strict=True) if want]
         first = torch.autograd.grad(_plain(*tensors, *ctx.options), wanted, grad, create_graph=True)
         needed = [t is not None and need for t, need in zip(saved, ctx.needs_input_grad, strict=False)]
         again = torch.autograd.grad(
