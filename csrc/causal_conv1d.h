@@ -23,16 +23,18 @@ struct CausalConv1d {
   const void* bias = nullptr;    // (channels); null: none
   Image y;
 
-  int64_t span() const { return (taps - 1) * dilation; }
+  constexpr int64_t span() const { return (taps - 1) * dilation; }
 
   // So many time steps are computed together. Their inputs reach span() further back, and in the
   // gradient as far forward, which is read or computed once more by each.
-  int64_t steps() const {
+  constexpr int64_t steps() const {
     const int64_t enough = channels_inner ? 64 : 2048;
     return std::max(enough, (2 * span() + 63) / 64 * 64);
   }
   // At least one: the gradient of the state is written even where there is no output.
-  int64_t pieces() const { return std::max<int64_t>((length + steps() - 1) / steps(), 1); }
+  constexpr int64_t pieces() const {
+    return std::max<int64_t>((length + steps() - 1) / steps(), 1);
+  }
 };
 
 struct CausalConv1dBackward {
@@ -42,8 +44,8 @@ struct CausalConv1dBackward {
   void* grad_weight = nullptr;   // alike; (channels, taps)
   void* grad_bias = nullptr;     // alike; (channels)
   void* partial_sums = nullptr;  // scratch for those two: rows() by columns(), compute dtype
-  int64_t rows() const { return forward.channels * (forward.taps + 1); }
-  int64_t columns() const { return forward.batch * forward.pieces(); }
+  constexpr int64_t rows() const { return forward.channels * (forward.taps + 1); }
+  constexpr int64_t columns() const { return forward.batch * forward.pieces(); }
 };
 
 GMFAST_CPU_KERNEL(causal_conv1d, CausalConv1d);

@@ -20,7 +20,7 @@ struct CausalConv1dStreams {
   bool row_is_int64 = false;     // or int32
   int64_t row_stride = 1;
 
-  int64_t span() const { return (taps - 1) * dilation; }
+  constexpr int64_t span() const { return (taps - 1) * dilation; }
 
   // Negative where a stream has none. For whoever can read row_of, host or device.
   GMFAST_HD int64_t row(int64_t stream) const {

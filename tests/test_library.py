@@ -20,6 +20,11 @@ SIGNATURES = {
     "temperature=1.0, quantize=True, seed=None)",
     "gated_activation": "(x, residual=None, *, dim=1)",
     "concat_elu": "(x, dim=1)",
+    "masked_conv2d": "(x, weight, bias=None, *, mask_type='B', channel_groups=1, dilation=1)",
+    "causal_conv1d": "(x, weight, bias=None, *, dilation=1, groups=1, activation=None, initial_state=None, "
+    "return_state=False)",
+    "causal_conv1d_update": "(x, state, weight, bias=None, *, dilation=1, groups=1, activation=None, "
+    "state_indices=None)",
 }
 
 WITHOUT_LIBRARY = """
@@ -54,6 +59,8 @@ def test_public_names():
     assert issubclass(gmfast.distributions.DiscretizedLogisticMixture, torch.distributions.Distribution)
     assert issubclass(gmfast.nn.GatedActivation, torch.nn.Module)
     assert issubclass(gmfast.nn.ConcatELU, torch.nn.Module)
+    assert issubclass(gmfast.nn.MaskedConv2d, torch.nn.Conv2d)
+    assert issubclass(gmfast.nn.CausalConv1d, torch.nn.Conv1d)
     assert gmfast.__version__.count(".") == 2
 
 
