@@ -14,8 +14,8 @@ from gmfast.benchmark import Target, both_directions, normal
 from gmfast.ops import masked_conv2d as ops
 
 
-def masked_conv(shape, kernel, mask_type, out_channels=None, forward=None, backward=None, **case):
-    """Cases of x (B, I, H, W), forward and with all three gradients."""
+def masked_conv(shape, kernel, mask_type, out_channels=None, wrt=(0, 1, 2), **case):
+    """Cases of x (B, I, H, W), forward and with the gradients by x, weight and bias."""
     in_channels = shape[1]
     size = (out_channels or in_channels, in_channels, kernel, kernel)
 
@@ -49,9 +49,7 @@ def masked_conv(shape, kernel, mask_type, out_channels=None, forward=None, backw
         baselines={"live rows": live_rows, "masked": multiplied},
         peers={"F.conv2d(x, w*mask)": multiplied},
         options={"kernel": f"{kernel}×{kernel}", "type": mask_type, "out": size[0]},
-        wrt=(0, 1, 2),
-        forward=forward,
-        backward=backward,
+        wrt=wrt,
         **case,
     )
 
@@ -69,8 +67,9 @@ CASES = [
     *masked_conv((16, 128, 32, 32), 7, "A", layout="channels_last"),
     *masked_conv((16, 128, 32, 32), 3, "B", dtype=torch.bfloat16),
     *masked_conv((16, 128, 32, 32), 7, "A", dtype=torch.bfloat16),
-    *masked_conv((16, 3, 32, 32), 7, "A", out_channels=128),
-    *masked_conv((64, 1, 28, 28), 7, "A", out_channels=64),
+    # First layers: nobody asks for the gradient by the image.
+    *masked_conv((16, 3, 32, 32), 7, "A", out_channels=128, wrt=(1, 2)),
+    *masked_conv((64, 1, 28, 28), 7, "A", out_channels=64, wrt=(1, 2)),
     *masked_conv((1, 128, 32, 32), 3, "B"),
     *masked_conv((16, 32, 8, 8), 3, "B"),
 ]

@@ -561,12 +561,26 @@ GMFAST_HD void store(T* p, V v) {
 // 0.
 template <class V, class T>
 GMFAST_HD V load_partial(const T* p, int count) {
+#if defined(__AVX512F__) && GMFAST_X86
+  if constexpr (std::is_same<V, Vec<float, 16>>::value && std::is_same<T, float>::value) {
+    return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+  } else if constexpr (std::is_same<V, Vec<double, 8>>::value && std::is_same<T, double>::value) {
+    return _mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
+  }
+#endif
   T buffer[lanes<V>] = {};
   for (int i = 0; i < count; ++i) buffer[i] = p[i];
   return load<V>(buffer);
 }
 template <class T, class V>
 GMFAST_HD void store_partial(T* p, V v, int count) {
+#if defined(__AVX512F__) && GMFAST_X86
+  if constexpr (std::is_same<V, Vec<float, 16>>::value && std::is_same<T, float>::value) {
+    return _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), v);
+  } else if constexpr (std::is_same<V, Vec<double, 8>>::value && std::is_same<T, double>::value) {
+    return _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), v);
+  }
+#endif
   T buffer[lanes<V>];
   store(buffer, v);
   for (int i = 0; i < count; ++i) p[i] = buffer[i];

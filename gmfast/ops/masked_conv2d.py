@@ -28,7 +28,9 @@ def masked_conv2d(x, weight, bias=None, *, mask_type="B", channel_groups=1, dila
         dilation: one int, or two for rows and columns.
 
     Returns:
-        (B, O, H, W) in x's dtype; under autocast in autocast's. Differentiable to any order.
+        (B, O, H, W) in x's dtype; under autocast in autocast's. Differentiable to any order. The same bits
+        for any number of threads, but where torch's own convolution is faster and used: bfloat16 on a CPU
+        with AMX, and GPUs beyond 4 input channels.
 
     Raises:
         ValueError: for shapes and values. TypeError: for dtypes.
@@ -100,14 +102,14 @@ def _pair(name, value):
 
 def convolve(x, weight, bias, geometry, packed=None):
     """The convolution of arguments that were checked. `packed`: what `pack` made of this weight."""
-    if has_kernel(x, weight, *(() if bias is None else (bias,))) and not _torch_is_faster(x, geometry):
+    if has_kernel(x, weight, *(() if bias is None else (bias,))) and not _torch_is_faster(weight):
         return _forward(x, weight, bias, packed, *geometry)
     return plain(x, weight, bias, geometry)
 
 
 def pack(weight, geometry):
     """The weight as the CPU kernel reads it, for several calls; None where no kernel would read it."""
-    if weight.device.type != "cpu" or not has_kernel(weight) or _torch_is_faster(weight, geometry):
+    if weight.device.type != "cpu" or not has_kernel(weight) or _torch_is_faster(weight):
         return None
     return _pack(weight, *geometry)
 
@@ -115,12 +117,12 @@ def pack(weight, geometry):
 _has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
-def _torch_is_faster(x, geometry):
+def _torch_is_faster(weight):
     """Whether torch's library (oneDNN, cuDNN) on the live rows beats the kernel here, which leaves out every
     masked tap but multiplies in full precision, and on a GPU is made for few input channels."""
-    if x.device.type == "cpu":
-        return x.dtype == torch.bfloat16 and _has_amx
-    return x.device.type == "cuda" and x.shape[1] // geometry.groups > 4
+    if weight.device.type == "cpu":
+        return weight.dtype == torch.bfloat16 and _has_amx
+    return weight.device.type == "cuda" and weight.shape[1] > 4
 
 
 def plain(x, weight, bias, geometry):
