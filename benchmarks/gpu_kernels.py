@@ -7,6 +7,7 @@
 The tests say more; this is short enough to run under compute-sanitizer.
 """
 
+import math
 import sys
 from dataclasses import dataclass, field
 
@@ -31,7 +32,7 @@ class Call:
 
     @property
     def differentiable(self):
-        return not self.operation.endswith("sample")
+        return not self.operation.endswith(("sample", "update"))
 
     def tolerance(self, dtype):
         """The published likelihood cancels where it changes its branch, at a mass of 1e-5."""
@@ -43,9 +44,26 @@ class Call:
         return f"{self.operation}({shapes}, {self.options})"
 
 
+class Update(Call):
+    """A call that changes its second argument, which is part of the result."""
+
+    def __call__(self, x, state, *tensors, module=GF):
+        state = state.clone()
+        y = super().__call__(x, state, *tensors, module=module)
+        return torch.cat([y.flatten(), state.flatten()])
+
+
 def calls(spatial, seed):
     """Every operation, with the options that choose another kernel."""
     random = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
+    length = math.prod(spatial)
+    for taps, dilation in ((4, 1), (6, 40)):
+        options = {"dilation": dilation, "groups": 35, "activation": "silu"}
+        weight, state = random(35, 1, taps), random(2, 35, (taps - 1) * dilation)
+        yield Call("causal_conv1d", (random(2, 35, length), weight), options)
+        yield Update("causal_conv1d_update", (random(2, 35, 3), state, weight), options)
+        dense = random(4, 35, taps)
+        yield Update("causal_conv1d_update", (random(2, 35, 3), state, dense), {"dilation": dilation})
     x = random(2, 6, *spatial)
     yield Call("concat_elu", (x,))
     yield Call("concat_elu", (x,), {"dim": 0})
@@ -104,10 +122,12 @@ def check(device):
                 got = results(call, [layout(t.to(device)) for t in inputs], weight)
                 if call.differentiable:
                     want = results(call, exact, weight, reference)
-                else:  # its noise depends on the dtype, and is the same on every device
+                elif "seed" in call.options:  # its noise depends on the dtype, and is every device's
                     call.options["seed"] = torch.tensor(7)
                     want = results(call, inputs)
                     call.options["seed"] = torch.tensor(7, device=device)
+                else:
+                    want = results(call, inputs)
                 for index, (g, w) in enumerate(zip(got, want, strict=True)):
                     error = (g.cpu().double() - w.double()).abs() / (1 + w.double().abs().max())
                     # A draw that rounding moves across a threshold picks another component.

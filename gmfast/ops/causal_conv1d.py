@@ -65,7 +65,7 @@ def causal_conv1d(
     span = (weight.shape[2] - 1) * dilation
     if initial_state is not None:
         check_state("initial_state", initial_state, (*x.shape[:2], span))
-    x, weight, bias, initial_state = cast(x, weight, bias, initial_state)
+    x, weight, bias, initial_state = cast(result_dtype(x), x, weight, bias, initial_state)
     if is_depthwise(weight, groups) and span <= LONGEST_SPAN:
         y = _depthwise(x, weight, bias, dilation, activation, initial_state)
     else:
@@ -107,12 +107,16 @@ def check_state(name, state, expected):
         raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(state.shape)}")
 
 
-def cast(x, *others):
-    """All in x's dtype, or under autocast in the one that it prescribes, but for float64."""
-    dtype = x.dtype
-    if dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in (x, *others)]
+def result_dtype(x):
+    """x's dtype, or under autocast the one that it prescribes, but for float64."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def cast(dtype, *tensors):
+    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
 
 
 def is_depthwise(weight, groups):
@@ -131,9 +135,8 @@ def activate(y, activation):
 def _depthwise(x, weight, bias, dilation, activation, initial_state):
     silu = activation == "silu"
     if not has_kernel(*(t for t in (x, weight, bias, initial_state) if t is not None)):
-        dtype = compute_dtype(x)
-        inputs = [t if t is None else t.to(dtype) for t in (x, weight, bias, initial_state)]
-        y = _plain(*inputs, dilation, silu).to(x.dtype)
+        tensors = cast(compute_dtype(x), x, weight, bias, initial_state)
+        y = _plain(*tensors, dilation, silu).to(x.dtype)
     else:
         y = _forward(x, weight, bias, initial_state, dilation, silu)
     return gated_activation(y) if activation == "gated" else y

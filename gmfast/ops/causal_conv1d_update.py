@@ -7,7 +7,7 @@ from .. import reference
 from .._library import has_kernel, operator
 from . import _check
 from ._layout import compute_dtype, empty_as
-from .causal_conv1d import activate, cast, check, is_depthwise
+from .causal_conv1d import activate, cast, check, is_depthwise, result_dtype
 from .gated_activation import gated_activation
 
 
@@ -27,10 +27,10 @@ def causal_conv1d_update(
             larger buffer. With `state_indices` it may have any number of rows.
         weight, bias, dilation, groups, activation: as for `causal_conv1d`.
         state_indices: int32 or int64, (B,): the row of `state` that each sample continues. Where it is
-            negative the output is 0 and no row is touched. No row may be named twice. On the CPU an index
-            beyond the state is an error; on a GPU, which is not waited for, its output is 0 too.
+            negative the output is 0 and no row is touched. No row may be named twice. An index beyond the
+            state is an error on the CPU; on a GPU, which is not waited for, it touches no row either.
 
-    Computed in `state`'s dtype, whatever that of the others.
+    Computed in `state`'s dtype, whatever that of the others; under autocast a dense product in autocast's.
 
     Returns:
         (B, O) or (B, O, L) in x's dtype (under autocast in its), O halved by a gate. Not differentiable:
@@ -49,12 +49,10 @@ def causal_conv1d_update(
         raise ValueError(f"x: expected shape (B, C) or (B, C, L), got {tuple(x.shape)}")
     check(x, weight, bias, dilation, groups, activation)
     _check_streams(x, state, (weight.shape[2] - 1) * dilation, state_indices)
-    x, weight, bias = cast(x, weight, bias)
-    dtype = x.dtype
-    steps, weight, bias = (t if t is None else t.to(state.dtype) for t in (x, weight, bias))
-    steps = steps.unsqueeze(2) if x.dim() == 2 else steps
+    steps = x.unsqueeze(2) if x.dim() == 2 else x
+    steps, weight, bias = cast(state.dtype, steps, weight, bias)
     if not has_kernel(*(t for t in (steps, state, weight, bias, state_indices) if t is not None)):
-        steps, weight, bias = (t if t is None else t.to(compute_dtype(t)) for t in (steps, weight, bias))
+        steps, weight, bias = cast(compute_dtype(state), steps, weight, bias)
         y = reference.causal_conv1d_update(
             steps,
             state,
@@ -73,7 +71,7 @@ def causal_conv1d_update(
             y = gated_activation(y) if activation == "gated" else y
         else:
             y = _dense(steps, state, weight, bias, state_indices, dilation, groups, activation)
-    return (y.squeeze(2) if x.dim() == 2 else y).to(dtype)
+    return (y.squeeze(2) if x.dim() == 2 else y).to(result_dtype(x))
 
 
 def _check_streams(x, state, span, state_indices):
