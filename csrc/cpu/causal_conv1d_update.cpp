@@ -12,57 +12,49 @@ namespace gmfast {
 inline namespace GMFAST_LEVEL {
 namespace {
 
-// Some channels' numbers, of a stream or of the weight.
+// The numbers of a sample's channels, of any strides.
 template <class T>
-struct Strided {
+struct Sample {
   T* data;
   int64_t channel_stride, stride;
+
+  Sample(const Image& image, int64_t number)
+      : data(static_cast<T*>(image.data) + number * image.batch_stride),
+        channel_stride(image.channel_stride),
+        stride(image.pixel_stride) {}
 
   T* at(int64_t channel, int64_t index) const {
     return data + channel * channel_stride + index * stride;
   }
 };
 
+// One channel of a stream: its state followed by its new inputs.
 template <class T>
-Strided<T> sample_of(const Image& image, int64_t sample) {
-  return {static_cast<T*>(image.data) + sample * image.batch_stride, image.channel_stride,
-          image.pixel_stride};
-}
+struct Line {
+  T* state;
+  const T* x;
+  int64_t state_stride, x_stride, span, length;
 
-// The first `count` lanes are adjacent channels; the others are 0.
-template <class V, class T>
-V gather(const Strided<T>& from, int64_t channel, int64_t index, int count) {
-  if (count == lanes<V> && from.channel_stride == 1) return load<V>(from.at(channel, index));
-  std::remove_const_t<T> buffer[lanes<V>] = {};
-  for (int i = 0; i < count; ++i) buffer[i] = *from.at(channel + i, index);
-  return load<V>(buffer);
-}
-template <class V, class T>
-void scatter(const Strided<T>& to, int64_t channel, int64_t index, int count, V v) {
-  T buffer[lanes<V>];
-  store(buffer, v);
-  for (int i = 0; i < count; ++i) *to.at(channel + i, index) = buffer[i];
-}
-
-// A stream's state followed by its new inputs.
-template <class T>
-struct Stream {
-  Strided<T> state;
-  Strided<const T> x;
-  int64_t span, length;
-
-  template <class Body>
-  auto at(int64_t index, const Body& body) const {
-    return index < span
-               ? body(Strided<const T>{state.data, state.channel_stride, state.stride}, index)
-               : body(x, index - span);
+  const T* at(int64_t index) const {
+    return index < span ? state + index * state_stride : x + (index - span) * x_stride;
   }
 
   // The state becomes the last `span` of both.
-  void advance(int64_t channel) const {
-    const int64_t kept = std::max<int64_t>(span - length, 0);
-    for (int64_t i = 0; i < kept; ++i) *state.at(channel, i) = *state.at(channel, i + length);
-    for (int64_t i = kept; i < span; ++i) *state.at(channel, i) = *x.at(channel, i + length - span);
+  void advance() const {
+    const int64_t kept = span > length ? span - length : 0;
+    for (int64_t i = 0; i < kept; ++i) state[i * state_stride] = state[(i + length) * state_stride];
+    for (int64_t i = kept; i < span; ++i)
+      state[i * state_stride] = x[(i + length - span) * x_stride];
+  }
+};
+
+template <class T>
+struct Stream {
+  Sample<T> state, x;
+  int64_t span, length;
+
+  Line<T> channel(int64_t index) const {
+    return {state.at(index, 0), x.at(index, 0), state.stride, x.stride, span, length};
   }
 };
 
@@ -81,11 +73,9 @@ void for_each_stream(const CausalConv1dStreams& args, int width, const Step& ste
         step(sample, static_cast<const Stream<T>*>(nullptr), channel, count);
         continue;
       }
-      const Strided<T> x = sample_of<T>(args.x, sample);
-      const Stream<T> stream{
-          sample_of<T>(args.state, row), {x.data, x.channel_stride, x.stride}, span, args.length};
+      const Stream<T> stream{{args.state, row}, {args.x, sample}, span, args.length};
       step(sample, &stream, channel, count);
-      for (int c = 0; c < count; ++c) stream.advance(channel + c);
+      for (int c = 0; c < count; ++c) stream.channel(channel + c).advance();
     }
   });
 }
@@ -96,27 +86,29 @@ void for_each_stream(const CausalConv1dStreams& args, int width, const Step& ste
 GMFAST_DEFINE_CPU_KERNEL(causal_conv1d_update, CausalConv1dUpdate) {
   with_type(args.streams.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    using V = Native<Compute<T>>;
+    using S = Compute<T>;
+    using V = Native<S>;
     const int64_t taps = args.streams.taps, dilation = args.streams.dilation;
-    const Strided<const T> weight{static_cast<const T*>(args.weight), taps, 1};
-    const Strided<const T> bias{static_cast<const T*>(args.bias), 1, 0};
+    const T *weight = static_cast<const T*>(args.weight), *bias = static_cast<const T*>(args.bias);
     for_each_stream<T>(args.streams, lanes<V>,
-                       [&](int64_t sample, const Stream<T>* stream, int64_t channel, int count) {
-                         const Strided<T> y = sample_of<T>(args.y, sample);
+                       [&](int64_t sample, const Stream<T>* stream, int64_t first, int count) {
+                         const Sample<T> y(args.y, sample);
                          for (int64_t t = 0; t < args.streams.length; ++t) {
-                           V z = splat<V>(0);
-                           if (stream) {
-                             if (bias.data) z = gather<V>(bias, channel, 0, count);
+                           // A channel's taps and inputs adjoin, so that only the activation is
+                           // worth a vector.
+                           S sums[lanes<V>] = {};
+                           for (int i = 0; stream && i < count; ++i) {
+                             const int64_t channel = first + i;
+                             const Line<T> line = stream->channel(channel);
+                             S sum = bias ? load<S>(bias + channel) : S(0);
                              for (int64_t j = 0; j < taps; ++j) {
-                               const V in = stream->at(
-                                   t + j * dilation, [&](const auto& from, int64_t index) {
-                                     return gather<V>(from, channel, index, count);
-                                   });
-                               z = fma(gather<V>(weight, channel, j, count), in, z);
+                               sum = fma(load<S>(weight + channel * taps + j),
+                                         load<S>(line.at(t + j * dilation)), sum);
                              }
-                             if (args.silu) z = silu(z);
+                             sums[i] = sum;
                            }
-                           scatter(y, channel, t, count, z);
+                           if (args.silu) store(sums, silu(load<V>(sums)));
+                           for (int i = 0; i < count; ++i) store(y.at(first + i, t), sums[i]);
                          }
                        });
   });
@@ -128,19 +120,14 @@ GMFAST_DEFINE_CPU_KERNEL(causal_conv1d_window, CausalConv1dWindow) {
     const CausalConv1dStreams& streams = args.streams;
     constexpr int width = 16;
     for_each_stream<T>(
-        streams, width, [&](int64_t sample, const Stream<T>* stream, int64_t channel, int count) {
+        streams, width, [&](int64_t sample, const Stream<T>* stream, int64_t first, int count) {
           for (int64_t t = 0; t < streams.length; ++t) {
             T* to = static_cast<T*>(args.window) +
-                    ((sample * streams.length + t) * streams.channels + channel) * streams.taps;
-            if (!stream) {
-              std::fill_n(to, count * streams.taps, T{});
-              continue;
-            }
-            for (int64_t j = 0; j < streams.taps; ++j) {
-              stream->at(t + j * streams.dilation, [&](const auto& from, int64_t index) {
-                for (int c = 0; c < count; ++c)
-                  to[c * streams.taps + j] = *from.at(channel + c, index);
-              });
+                    ((sample * streams.length + t) * streams.channels + first) * streams.taps;
+            for (int i = 0; i < count; ++i) {
+              for (int64_t j = 0; j < streams.taps; ++j) {
+                *to++ = stream ? *stream->channel(first + i).at(t + j * streams.dilation) : T{};
+              }
             }
           }
         });
