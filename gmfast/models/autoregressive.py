@@ -1,10 +1,11 @@
 """What autoregressive models share: checks of their arguments, and sampling with one full pass for each
 position."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_label(label: Tensor | None, count: int, num_labels: int | None) -> None:
@@ -29,27 +30,66 @@ def check_label(label: Tensor | None, count: int, num_labels: int | None) -> Non
             )
 
 
-def given_mask(mask: Tensor | None, given: Tensor | None, shape: tuple[int, ...], device) -> Tensor:
-    """Booleans (n, C, *S): which values of `given` are kept: those where `mask` is not zero. Both expand to
-    that shape; with neither nothing is kept. Raises ValueError for one without the other."""
+def check_request(n: int, method: str, what: str) -> None:
+    """Raises ValueError for what no model can be asked to sample."""
+    if n < 0:
+        raise ValueError(f"n: expected a number of {what}, got {n}")
+    if method != "naive":
+        raise ValueError(f'method: expected "naive", the only one in this version, got {method!r}')
+
+
+def labels_of(label: Tensor | int | None, n: int, num_labels: int | None, device) -> Tensor | None:
+    """One class, or one for each of `n` samples, as the latter."""
+    if label is not None:
+        label = torch.as_tensor(label)
+        label = label.expand(n) if label.dim() == 0 else label
+    check_label(label, n, num_labels)
+    return None if label is None else label.to(device)
+
+
+def kept(given: Tensor | None, mask: Tensor | None, empty: Tensor) -> tuple[Tensor, Tensor]:
+    """`empty` (n, *S), zeros, with what is given where it is kept, and booleans that say where that is: where
+    `mask` is not zero. Both expand to that shape; with neither nothing is kept.
+
+    Raises ValueError for one without the other and for shapes, TypeError for integers."""
+    shape = tuple(empty.shape)
     if given is None:
         if mask is not None:
             raise ValueError(f"mask: expected None without given, got {tuple(mask.shape)}")
-        return torch.zeros(shape, dtype=torch.bool, device=device)
+        return empty, torch.zeros_like(empty, dtype=torch.bool)
     if mask is None:
         raise ValueError("mask: expected which values of given are kept, got None")
+    if not given.is_floating_point():
+        raise TypeError(f"given: expected floating point numbers in [-1, 1], got {given.dtype}")
+    for name, tensor in (("given", given), ("mask", mask)):
+        try:
+            tensor.expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: expected a shape that expands to {shape}, got {tuple(tensor.shape)}"
+            ) from None
+    keep = (mask.to(empty.device) != 0).expand(shape)
+    return empty.copy_(torch.where(keep, given.to(empty), empty)), keep
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, and in its former mode afterwards."""
+    was_training = model.training
+    model.eval()
     try:
-        given.expand(shape)
-    except RuntimeError:
-        raise ValueError(
-            f"given: expected a shape that expands to {tuple(shape)}, got {tuple(given.shape)}"
-        ) from None
-    try:
-        return (mask.to(device) != 0).expand(shape)
-    except RuntimeError:
-        raise ValueError(
-            f"mask: expected a shape that expands to {tuple(shape)}, got {tuple(mask.shape)}"
-        ) from None
+        yield
+    finally:
+        model.train(was_training)
+
+
+def with_bar(order: Sequence, progress: bool, unit: str) -> Iterable:
+    """`order`, with a progress bar if wanted."""
+    if not progress:
+        return order
+    from tqdm import tqdm
+
+    return tqdm(order, desc="sampling", unit=unit)
 
 
 @torch.no_grad()
@@ -70,9 +110,9 @@ def sample_naive(
     keyed by (seed, sample, position), so drawing at all positions and keeping one gives each position noise
     of its own.
     """
-    flat, kept = x.flatten(2), keep.flatten(2)  # x is contiguous: a view
+    flat, keep = x.flatten(2), keep.flatten(2)  # x is contiguous: a view
     for position, channels in order:
-        keep_here = kept[:, channels, position]
+        keep_here = keep[:, channels, position]
         if keep_here.all():
             continue
         draw = head.sample(params_of(x), x.shape[1], seed=seed, temperature=temperature)

@@ -5,7 +5,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import _seed
-from .autoregressive import check_label, given_mask, sample_naive
+from .autoregressive import (
+    check_label,
+    check_request,
+    evaluating,
+    kept,
+    labels_of,
+    sample_naive,
+    with_bar,
+)
 from .heads import HEADS
 
 
@@ -94,43 +102,24 @@ class ImageModel(nn.Module):
 
         Raises ValueError or TypeError, naming the argument.
         """
-        if n < 0:
-            raise ValueError(f"n: expected a number of images, got {n}")
-        if method != "naive":
-            raise ValueError(f'method: expected "naive", the only one in this version, got {method!r}')
+        check_request(n, method, "images")
         weight = next(self.parameters())
-        if label is not None:
-            label = torch.as_tensor(label)
-            label = label.expand(n) if label.dim() == 0 else label
-        check_label(label, n, self.num_labels)
-        label = None if label is None else label.to(weight.device)
+        label = labels_of(label, n, self.num_labels, weight.device)
         seed = _seed.as_tensor(seed, weight.device)
-        x = weight.new_zeros(n, *self.image_shape)
-        keep = given_mask(mask, given, x.shape, x.device)
-        if given is not None:
-            if not given.is_floating_point():
-                raise TypeError(f"given: expected floating point numbers in [-1, 1], got {given.dtype}")
-            if self.head.joint and (keep != keep[:, :1]).any():
-                raise ValueError(
-                    "mask: expected the same for all colours of a pixel, because this head draws them "
-                    "together, got colours that differ"
-                )
-            x.copy_(torch.where(keep, given.to(x), x))
+        x, keep = kept(given, mask, weight.new_zeros(n, *self.image_shape))
+        if self.head.joint and (keep != keep[:, :1]).any():
+            raise ValueError(
+                "mask: expected the same for all colours of a pixel, because this head draws them together, "
+                "got colours that differ"
+            )
         channels, height, width = self.image_shape
         colours = [slice(None)] if self.head.joint else [slice(c, c + 1) for c in range(channels)]
         order = [(position, colour) for position in range(height * width) for colour in colours]
-        if progress:
-            from tqdm import tqdm
-
-            order = tqdm(order, desc="sampling", unit="draw")
-        was_training = self.training
-        self.eval()
-        try:
+        order = with_bar(order, progress, "draw")
+        with evaluating(self):
             return sample_naive(
                 lambda x: self(x, label), self.head, x, keep, order, seed=seed, temperature=temperature
             )
-        finally:
-            self.train(was_training)
 
     def check_input(self, x: Tensor, label: Tensor | None) -> None:
         """Raises ValueError or TypeError for what is not a batch of images and its labels."""

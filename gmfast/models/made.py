@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from ..nn import MaskedMLP
 from ..ops import _seed
-from .autoregressive import check_label, given_mask, sample_naive
+from .autoregressive import (
+    check_label,
+    check_request,
+    evaluating,
+    kept,
+    labels_of,
+    sample_naive,
+    with_bar,
+)
 from .heads import HEADS
 from .image import check_at_least
 
@@ -132,32 +140,13 @@ class MADE(nn.Module):
         samples. A drawn value is conditioned on the given ones before it in the order: an order in which they
         come first completes best. The model is in eval mode meanwhile and in its former mode afterwards.
         """
-        if n < 0:
-            raise ValueError(f"n: expected a number of samples, got {n}")
-        if method != "naive":
-            raise ValueError(f'method: expected "naive", the only one in this version, got {method!r}')
+        check_request(n, method, "samples")
         self._check_order(order)
         device = self.orders.device
-        if label is not None:
-            label = torch.as_tensor(label)
-            label = label.expand(n) if label.dim() == 0 else label
-        check_label(label, n, self.num_labels)
-        label = None if label is None else label.to(device)
-        shape = (n, *self.image_shape)
-        keep = given_mask(mask, given, shape, device)
-        x = self.net.direct.weight.new_zeros(shape)
-        if given is not None:
-            if not given.is_floating_point():
-                raise TypeError(f"given: expected floating point numbers in [-1, 1], got {given.dtype}")
-            x.copy_(torch.where(keep, given.to(x), x))
-        indices = self.orders[order].tolist()
-        if progress:
-            from tqdm import tqdm
-
-            indices = tqdm(indices, desc="sampling", unit="value")
-        was_training = self.training
-        self.eval()
-        try:
+        label = labels_of(label, n, self.num_labels, device)
+        x, keep = kept(given, mask, self.net.direct.weight.new_zeros(n, *self.image_shape))
+        indices = with_bar(self.orders[order].tolist(), progress, "value")
+        with evaluating(self):
             # To the head all values are positions of one channel.
             sample_naive(
                 lambda x: self(x.squeeze(1), label, order),
@@ -168,8 +157,6 @@ class MADE(nn.Module):
                 seed=_seed.as_tensor(seed, device),
                 temperature=temperature,
             )
-        finally:
-            self.train(was_training)
         return x
 
     def _check_order(self, order: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import functional as GF
 from ..nn import CausalConv1d
 from ..ops import _seed
-from .autoregressive import check_label, given_mask
+from .autoregressive import check_label, check_request, evaluating, kept, labels_of, with_bar
 from .heads import Categorical, LogisticMixture
 
 
@@ -226,45 +226,29 @@ class WaveNet(nn.Module):
         rest is drawn, each sample given those before it. The model is in eval mode meanwhile and in its
         former mode afterwards.
         """
-        if n < 0:
-            raise ValueError(f"n: expected a number of sounds, got {n}")
-        if method != "naive":
-            raise ValueError(f'method: expected "naive", the only one in this version, got {method!r}')
+        check_request(n, method, "sounds")
         if length is None:
             length = self.length if local is None else local.shape[-1]
         if length < 1:
             raise ValueError(f"length: expected a positive number of samples, got {length}")
         weight = self.input.weight
-        if label is not None:
-            label = torch.as_tensor(label)
-            label = label.expand(n) if label.dim() == 0 else label
+        label = labels_of(label, n, self.num_labels, weight.device)
         self._check_conditions(label, local, n, length)
-        label = None if label is None else label.to(weight.device)
         seed = _seed.as_tensor(seed, weight.device)
-        keep = given_mask(mask, given, (n, 1, length), weight.device)
         past = weight.new_zeros(n, 1, length + 1)  # the sample at t is past[t + 1]
-        if given is not None:
-            past[:, :, 1:] = torch.where(keep, given.to(past), 0.0)
+        x, keep = kept(given, mask, past[:, :, 1:])
         # What all sounds are given needs no prediction.
         times = (~keep.flatten(1).all(0)).nonzero().flatten().tolist()
-        if progress:
-            from tqdm import tqdm
-
-            times = tqdm(times, desc="sampling", unit="sample")
-        was_training = self.training
-        self.eval()
-        try:
-            for t in times:
+        with evaluating(self):
+            for t in with_bar(times, progress, "sample"):
                 seen = slice(max(0, t + 1 - self.receptive_field), t + 1)
                 skips = self._skips(past[:, :, seen], label, local if local is None else local[:, :, seen])
                 draw = self.head.sample(
                     self.output(skips[:, :, -1:]), 1, seed=seed, temperature=temperature, position=t
                 )
-                here = past[:, :, t + 1 : t + 2]
+                here = x[:, :, t : t + 1]
                 here.copy_(torch.where(keep[:, :, t : t + 1], here, draw))
-        finally:
-            self.train(was_training)
-        return past[:, :, 1:].contiguous()
+        return x.contiguous()
 
     def _skips(self, previous, label, local, state=None):
         """Sum of what skips to the output, (B, S, T), where the sample at t - 1 is `previous` (B, 1, T) at t.

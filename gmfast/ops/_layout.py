@@ -8,6 +8,18 @@ def compute_dtype(*tensors):
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+def convolution_dtype(x):
+    """x's dtype, or under autocast the one that it prescribes, but for float64."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def cast(dtype, *tensors):
+    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
+
+
 def empty_as(tensor, shape, dtype=None):
     """A dense tensor: channels_last where `tensor` (B, C, *S) has its channels innermost, else contiguous."""
     if len(shape) > 2 and tensor.dim() > 2 and tensor.stride(1) == 1 and not tensor.is_contiguous():

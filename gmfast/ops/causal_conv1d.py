@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from .. import reference
 from .._library import has_kernel, operator
 from . import _check
-from ._layout import compute_dtype, empty_as
+from ._layout import cast, compute_dtype, convolution_dtype, empty_as
 from .gated_activation import gated_activation
 from .masked_conv2d import Geometry, convolve
 
@@ -65,7 +65,7 @@ def causal_conv1d(
     span = (weight.shape[2] - 1) * dilation
     if initial_state is not None:
         check_state("initial_state", initial_state, (*x.shape[:2], span))
-    x, weight, bias, initial_state = cast(result_dtype(x), x, weight, bias, initial_state)
+    x, weight, bias, initial_state = cast(convolution_dtype(x), x, weight, bias, initial_state)
     if is_depthwise(weight, groups) and span <= LONGEST_SPAN:
         y = _depthwise(x, weight, bias, dilation, activation, initial_state)
     else:
@@ -105,18 +105,6 @@ def check_state(name, state, expected):
     _check.floating(name, state)
     if tuple(state.shape) != tuple(expected):
         raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(state.shape)}")
-
-
-def result_dtype(x):
-    """x's dtype, or under autocast the one that it prescribes, but for float64."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
-        return x.dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def cast(dtype, *tensors):
-    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
 
 
 def is_depthwise(weight, groups):

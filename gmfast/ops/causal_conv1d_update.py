@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from .. import reference
 from .._library import has_kernel, operator
 from . import _check
-from ._layout import compute_dtype, empty_as
-from .causal_conv1d import activate, cast, check, is_depthwise, result_dtype
+from ._layout import cast, compute_dtype, convolution_dtype, empty_as
+from .causal_conv1d import activate, check, is_depthwise
 from .gated_activation import gated_activation
 
 
@@ -71,7 +71,7 @@ def causal_conv1d_update(
             y = gated_activation(y) if activation == "gated" else y
         else:
             y = _dense(steps, state, weight, bias, state_indices, dilation, groups, activation)
-    return (y.squeeze(2) if x.dim() == 2 else y).to(result_dtype(x))
+    return (y.squeeze(2) if x.dim() == 2 else y).to(convolution_dtype(x))
 
 
 def _check_streams(x, state, span, state_indices):

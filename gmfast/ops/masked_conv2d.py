@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from .. import reference
 from .._library import has_kernel, operator
 from . import _check
-from ._layout import empty_as
+from ._layout import cast, convolution_dtype, empty_as
 
 
 def masked_conv2d(x, weight, bias=None, *, mask_type="B", channel_groups=1, dilation=1):
@@ -21,7 +21,7 @@ def masked_conv2d(x, weight, bias=None, *, mask_type="B", channel_groups=1, dila
         x: floating, (B, I, H, W).
         weight: (O, I, h, w), the full kernel, h and w odd. Masked entries are never read, whatever they
             hold, and get a gradient of exactly zero.
-        bias: (O,) or None.
+        bias: (O,) or None. It and the weight are cast to x's dtype.
         mask_type: "A" or "B".
         channel_groups: with 3, input and output channels fall into three equal contiguous groups in the
             order R, G, B; at the current pixel a group sees the earlier groups (A), or also itself (B).
@@ -75,20 +75,8 @@ def check(x, weight, bias, mask_type, channel_groups, dilation):
             f"channels, got {channel_groups}"
         )
     down, right = _pair("dilation", dilation)
-    x, weight, bias = common_dtype(x, weight, bias)
+    x, weight, bias = cast(convolution_dtype(x), x, weight, bias)
     return x, weight, bias, Geometry(weight.shape[3], mask_type == "B", channel_groups, down, right)
-
-
-def common_dtype(x, *others):
-    """All in autocast's dtype where that is on, as torch's own convolutions do it, else in x's."""
-    kind = x.device.type
-    dtype = x.dtype
-    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-    for name, tensor in zip(("weight", "bias"), others, strict=False):
-        if tensor is not None and dtype == x.dtype != tensor.dtype:
-            raise TypeError(f"{name}: expected x's {str(x.dtype)[6:]}, got {str(tensor.dtype)[6:]}")
-    return [tensor if tensor is None else tensor.to(dtype) for tensor in (x, *others)]
 
 
 def _pair(name, value):
