@@ -127,7 +127,8 @@ def check(cases):
 def test_pass(sanitizer):
     generator = torch.Generator().manual_seed(0)
     cases = []
-    for i, (shape, (taps, dilation)) in enumerate(itertools.product(SHAPES, TAPS)):
+    pairs = list(itertools.product(SHAPES, TAPS))[::2]  # each shape with the even or the odd TAPS
+    for i, (shape, (taps, dilation)) in enumerate(pairs):
         dtype = DTYPES[i % 4]
         inner, full = (i // 4 + i) % 2 == 0, i % 3 != 0
         cases.append(pass_case(shape, taps, dilation, dtype, inner, full, generator))
