@@ -1,5 +1,7 @@
-"""The depthwise causal convolution of Mamba and its kin: 4 taps, a bias and SiLU."""
+"""The causal convolution: depthwise as in Mamba and its kin (4 taps, a bias and SiLU), where memory is what it
+costs, and dense as in WaveNet, where arithmetic is."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -44,8 +46,34 @@ conv = partial(
     inputs=inputs,
     gmfast=gmfast,
     baselines={"sliced": sliced, "padded": padded},
+    wrt=(0, 1, 2),
 )
 goal = Target(compile=1, share=0.7)
+
+
+def wavenet(shape, out_channels, taps, dilation, **case):
+    """Cases of x (B, C, T)."""
+
+    def inputs(case, device):
+        size = (out_channels, shape[1], taps)
+        weight = normal(case, device, size) / math.sqrt(shape[1] * taps)
+        return normal(case, device), weight, normal(case, device, (out_channels,))
+
+    def sliced(x, weight, bias):
+        span = (taps - 1) * dilation
+        return F.conv1d(x, weight, bias, padding=span, dilation=dilation)[:, :, : x.shape[2]]
+
+    return both_directions(
+        operation="causal_conv1d",
+        shape=shape,
+        inputs=inputs,
+        gmfast=partial(GF.causal_conv1d, dilation=dilation),
+        baselines={"padded": partial(reference.causal_conv1d, dilation=dilation), "sliced": sliced},
+        options={"out": out_channels, "k": taps, "dilation": dilation},
+        wrt=(0, 1, 2),
+        **case,
+    )
+
 
 # Channels of 2048 float32 numbers lie a multiple of 4 KiB apart, in one set of the cache.
 CASES = [
@@ -62,4 +90,7 @@ CASES = [
         forward={"cuda": Target(share=0.8, compile=1)},
         backward={"cuda": Target(compile=1)},
     ),
+    *wavenet((1, 64, 16000), 128, taps=2, dilation=1),
+    *wavenet((1, 64, 16000), 128, taps=2, dilation=512),
+    *wavenet((8, 128, 4096), 256, taps=3, dilation=16),
 ]

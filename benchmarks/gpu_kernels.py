@@ -15,6 +15,7 @@ import torch
 
 import gmfast.functional as GF
 from gmfast import reference
+from gmfast.ops import masked_conv2d
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -53,6 +54,16 @@ class Update(Call):
         return torch.cat([y.flatten(), state.flatten()])
 
 
+class OwnConvolution(Call):
+    """gmfast's kernel of the masked convolution, also where torch's would be taken for its speed."""
+
+    def __call__(self, *tensors, module=GF):
+        if module is reference:
+            return super().__call__(*tensors, module=reference)
+        x, weight, _, geometry = masked_conv2d.check(*tensors, None, *self.options.values())
+        return masked_conv2d._forward(x, weight, None, None, *geometry)
+
+
 def calls(spatial, seed):
     """Every operation, with the options that choose another kernel."""
     random = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
@@ -64,6 +75,16 @@ def calls(spatial, seed):
         yield Update("causal_conv1d_update", (random(2, 35, 3), state, weight), options)
         dense = random(4, 35, taps)
         yield Update("causal_conv1d_update", (random(2, 35, 3), state, dense), {"dilation": dilation})
+    if len(spatial) == 2:
+        for mask_type, groups, dilation in (("A", 3, 1), ("B", 1, (2, 3))):
+            options = {"mask_type": mask_type, "channel_groups": groups, "dilation": dilation}
+            for in_channels, out_channels in ((3, 36), (33, 6), (48, 72)):
+                tensors = random(2, in_channels, *spatial), random(out_channels, in_channels, 3, 5) / 8
+                yield Call("masked_conv2d", tensors, options)
+                yield OwnConvolution("masked_conv2d", tensors, options)
+    else:
+        weight = random(12, 35, 2) / 4
+        yield Call("causal_conv1d", (random(2, 35, length), weight), {"dilation": 4, "activation": "gated"})
     x = random(2, 6, *spatial)
     yield Call("concat_elu", (x,))
     yield Call("concat_elu", (x,), {"dim": 0})
