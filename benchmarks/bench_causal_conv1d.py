@@ -1,5 +1,5 @@
-"""The causal convolution: depthwise as in Mamba and its kin (4 taps, a bias and SiLU), where memory is what it
-costs, and dense as in WaveNet, where arithmetic is."""
+"""The causal convolution: depthwise as in Mamba and its kin (4 taps, a bias and SiLU), where memory is what
+it costs, and dense as in WaveNet, where arithmetic is."""
 
 import math
 from dataclasses import replace
