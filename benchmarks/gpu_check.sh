@@ -128,10 +128,8 @@ bench() {
   "$python" -c '
 import os
 from gmfast.benchmark import main
-if os.environ["gpu"]:
-    main(out=os.environ["out"], device="cuda", seconds=0.7 * float(os.environ["limit"]))
-else:
-    main(out=os.environ["out"], device="cpu", quick=True)'
+device = "cuda" if os.environ["gpu"] else "cpu"
+main(out=os.environ["out"], device=device, quick=device == "cpu", seconds=0.7 * float(os.environ["limit"]))'
 }
 
 export -f skip enter machine build tests sanitizer graphs bench

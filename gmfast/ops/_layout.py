@@ -2,6 +2,9 @@
 
 import torch
 
+# Asked once: not every torch that is supported can trace the question.
+_AUTOCAST_DEVICES = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)]
+
 
 def compute_dtype(*tensors):
     """What they are computed in: float64 if one of them is, else float32."""
@@ -11,9 +14,9 @@ def compute_dtype(*tensors):
 def convolution_dtype(x):
     """x's dtype, or under autocast the one that it prescribes, but for float64."""
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    if x.dtype == torch.float64 or device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return x.dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def cast(dtype, *tensors):
