@@ -61,7 +61,7 @@ class OwnConvolution(Call):
         if module is reference:
             return super().__call__(*tensors, module=reference)
         x, weight, _, geometry = masked_conv2d.check(*tensors, None, *self.options.values())
-        return masked_conv2d._forward(x, weight, None, None, *geometry)
+        return masked_conv2d._forward(x, weight, None, *geometry)
 
 
 def calls(spatial, seed):

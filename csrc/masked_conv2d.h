@@ -33,7 +33,7 @@ struct MaskedConv2d {
   Grid weight;  // (groups * out_channels, in_channels, kernel_height, kernel_width)
   Grid bias;    // (groups * out_channels) along channel_stride; data null where absent
   Grid y;       // (batch, groups * out_channels, height, width)
-  const void* packed = nullptr;  // what masked_conv2d_pack made of the weight, on the CPU
+  const void* packed = nullptr;  // on the CPU, what masked_conv2d_pack made of the weight
 };
 
 // The weight in the order and the vector width that a CPU kernel reads it, in the compute type.

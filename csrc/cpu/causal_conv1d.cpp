@@ -6,6 +6,7 @@
 #include "../math/causal_conv1d.h"
 #include "pairs.h"
 #include "reduce.h"
+#include "scratch.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
@@ -19,24 +20,6 @@ template <class V>
 int64_t whole_vectors(int64_t count) {
   return (count + lanes<V> - 1) / lanes<V> * lanes<V>;
 }
-
-// Uninitialised numbers, freed with the object.
-template <class S>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : data_(static_cast<S*>(std::aligned_alloc(64, (count * sizeof(S) + 63) / 64 * 64))) {
-    if (count > 0 && !data_) throw std::bad_alloc();
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { std::free(data_); }
-
-  S* get() { return data_; }
-
- private:
-  S* data_;
-};
 
 // One channel's taps and bias, or those of adjacent channels: neighbours in memory.
 template <class S>

@@ -7,13 +7,11 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 
 #include "../masked_conv2d.h"
 #include "../math/simd.h"
+#include "scratch.h"
 #include "tile.h"
 
 namespace gmfast {
@@ -26,23 +24,6 @@ constexpr int panel_width = 2 * lanes<Native<S>>;
 
 inline int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// Cache-aligned memory, uninitialised.
-template <class S>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : data_(static_cast<S*>(std::aligned_alloc(64, (count * sizeof(S) + 127) / 64 * 64))) {
-    if (!data_) throw std::bad_alloc();
-  }
-  S* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(S* data) const { std::free(data); }
-  };
-  std::unique_ptr<S, Free> data_;
-};
-
 // Rows and columns of one sample, end excluded.
 struct Window {
   int64_t row, row_end, column, column_end;
@@ -53,7 +34,7 @@ struct Window {
 };
 
 // Calls body(row, rows, column, columns) for patches of at most `patch_pixels` pixels, or one row's
-// `patch_pixels`: few enough for the first-level cache, and for partial sums to stay exact.
+// `patch_pixels`: few enough for the first-level cache, and for partial sums to be short.
 constexpr int64_t patch_pixels = 128;
 
 template <class Body>

@@ -113,10 +113,12 @@ struct Windows {
   Windows(const Pass& pass, int64_t bytes_of_pixel, int64_t budget)
       : all(pass.wanted()), batch(pass.conv.batch) {
     const Window halo = pass.seen_from({0, 0, 0, 0});
-    const int64_t room = std::max<int64_t>(budget / bytes_of_pixel, 1);
+    const int64_t room = std::max<int64_t>(budget / std::max<int64_t>(bytes_of_pixel, 1), 1);
     columns = std::clamp<int64_t>(all.columns(), 1, std::max<int64_t>(256, 4 * halo.columns()));
-    rows = std::clamp<int64_t>(room / (columns + halo.columns()) - halo.rows(), 1,
-                               std::max<int64_t>(all.rows(), 1));
+    // At least as many as are packed around them.
+    rows =
+        std::clamp<int64_t>(std::max(room / (columns + halo.columns()) - halo.rows(), halo.rows()),
+                            1, std::max<int64_t>(all.rows(), 1));
     if (rows < all.rows()) rows = blocks_of(all.rows(), blocks_of(all.rows(), rows));
   }
 

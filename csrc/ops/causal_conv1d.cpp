@@ -29,22 +29,24 @@ struct Call {
     args.silu = silu;
     args.channels_inner = channels_innermost(x_in);
     args.dtype = dtype_of(x_in);
-    x = add(x_in, args.length, args.x);
-    weight = parameter(weight_in, args.channels * args.taps);
+    x = add("x", x_in, args.length, args.x);
+    check_like("weight", weight_in, x_in, {args.channels, 1, args.taps});
+    weight = torch::stable::contiguous(weight_in);
     args.weight = weight.data_ptr();
     if (bias_in) {
-      bias = parameter(*bias_in, args.channels);
+      check_like("bias", *bias_in, x_in, {args.channels});
+      bias = torch::stable::contiguous(*bias_in);
       args.bias = bias.data_ptr();
     }
-    if (state_in) initial_state = add(*state_in, args.span(), args.initial_state);
+    if (state_in) {
+      initial_state = add("initial_state", *state_in, args.span(), args.initial_state);
+    }
   }
 
   // A tensor (batch, channels, length) as the kernels see it; a copy where its elements do not
   // adjoin the way x's do.
-  Tensor add(Tensor tensor, int64_t length, Image& image) const {
-    STD_TORCH_CHECK(sizes_of(tensor) == (Sizes{args.batch, args.channels, length}) &&
-                        dtype_of(tensor) == args.dtype,
-                    "expected tensors of one batch size, number of channels and dtype");
+  Tensor add(const char* name, Tensor tensor, int64_t length, Image& image) const {
+    check_like(name, tensor, x.defined() ? x : tensor, {args.batch, args.channels, length});
     const int64_t inner = args.channels_inner ? 1 : 2;
     if (tensor.size(inner) > 1 && tensor.stride(inner) != 1) {
       const Sizes sizes = sizes_of(tensor);
@@ -56,19 +58,13 @@ struct Call {
     image = image_of(tensor);
     return tensor;
   }
-
-  Tensor parameter(const Tensor& tensor, int64_t count) const {
-    STD_TORCH_CHECK(tensor.numel() == count && dtype_of(tensor) == args.dtype,
-                    "weight and bias: expected (C, 1, k) and (C,) in x's dtype");
-    return torch::stable::contiguous(tensor);
-  }
 };
 
 Tensor forward(const Tensor& x, const Tensor& weight, const Optional& bias,
                const Optional& initial_state, int64_t dilation, bool silu) {
   Call call(x, weight, bias, initial_state, dilation, silu);
   Tensor y = empty_as(x, sizes_of(x));
-  call.add(y, call.args.length, call.args.y);
+  call.add("y", y, call.args.length, call.args.y);
   GMFAST_RUN(causal_conv1d, x, call.args);
   return y;
 }
@@ -80,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
                                                     bool silu, bool want_x, bool want_weight,
                                                     bool want_bias, bool want_state) {
   Call call(x, weight, bias, initial_state, dilation, silu);
-  const Tensor grad_in = call.add(grad, call.args.length, call.args.y);
+  const Tensor grad_in = call.add("grad", grad, call.args.length, call.args.y);
   CausalConv1dBackward args;
   args.forward = call.args;
   const auto gradient = [&](bool wanted, const Sizes& sizes, void*& data) {
@@ -91,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
   const auto image_gradient = [&](bool wanted, int64_t length, Image& image) {
     const Sizes sizes{call.args.batch, call.args.channels, length};
     Tensor result = empty_as(x, wanted ? sizes : Sizes{0});
-    if (wanted) call.add(result, length, image);
+    if (wanted) call.add("gradient", result, length, image);
     return result;
   };
   Tensor grad_x = image_gradient(want_x, call.args.length, args.grad_x);

@@ -21,18 +21,19 @@ CausalConv1dStreams streams_of(const Tensor& x, const Tensor& state, const Optio
   streams.taps = taps;
   streams.dilation = dilation;
   streams.dtype = dtype_of(x);
-  STD_TORCH_CHECK(state.dim() == 3 && state.size(1) == x.size(1) &&
-                      state.size(2) == streams.span() && dtype_of(state) == streams.dtype &&
-                      (state_indices || state.size(0) == x.size(0)),
-                  "state: expected (B, C, (k-1)*dilation) in x's dtype");
+  STD_TORCH_CHECK(state.dim() == 3, "state: expected (B, C, (k-1)*dilation)");
+  check_like("state", state, x,
+             {state_indices ? state.size(0) : x.size(0), x.size(1), streams.span()});
   streams.x = image_of(x);
   streams.state = image_of(state);
   streams.rows = state.size(0);
   if (state_indices) {
     const ScalarType type = state_indices->scalar_type();
     STD_TORCH_CHECK(state_indices->dim() == 1 && state_indices->size(0) == x.size(0) &&
-                        (type == ScalarType::Long || type == ScalarType::Int),
-                    "state_indices: expected (B,), int32 or int64");
+                        (type == ScalarType::Long || type == ScalarType::Int) &&
+                        state_indices->is_cuda() == x.is_cuda() &&
+                        state_indices->get_device_index() == x.get_device_index(),
+                    "state_indices: expected (B,), int32 or int64, on x's device");
     streams.row_of = state_indices->data_ptr();
     streams.row_is_int64 = type == ScalarType::Long;
     streams.row_stride = state_indices->stride(0);
@@ -46,9 +47,8 @@ CausalConv1dStreams streams_of(const Tensor& x, const Tensor& state, const Optio
 
 Tensor update(const Tensor& x, const Tensor& state, const Tensor& weight, const Optional& bias,
               const Optional& state_indices, int64_t dilation, bool silu) {
-  STD_TORCH_CHECK(weight.dim() == 3 && weight.size(0) == x.size(1) && weight.size(1) == 1 &&
-                      weight.scalar_type() == x.scalar_type(),
-                  "weight: expected (C, 1, k) in x's dtype");
+  STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 3, "x, weight: expected (B, C, L), (C, 1, k)");
+  check_like("weight", weight, x, {x.size(1), 1, weight.size(2)});
   CausalConv1dUpdate args;
   args.streams = streams_of(x, state, state_indices, weight.size(2), dilation);
   args.silu = silu;
@@ -56,8 +56,7 @@ Tensor update(const Tensor& x, const Tensor& state, const Tensor& weight, const 
   args.weight = weight_in.data_ptr();
   Tensor bias_in;
   if (bias) {
-    STD_TORCH_CHECK(bias->numel() == x.size(1) && bias->scalar_type() == x.scalar_type(),
-                    "bias: expected (C,) in x's dtype");
+    check_like("bias", *bias, x, {x.size(1)});
     bias_in = torch::stable::contiguous(*bias);
     args.bias = bias_in.data_ptr();
   }

@@ -156,6 +156,15 @@ inline Tensor empty_as(const Tensor& tensor, const Sizes& sizes) {
   return empty_as(tensor, sizes, tensor.scalar_type());
 }
 
+// Raises unless `tensor` has these sizes, and the dtype and device of another.
+inline void check_like(const char* name, const Tensor& tensor, const Tensor& like,
+                       const Sizes& sizes) {
+  STD_TORCH_CHECK(sizes_of(tensor) == sizes && tensor.scalar_type() == like.scalar_type() &&
+                      tensor.is_cuda() == like.is_cuda() &&
+                      tensor.get_device_index() == like.get_device_index(),
+                  name, ": expected another shape, dtype or device");
+}
+
 inline void check_seed(const Tensor& seed, const Tensor& tensor) {
   STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1 &&
                       seed.is_cuda() == tensor.is_cuda(),

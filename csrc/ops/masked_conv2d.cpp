@@ -1,5 +1,6 @@
 #include "../masked_conv2d.h"
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -54,8 +55,9 @@ struct Geometry {
                     "channel_groups: expected a divisor of the channels");
     args.support.kernel_height = weight[2];
     args.support.kernel_width = kernel_width;
-    args.support.row_dilation = row_dilation;
-    args.support.column_dilation = column_dilation;
+    // A tap further away than the image is long is outside, however far.
+    args.support.row_dilation = std::min(row_dilation, std::max<int64_t>(x[2], 1));
+    args.support.column_dilation = std::min(column_dilation, std::max<int64_t>(x[3], 1));
     args.support.channel_groups = channel_groups;
     args.support.sees_itself = sees_itself;
     return args;
@@ -81,12 +83,6 @@ Grid from_column(const Tensor& x, int64_t column) {
   return grid;
 }
 
-void check_like(const char* name, const Tensor& tensor, const Tensor& like, const Sizes& sizes) {
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type() &&
-                      tensor.is_cuda() == like.is_cuda() && sizes_of(tensor) == sizes,
-                  name, ": expected another shape, dtype or device");
-}
-
 Tensor pack(const MaskedConv2d& args, const Tensor& weight, bool for_grad_input) {
   const int64_t taps = live_taps(args.support);
   Tensor packed = empty_contiguous(weight, {packed_weight_size(args, taps, for_grad_input)},
@@ -97,27 +93,15 @@ Tensor pack(const MaskedConv2d& args, const Tensor& weight, bool for_grad_input)
   return packed;
 }
 
-// For later calls with the same weight: nothing but `packed` of these.
-Tensor packed_weight(const Tensor& weight, GMFAST_GEOMETRY) {
-  const Sizes sizes = sizes_of(weight);
-  STD_TORCH_CHECK(sizes.size() == 4 && !weight.is_cuda(),
-                  "weight: expected (O, I, h, w) on the CPU");
-  return pack(GMFAST_GEOMETRY_OF.arguments({0, groups * sizes[1], 0, left}, sizes), weight, false);
-}
-
 Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-               const std::optional<Tensor>& packed, GMFAST_GEOMETRY) {
+               GMFAST_GEOMETRY) {
   MaskedConv2d args = GMFAST_GEOMETRY_OF.arguments(sizes_of(x), sizes_of(weight));
   check_like("weight", weight, x, sizes_of(weight));
   if (bias) check_like("bias", *bias, x, {weight.size(0)});
   Tensor y = empty_as(x, {args.batch, weight.size(0), args.height, args.width});
   Tensor weights;
   if (!x.is_cuda()) {
-    const int64_t size = packed_weight_size(args, live_taps(args.support), false);
-    STD_TORCH_CHECK(
-        !packed || (packed->numel() == size && dtype_of(*packed) == compute_dtype(dtype_of(x))),
-        "packed: expected what masked_conv2d_pack made of this weight");
-    weights = packed ? *packed : pack(args, weight, false);
+    weights = pack(args, weight, false);
     args.packed = weights.data_ptr();
   }
   args.x = from_column(x, left);
@@ -169,19 +153,13 @@ std::tuple<Tensor, Tensor> grad_weight(const Tensor& grad, const Tensor& x, int6
 }  // namespace gmfast
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
-  m.def(
-      "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? packed, " GMFAST_GEOMETRY_SCHEMA
-      ") -> Tensor");
-  m.def("masked_conv2d_pack(Tensor weight, " GMFAST_GEOMETRY_SCHEMA ") -> Tensor");
+  m.def("masked_conv2d(Tensor x, Tensor weight, Tensor? bias, " GMFAST_GEOMETRY_SCHEMA
+        ") -> Tensor");
   m.def("masked_conv2d_grad_input(Tensor grad, Tensor weight, " GMFAST_GEOMETRY_SCHEMA
         ") -> Tensor");
   m.def(
       "masked_conv2d_grad_weight(Tensor grad, Tensor x, int kernel_height, int weight_columns, "
       "bool want_bias, " GMFAST_GEOMETRY_SCHEMA ") -> (Tensor, Tensor)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(gmfast, CPU, m) {
-  m.impl("masked_conv2d_pack", TORCH_BOX(&gmfast::packed_weight));
 }
 
 GMFAST_REGISTER(m) {

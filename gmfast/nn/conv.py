@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as GF
-from ..ops import masked_conv2d as ops
+from ..ops.causal_conv1d import ACTIVATIONS
 from ..reference import conv_mask
 
 
@@ -16,32 +16,9 @@ class RasterState:
     and the raster index of the pixel that comes next."""
 
     canvas: Tensor  # (B, C, H + rows above, W + columns to both sides)
+    height: int
     width: int
     position: int = 0
-
-
-class PackedWeight:
-    """A weight as the CPU kernel reads it, made when first needed and again when the weight has changed: when
-    torch's version counter, the memory or the dtype is another. Copies and pickles of it are empty."""
-
-    def __init__(self):
-        self.clear()
-
-    def clear(self):
-        self._made_from = self._key = self._packed = None
-
-    def of(self, weight: Tensor, geometry: ops.Geometry) -> Tensor | None:
-        if weight.is_inference():  # has no version counter
-            return None
-        key = (weight._version, weight.data_ptr(), weight.dtype, weight.stride(), geometry)
-        if key != self._key:
-            self._packed = ops.pack(weight.detach(), geometry)
-            # Held, so that no other weight comes to lie at this address.
-            self._made_from, self._key = weight.detach(), key
-        return self._packed
-
-    def __reduce__(self):
-        return PackedWeight, ()
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -50,9 +27,6 @@ class MaskedConv2d(nn.Conv2d):
     Takes `nn.Conv2d`'s arguments, initialises like it and loads its state dict. `stride` is 1, `groups` is 1,
     `padding` is zeros that keep the size. `mask_type`, `channel_groups`: see
     `gmfast.functional.masked_conv2d` (van den Oord et al., 2016, arXiv:1601.06759).
-
-    Without a gradient on a CPU the weight is packed for the kernel once, and again after torch has recorded a
-    change. It records none through `weight.data`: call `eval()` or `train()` after such a change.
 
     Raises ValueError, naming the argument, for a convolution that cannot be masked.
     """
@@ -106,25 +80,22 @@ class MaskedConv2d(nn.Conv2d):
                     f"{name}: expected a multiple of channel_groups={channel_groups}, got {channels}"
                 )
         self.mask_type, self.channel_groups = mask_type, channel_groups
-        self._packed = PackedWeight()
 
     def forward(self, x: Tensor) -> Tensor:
-        arguments = (self.mask_type, self.channel_groups, self.dilation)
-        x, weight, bias, geometry = ops.check(x, self.weight, self.bias, *arguments)
-        packed = None
-        if weight is self.weight and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            packed = self._packed.of(weight, geometry)
-        return ops.convolve(x, weight, bias, geometry, packed)
-
-    def train(self, mode: bool = True) -> "MaskedConv2d":
-        self._packed.clear()
-        return super().train(mode)
+        return GF.masked_conv2d(
+            x,
+            self.weight,
+            self.bias,
+            mask_type=self.mask_type,
+            channel_groups=self.channel_groups,
+            dilation=self.dilation,
+        )
 
     def init_state(self, batch: int, height: int, width: int) -> RasterState:
         """The state before the first pixel of `batch` images."""
         (rows, columns), (down, right) = self.kernel_size, self.dilation
         size = height + rows // 2 * down, width + columns // 2 * right * 2
-        return RasterState(self.weight.new_zeros(batch, self.in_channels, *size), width)
+        return RasterState(self.weight.new_zeros(batch, self.in_channels, *size), height, width)
 
     def step(self, x: Tensor, state: RasterState, *, advance: bool = True) -> Tensor:
         """The output at the next pixel in raster order, (B, O), where the input is `x` (B, I).
@@ -134,6 +105,8 @@ class MaskedConv2d(nn.Conv2d):
         ones.
         """
         row, column = divmod(state.position, state.width)
+        if row >= state.height:
+            raise ValueError(f"state: expected a pixel to come, got one behind all {state.position}")
         (rows, columns), (down, right) = self.kernel_size, self.dilation
         above, left = rows // 2 * down, columns // 2 * right
         state.canvas[:, :, row + above, column + left] = x
@@ -195,7 +168,7 @@ class CausalConv1d(nn.Conv1d):
             )
         if padding_mode != "zeros":
             raise ValueError(f'padding_mode: expected "zeros", got {padding_mode!r}')
-        if activation not in (None, "silu", "gated"):
+        if activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected None, 'silu' or 'gated', got {activation!r}")
         if activation == "gated" and out_channels % 2:
             raise ValueError(f"out_channels: expected an even number for a gate, got {out_channels}")

@@ -204,9 +204,14 @@ def _gradient_backward(ctx, *grads):
     higher = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, so that what is differentiated is a non-leaf whatever was saved.
+        differentiated = (ctx.needs_input_grad[0], *ctx.wanted)
         saved = [
-            t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-            for t in ctx.saved_tensors
+            t.view_as(t)
+            if t is not None and t.requires_grad
+            else t.detach().requires_grad_()
+            if t is not None and own
+            else t
+            for t, own in zip(ctx.saved_tensors, differentiated, strict=True)
         ]
         grad, *tensors = saved
         wanted = [t for t, want in zip(tensors, ctx.wanted, strict=True) if want]

@@ -10,6 +10,9 @@ from ._layout import cast, compute_dtype, convolution_dtype, empty_as
 from .causal_conv1d import activate, check, is_depthwise
 from .gated_activation import gated_activation
 
+#: Of a dense convolution, whose taps take k times the memory of x.
+SAMPLES_TOGETHER = 64
+
 
 @torch.no_grad()
 def causal_conv1d_update(
@@ -85,13 +88,25 @@ def _check_streams(x, state, span, state_indices):
         if state_indices.shape != x.shape[:1]:
             raise ValueError(f"state_indices: expected shape ({rows},), got {tuple(state_indices.shape)}")
         rows = "rows"
+        if state_indices.device.type == "cpu" and x.shape[0] and not torch.compiler.is_compiling():
+            largest = int(state_indices.max())
+            if largest >= state.shape[0]:
+                raise ValueError(f"state_indices: expected less than {state.shape[0]}, got {largest}")
     got = tuple(state.shape)
     if len(got) != 3 or got[1:] != (x.shape[1], span) or (rows != "rows" and got[0] != rows):
         raise ValueError(f"state: expected shape ({rows}, {x.shape[1]}, {span}), got {got}")
+    if state.numel() and any(
+        size > 1 and stride == 0 for size, stride in zip(got, state.stride(), strict=True)
+    ):
+        raise ValueError("state: expected memory of its own for each element, got an expanded tensor")
 
 
 def _dense(x, state, weight, bias, state_indices, dilation, groups, activation):
-    """A product of the weight with the inputs under its taps."""
+    """A product of the weight with the inputs under its taps, gathered for a few samples at once."""
+    if x.shape[2] > SAMPLES_TOGETHER:
+        pieces = x.split(SAMPLES_TOGETHER, 2)
+        options = (state, weight, bias, state_indices, dilation, groups, activation)
+        return torch.cat([_dense(piece, *options) for piece in pieces], 2)
     batch, channels, length = x.shape
     taps = weight.shape[2]
     window = _window(x, state, state_indices, taps, dilation)
@@ -99,7 +114,7 @@ def _dense(x, state, weight, bias, state_indices, dilation, groups, activation):
         y = F.linear(window.flatten(2), weight.flatten(1), bias)
     else:
         y = F.conv1d(window.view(batch * length, channels, taps), weight, bias, groups=groups)
-        y = y.view(batch, length, -1)
+        y = y.view(batch, length, weight.shape[0])
     y = activate(y.transpose(1, 2), activation)
     return y if state_indices is None else torch.where(state_indices[:, None, None] >= 0, y, 0.0)
 

@@ -62,7 +62,10 @@ def check(x, weight, bias, mask_type, channel_groups, dilation):
     if x.dim() != 4:
         raise ValueError(f"x: expected (B, I, H, W), got {tuple(x.shape)}")
     if weight.dim() != 4 or weight.shape[1] != x.shape[1]:
-        raise ValueError(f"weight: expected (O, {x.shape[1]}, h, w), got {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight: expected (O, {x.shape[1]}, h, w) for x of {x.shape[1]} channels, "
+            f"got {tuple(weight.shape)}"
+        )
     if not (weight.shape[2] % 2 and weight.shape[3] % 2):
         raise ValueError(f"weight: expected odd kernel sizes, got {tuple(weight.shape[2:])}")
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
@@ -88,18 +91,11 @@ def _pair(name, value):
     return pair
 
 
-def convolve(x, weight, bias, geometry, packed=None):
-    """The convolution of arguments that were checked. `packed`: what `pack` made of this weight."""
+def convolve(x, weight, bias, geometry):
+    """The convolution of arguments that were checked."""
     if has_kernel(x, weight, *(() if bias is None else (bias,))) and not _torch_is_faster(weight):
-        return _forward(x, weight, bias, packed, *geometry)
+        return _forward(x, weight, bias, *geometry)
     return plain(x, weight, bias, geometry)
-
-
-def pack(weight, geometry):
-    """The weight as the CPU kernel reads it, for several calls; None where no kernel would read it."""
-    if weight.device.type != "cpu" or not has_kernel(weight) or _torch_is_faster(weight):
-        return None
-    return _pack(weight, *geometry)
 
 
 _has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
@@ -132,12 +128,12 @@ def plain(x, weight, bias, geometry):
 # Convolution and the gradients are linear in each of two tensors, and each other's gradients.
 
 
-def _fake_forward(x, weight, bias, packed, *geometry):
+def _fake_forward(x, weight, bias, *geometry):
     return empty_as(x, (x.shape[0], weight.shape[0], x.shape[2], x.shape[3] - Geometry(*geometry).left))
 
 
 def _setup_forward(ctx, inputs, output):
-    x, weight, bias, _, *ctx.geometry = inputs
+    x, weight, bias, *ctx.geometry = inputs
     ctx.save_for_backward(x, weight)
     ctx.has_bias = bias is not None
 
@@ -166,7 +162,7 @@ def _setup_grad_input(ctx, inputs, output):
 def _backward_grad_input(ctx, cotangent):
     grad, weight = ctx.saved_tensors
     need_grad, need_weight, *rest = ctx.needs_input_grad
-    by_grad = _forward(cotangent, weight, None, None, *ctx.geometry) if need_grad else None
+    by_grad = _forward(cotangent, weight, None, *ctx.geometry) if need_grad else None
     by_weight = None
     if need_weight:
         by_weight, _ = _grad_weight(grad, cotangent, *weight.shape[2:], False, *ctx.geometry)
@@ -188,7 +184,7 @@ def _backward_grad_weight(ctx, weight, bias):
     grad, x = ctx.saved_tensors
     need_grad, need_x, *rest = ctx.needs_input_grad
     bias = bias if ctx.want_bias else None
-    by_grad = _forward(x, weight, bias, None, *ctx.geometry) if need_grad else None
+    by_grad = _forward(x, weight, bias, *ctx.geometry) if need_grad else None
     by_x = _grad_input(grad, weight, *ctx.geometry) if need_x else None
     return by_grad, by_x, *(None for _ in rest)
 
@@ -208,4 +204,3 @@ _grad_weight = operator(
     setup_context=_setup_grad_weight,
     backward=_backward_grad_weight,
 )
-_pack = operator("masked_conv2d_pack", fake=lambda weight, *geometry: weight.new_empty(0))

@@ -512,3 +512,15 @@ X123 = ones(1, 2, 3)
 def test_bad_arguments(arguments, options, error, message):
     with pytest.raises(error, match=message):
         GF.causal_conv1d(*arguments, **options)
+
+
+def test_second_derivative_under_torch_func(device):
+    x, weight, *_ = inputs((2, 3, 5), torch.float64, device)
+
+    def curvature(convolve):
+        def energy(x):
+            return convolve(x, weight, groups=3, activation="silu").square().sum()
+
+        return torch.func.grad(lambda x: torch.func.grad(energy)(x).square().sum())(x)
+
+    torch.testing.assert_close(curvature(GF.causal_conv1d), curvature(reference.causal_conv1d))

@@ -146,7 +146,7 @@ def test_index_beyond_the_state(device):
         state_indices=torch.tensor([0, 2]).to(device),
     )
     if device.type == "cpu":
-        with pytest.raises(RuntimeError, match="state_indices: expected less than 2, got 2"):
+        with pytest.raises(ValueError, match="state_indices: expected less than 2, got 2"):
             call()
         assert torch.equal(state, before)
     else:
@@ -300,3 +300,27 @@ def test_bad_arguments(change, error, message):
     with pytest.raises(error, match=message):
         GF.causal_conv1d_update(**arguments)
     assert torch.equal(state, STATE)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (0, 4, 3), (3, 4, 0)])
+def test_empty_of_several_groups(device, shape):
+    x, weight = torch.zeros(shape, device=device), torch.zeros(6, 2, 3, device=device)
+    state = torch.ones(shape[0], 4, 2, device=device)
+    y = GF.causal_conv1d_update(x, state, weight, groups=2)
+    assert y.shape == (shape[0], 6, *shape[2:]) and (state == 1).all()
+
+
+def test_many_samples_at_once(device):
+    """More than a dense update gathers in one piece: still one pass, its state to the bit."""
+    x, weight = torch.randn(2, 4, 150, device=device), torch.randn(6, 4, 3, device=device)
+    state = torch.randn(2, 4, 4, device=device)
+    expected, final = GF.causal_conv1d(x, weight, dilation=2, initial_state=state, return_state=True)
+    torch.testing.assert_close(GF.causal_conv1d_update(x, state, weight, dilation=2), expected)
+    assert torch.equal(state, final)
+
+
+def test_expanded_state_is_refused(device):
+    state = torch.zeros(1, 4, 2, device=device).expand(3, 4, 2)
+    weight = torch.randn(4, 1, 3, device=device)
+    with pytest.raises(ValueError, match="state: expected memory of its own for each element"):
+        GF.causal_conv1d_update(torch.randn(3, 4, device=device), state, weight, groups=4)

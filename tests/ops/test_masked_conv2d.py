@@ -44,6 +44,12 @@ CASES = {
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
+@pytest.fixture(autouse=True)
+def _kernel(monkeypatch):
+    """The kernel itself, also where torch's convolution would be taken for its speed."""
+    monkeypatch.setattr(ops, "_torch_is_faster", lambda weight: False)
+
+
 def inputs(case, dtype=torch.float32, device="cpu", batch=2):
     """x, weight and bias."""
     in_channels, out_channels, kernel, height, width, _ = case
@@ -217,14 +223,27 @@ def test_same_bits_whatever_the_threads(device, dtype):
                 assert_same(results(call(case), tensors), alone)
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 5), (2, 0, 5), (2, 4, 0)])
+@pytest.mark.parametrize(
+    "shape", [(0, 3, 4, 4, 5), (2, 3, 4, 0, 5), (2, 3, 4, 4, 0), (2, 0, 4, 4, 5), (2, 3, 0, 4, 5)]
+)
 def test_empty(device, shape):
-    batch, height, width = shape
-    x = torch.randn(batch, 3, height, width, device=device)
-    weight, bias = torch.randn(4, 3, 3, 3, device=device), torch.randn(4, device=device)
-    y, grad_x, grad_weight, grad_bias = results(call(CASES["tall"]), [x, weight, bias])
-    assert y.shape == (batch, 4, height, width) and grad_x.shape == x.shape
-    assert not grad_weight.any() and not grad_bias.any()
+    batch, in_channels, out_channels, height, width = shape
+    x = torch.randn(batch, in_channels, height, width, device=device)
+    weight = torch.randn(out_channels, in_channels, 3, 3, device=device)
+    bias = torch.randn(out_channels, device=device)
+    y, grad_x, grad_weight, grad_bias = results(call(CASES["tall"]), [x, weight, bias], torch.ones_like)
+    assert torch.equal(y, bias[:, None, None].expand(batch, out_channels, height, width))
+    assert grad_x.shape == x.shape and not grad_x.any()
+    assert not grad_weight.any() and torch.equal(grad_bias, torch.full_like(bias, batch * height * width))
+
+
+@pytest.mark.parametrize("dilation", [100, 10_000, 2**40, 2**62, (2**32 - 1, (2**32 - 8) // 2)])
+def test_dilations_far_beyond_the_image(device, dilation):
+    x, weight, bias = inputs((3, 4, (5, 3), 6, 7, {}), torch.float64, device)
+    y = GF.masked_conv2d(x, weight, bias, dilation=dilation)
+    torch.testing.assert_close(y, F.conv2d(x, weight[:, :, 2:3, 1:2], bias))
+    sound = GF.causal_conv1d(x.flatten(2), weight[:, :, 0], dilation=2**62)
+    torch.testing.assert_close(sound, F.conv1d(x.flatten(2), weight[:, :, 0, 2:]))
 
 
 @every_case
@@ -348,7 +367,7 @@ def operators(tensors):
     *_, geometry = ops.check(x, weight, bias, "B", 1, 1)
     grad = torch.randn(x.shape[0], weight.shape[0], *x.shape[2:], device=x.device)
     library = torch.ops.gmfast
-    yield library.masked_conv2d, (x, weight, bias, None, *geometry)
+    yield library.masked_conv2d, (x, weight, bias, *geometry)
     yield library.masked_conv2d_grad_input, (grad, weight, *geometry)
     yield library.masked_conv2d_grad_weight, (grad, x, *weight.shape[2:], True, *geometry)
 
@@ -395,7 +414,7 @@ def test_torch_export(device):
     [
         ({"x": torch.zeros(2, 3, 4)}, ValueError, r"x: expected \(B, I, H, W\), got \(2, 3, 4\)"),
         ({"x": torch.zeros(2, 3, 4, 5, dtype=torch.int64)}, TypeError, "x: expected float32, .* got int64"),
-        ({"weight": torch.zeros(6, 4, 3, 3)}, ValueError, r"weight: expected \(O, 3, h, w\), got \(6, 4"),
+        ({"weight": torch.zeros(6, 4, 3, 3)}, ValueError, r"weight: .* for x of 3 channels, got \(6, 4"),
         ({"weight": torch.zeros(6, 3, 3, 4)}, ValueError, r"weight: expected odd kernel sizes, got \(3, 4\)"),
         ({"bias": torch.zeros(5)}, ValueError, r"bias: expected shape \(6,\), got \(5,\)"),
         ({"mask_type": "C"}, ValueError, "mask_type: expected one of 'A', 'B', got 'C'"),
