@@ -92,7 +92,7 @@ class MaskedConv2d(nn.Conv2d):
         )
 
     def init_state(self, batch: int, height: int, width: int) -> RasterState:
-        """The state before the first pixel of `batch` images."""
+        """The state before the first pixel of `batch` images of `height` rows and `width` columns."""
         (rows, columns), (down, right) = self.kernel_size, self.dilation
         size = height + rows // 2 * down, width + columns // 2 * right * 2
         return RasterState(self.weight.new_zeros(batch, self.in_channels, *size), height, width)
