@@ -240,6 +240,8 @@ def _completions(model, settings, n: int, options: dict, draws: int = 6):
     originals = dataset.heldout[chosen]
     if options["label"] is None and model.config.get("num_labels") is not None:
         options["label"] = dataset.heldout_labels[chosen].repeat_interleave(draws)
+    if settings.model == "made":
+        options["order"] = 0  # the raster order, in which the upper half comes first
     keep = torch.zeros(originals.shape[2:], dtype=torch.bool)
     keep[: len(keep) // 2] = True
     given = to_unit(originals, levels).repeat_interleave(draws, 0)

@@ -8,14 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import MaskedMLP
+from ..nn.made import OrderState
 from ..ops import _seed
+from ..reference import philox
 from .autoregressive import (
     check_label,
     check_request,
     evaluating,
     kept,
     labels_of,
-    sample_naive,
     with_bar,
 )
 from .heads import HEADS
@@ -25,7 +26,7 @@ from .image import check_at_least
 class MADE(nn.Module):
     """The masked autoencoder for distribution estimation: an exact likelihood in one pass of a multilayer
     perceptron, whose masks leave each value the ones before it in some order. One set of weights serves
-    several orders, and the model is the average of what they say.
+    several orders, and the model is the average of what they say: a mixture of as many models.
 
     Values are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`.
 
@@ -96,9 +97,7 @@ class MADE(nn.Module):
             raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
-        check_label(label, len(x), self.num_labels)
-        context = None if label is None else F.one_hot(label, self.num_labels).to(x.dtype)
-        params = self.net(x.flatten(1), self.orders[order], context)
+        params = self.net(x.flatten(1), self.orders[order], self._context(label, len(x)))
         return params.transpose(1, 2).unflatten(2, self.image_shape)
 
     def log_prob(self, x: Tensor, label: Tensor | None = None, order: int | None = None) -> Tensor:
@@ -117,12 +116,23 @@ class MADE(nn.Module):
             return self.head.bits_per_dim(x.unsqueeze(1), self(x, label, order))
         return -self.log_prob(x, label).mean() / (self.num_values * math.log(2))
 
+    def init_state(self, batch: int, order: int = 0, label: Tensor | None = None) -> OrderState:
+        """The state before the first value of `batch` samples, of the classes `label` (B,), in an order."""
+        self._check_order(order)
+        return self.net.init_state(batch, self.orders[order], self._context(label, batch))
+
+    @torch.no_grad()
+    def step(self, x: Tensor | None, state: OrderState) -> Tensor:
+        """The parameters (B, P) of the next value in the state's order, as `forward` gives them, from `x`
+        (B,), the value before it: None for the first. `state` changes in place."""
+        return self.net.step(x, state)
+
     @torch.no_grad()
     def sample(
         self,
         n: int,
         *,
-        order: int = 0,
+        order: int | None = None,
         seed: int | Tensor | torch.Generator | None = None,
         method: str = "naive",
         label: Tensor | int | None = None,
@@ -131,33 +141,58 @@ class MADE(nn.Module):
         mask: Tensor | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Draws `n` samples, (n, *image_shape) in [-1, 1], value by value in one of the orders with a full
-        forward pass for each.
+        """Draws `n` samples, (n, *image_shape) in [-1, 1], value by value with a full forward pass for each.
 
-        `seed` as in `discretized_logistic_mixture_sample`: sample i is the same whatever `n` is. `label`: one
-        class or (n,) of them, for a conditional model. `temperature` below 1 sharpens each value's
-        distribution. Where `mask` is not zero the value of `given` is kept; both expand to the shape of the
-        samples. A drawn value is conditioned on the given ones before it in the order: an order in which they
-        come first completes best. The model is in eval mode meanwhile and in its former mode afterwards.
+        `order`: one for all samples, or by default one drawn for each of them, so that samples follow what
+        `log_prob` gives. `seed` as in `discretized_logistic_mixture_sample`: sample i is the same whatever
+        `n` is. `label`: one class or (n,) of them, for a conditional model. `temperature` below 1 sharpens
+        each value's distribution. Where `mask` is not zero the value of `given` is kept; both expand to the
+        shape of the samples. A drawn value is conditioned on the given ones before it in the order: name one
+        in which they come first (a model of several orders asks for it). The model is in eval mode meanwhile
+        and in its former mode afterwards.
         """
         check_request(n, method, "samples")
-        self._check_order(order)
+        if order is not None:
+            self._check_order(order)
+        elif given is not None and self.num_orders > 1:
+            raise ValueError(
+                f"order: expected an integer from 0 to {self.num_orders - 1} with given, because it decides "
+                "which values are conditioned on the given ones, got None"
+            )
         device = self.orders.device
+        seed = _seed.as_tensor(seed, device)
         label = labels_of(label, n, self.num_labels, device)
         x, keep = kept(given, mask, self.net.direct.weight.new_zeros(n, *self.image_shape))
-        indices = with_bar(self.orders[order].tolist(), progress, "value")
+        flat, keep, samples = x.flatten(1), keep.flatten(1), torch.arange(n, device=device)  # flat is a view
+        chosen = self._draw_orders(n, seed) if order is None else torch.full_like(samples, order)
+        members = [(order, samples[chosen == order]) for order in chosen.unique().tolist()]
         with evaluating(self):
-            # To the head all values are positions of one channel.
-            sample_naive(
-                lambda x: self(x.squeeze(1), label, order),
-                self.head,
-                x.unsqueeze(1),
-                keep.unsqueeze(1),
-                ((index, slice(0, 1)) for index in indices),
-                seed=_seed.as_tensor(seed, device),
-                temperature=temperature,
-            )
+            for index in with_bar(self.orders[chosen].unbind(1), progress, "value"):
+                kept_here = keep[samples, index]
+                if kept_here.all():
+                    continue
+                params = flat.new_empty(n, self.head.num_params(1), self.num_values)
+                for order, own in members:
+                    own_params = self(x[own], label if label is None else label[own], order)
+                    params[own] = own_params.flatten(2).to(params.dtype)
+                # To the head all values are positions of one channel.
+                draw = self.head.sample(params, 1, seed=seed, temperature=temperature).squeeze(1)
+                flat[samples, index] = torch.where(
+                    kept_here, flat[samples, index], draw[samples, index].to(flat.dtype)
+                )
         return x
+
+    def _draw_orders(self, n: int, seed: Tensor) -> Tensor:
+        """The order of each of `n` samples, (n,): a function of the seed and the sample's index, in noise
+        that no value uses."""
+        word = philox.words(seed, n, (), 2**32 - 1, seed.device)[0].flatten()
+        return (word * self.num_orders) >> 32
+
+    def _context(self, label: Tensor | None, count: int) -> Tensor | None:
+        check_label(label, count, self.num_labels)
+        if label is None:
+            return None
+        return F.one_hot(label, self.num_labels).to(self.net.direct.weight.dtype)
 
     def _check_order(self, order: int) -> None:
         if not 0 <= order < self.num_orders:

@@ -276,7 +276,7 @@ def test_samples_depend_on_the_seed_and_not_on_their_number():
     assert not torch.equal(x, model.sample(4, seed=8)) and not torch.equal(x[0], x[1])
     assert not torch.equal(x, model.sample(4, seed=7, order=1))
     assert model.sample(0, seed=7).shape == (0, 1, 3, 3)
-    cold = [model.sample(2, seed=seed, temperature=1e-6) for seed in (1, 2)]
+    cold = [model.sample(2, seed=seed, order=0, temperature=1e-6) for seed in (1, 2)]
     assert torch.equal(*cold)
 
 
@@ -287,6 +287,44 @@ def test_sampling_restores_the_mode(training):
     seen = set()
     model.sample(1, seed=1)
     assert seen == {False} and all(module.training == training for module in model.modules())
+
+
+@pytest.mark.parametrize("order", [None, 2])
+def test_samples_have_the_frequencies_of_what_log_prob_scores(order):
+    """Of all orders by default: a table of all images, whose probabilities differ from those of one order."""
+    model, count = small((3,), hidden=(8,), head="bernoulli"), 8000
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+        everything = all_images(model)
+        table = model.log_prob(everything, order=order).exp()
+        others = [model.log_prob(everything, order=k).exp() for k in range(3) if k != order]
+    assert all((table - other).abs().max() > 0.05 for other in others)
+    x = model.sample(count, seed=0, order=order)
+    frequencies = (x[:, None] == everything).all(2).double().mean(0)
+    assert ((frequencies - table).abs() < 4.5 * (table * (1 - table) / count).sqrt()).all()
+
+
+def test_each_sample_draws_its_order_from_the_seed_and_its_index():
+    model = small().float()
+    x = model.sample(12, seed=3)
+    of_order = torch.stack([model.sample(12, seed=3, order=order) for order in range(3)])
+    same = (x == of_order).flatten(2).all(2)
+    assert same.any(0).all() and not same.all(1).any()
+    assert same.any(1).sum() > 1
+    assert torch.equal(x[:5], model.sample(5, seed=3))
+
+
+def test_steps_of_the_model_are_its_full_pass():
+    model = small(num_labels=3, head="categorical")
+    x, label = images(model, 2), torch.tensor([2, 0])
+    for order in range(3):
+        full = model(x, label, order).detach().flatten(2)
+        state, before = model.init_state(2, order, label), None
+        for index in model.orders[order]:
+            assert (model.step(before, state) - full[:, :, index]).abs().max() < 1e-12
+            before = x.flatten(1)[:, index]
 
 
 def test_completions_follow_the_conditional_distribution():
@@ -382,15 +420,17 @@ def test_wrong_inputs():
             conditional.loss(x, label)
         with pytest.raises(ValueError, match=message):
             conditional.sample(2, label=label)
+    with pytest.raises(ValueError, match=r"order: expected an integer from 0 to 2 with given, .* got None"):
+        model.sample(2, given=x, mask=torch.ones(()))
     with pytest.raises(ValueError, match="n: expected a number of samples, got -1"):
         model.sample(-1)
     with pytest.raises(ValueError, match='method: expected "naive", the only one in this version'):
         model.sample(1, method="cached")
     with pytest.raises(ValueError, match=r"given: expected a shape that expands to \(2, 1, 3, 3\)"):
-        model.sample(2, given=torch.zeros(2, 5), mask=torch.ones(()))
+        model.sample(2, order=0, given=torch.zeros(2, 5), mask=torch.ones(()))
     with pytest.raises(
         TypeError, match=r"given: expected floating point numbers in \[-1, 1\], got torch.int64"
     ):
-        model.sample(1, given=torch.zeros(1, 1, 3, 3).long(), mask=torch.ones(()))
+        model.sample(1, order=0, given=torch.zeros(1, 1, 3, 3).long(), mask=torch.ones(()))
     with pytest.raises(ValueError, match="mask: expected None without given"):
         model.sample(2, mask=torch.ones(()))
