@@ -7,20 +7,33 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..ops import _check
 
-def check_label(label: Tensor | None, count: int, num_labels: int | None) -> None:
-    """Raises ValueError unless `label` is `count` integers below `num_labels`, or None where that is None.
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_at_least(low: int, **arguments: int) -> None:
+    """Raises ValueError for the first argument below `low`."""
+    for name, value in arguments.items():
+        if value < low:
+            raise ValueError(f"{name}: expected at least {low}, got {value}")
+
+
+def check_label(label: Tensor | None, count: int, num_labels: int | None) -> Tensor | None:
+    """`label` as int64. Raises ValueError unless it is `count` integers below `num_labels`, or None where
+    that is None.
 
     Values are looked at on the CPU only: elsewhere the host would have to wait for the device.
     """
     if num_labels is None:
         if label is not None:
             raise ValueError("label: expected None, because the model is not conditional, got labels")
-        return
+        return None
     if label is None:
         raise ValueError(f"label: expected {count} integers below {num_labels}, got None")
-    if label.shape != (count,) or label.is_floating_point():
+    if label.shape != (count,) or label.dtype not in INTEGERS:
         raise ValueError(f"label: expected {count} integers, got {label.dtype} of shape {tuple(label.shape)}")
+    label = label.long()
     if label.device.type == "cpu" and count and not torch.compiler.is_compiling():
         low, high = label.aminmax()
         if low < 0 or high >= num_labels:
@@ -28,22 +41,24 @@ def check_label(label: Tensor | None, count: int, num_labels: int | None) -> Non
                 f"label: expected integers from 0 to {num_labels - 1}, "
                 f"got values from {int(low)} to {int(high)}"
             )
+    return label
 
 
-def check_request(n: int, method: str, what: str) -> None:
-    """Raises ValueError for what no model can be asked to sample."""
+def check_request(n: int, method: str, temperature: float, what: str) -> None:
+    """Raises ValueError or TypeError for what no model can be asked to sample."""
     if n < 0:
         raise ValueError(f"n: expected a number of {what}, got {n}")
     if method != "naive":
         raise ValueError(f'method: expected "naive", the only one in this version, got {method!r}')
+    _check.number("temperature", temperature, 0, 1e30)
 
 
 def labels_of(label: Tensor | int | None, n: int, num_labels: int | None, device) -> Tensor | None:
-    """One class, or one for each of `n` samples, as the latter."""
+    """One class, or one for each of `n` samples, as the latter, int64."""
     if label is not None:
         label = torch.as_tensor(label)
         label = label.expand(n) if label.dim() == 0 else label
-    check_label(label, n, num_labels)
+    label = check_label(label, n, num_labels)
     return None if label is None else label.to(device)
 
 
@@ -51,14 +66,18 @@ def kept(given: Tensor | None, mask: Tensor | None, empty: Tensor) -> tuple[Tens
     """`empty` (n, *S), zeros, with what is given where it is kept, and booleans that say where that is: where
     `mask` is not zero. Both expand to that shape; with neither nothing is kept.
 
-    Raises ValueError for one without the other and for shapes, TypeError for integers."""
+    Raises ValueError for one without the other, for shapes and for values to keep outside [-1, 1] (which are
+    looked at on the CPU only), TypeError for integers and for what is no tensor."""
     shape = tuple(empty.shape)
     if given is None:
         if mask is not None:
-            raise ValueError(f"mask: expected None without given, got {tuple(mask.shape)}")
+            raise ValueError("mask: expected None without given, got a mask")
         return empty, torch.zeros_like(empty, dtype=torch.bool)
     if mask is None:
         raise ValueError("mask: expected which values of given are kept, got None")
+    for name, tensor in (("given", given), ("mask", mask)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     if not given.is_floating_point():
         raise TypeError(f"given: expected floating point numbers in [-1, 1], got {given.dtype}")
     for name, tensor in (("given", given), ("mask", mask)):
@@ -69,18 +88,26 @@ def kept(given: Tensor | None, mask: Tensor | None, empty: Tensor) -> tuple[Tens
                 f"{name}: expected a shape that expands to {shape}, got {tuple(tensor.shape)}"
             ) from None
     keep = (mask.to(empty.device) != 0).expand(shape)
-    return empty.copy_(torch.where(keep, given.to(empty), empty)), keep
+    empty.copy_(torch.where(keep, given.to(empty), empty))
+    if empty.device.type == "cpu":
+        wrong = ~(empty.abs() <= 1 + 1e-6)  # which NaN is too; levels may round to a little over 1
+        if wrong.any():
+            raise ValueError(
+                f"given: expected values in [-1, 1] where mask keeps them, got {empty[wrong][0].item()}"
+            )
+    return empty, keep
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, and in its former mode afterwards."""
-    was_training = model.training
+    """The model in eval mode, and each of its modules in its own former mode afterwards."""
+    were_training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, training in were_training:
+            module.training = training
 
 
 def with_bar(order: Sequence, progress: bool, unit: str) -> Iterable:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from .. import functional as GF
 from ..nn import MaskedConv2d
 from ..nn.conv import RasterState
-from .image import ImageModel, check_at_least, down_shift, label_embedding
+from .autoregressive import check_at_least, check_label
+from .image import ImageModel, down_shift, label_embedding
 
 
 class VerticalConv2d(nn.Conv2d):
@@ -236,7 +237,7 @@ class GatedPixelCNN(ImageModel):
         for the categorical head P = C·num_levels logits, colour after colour; for the mixture as
         `discretized_logistic_mixture_nll` takes them.
         """
-        self.check_input(x, label)
+        label = self.check_input(x, label)
         v, h, out = x, x, 0
         for layer in self.layers:
             v, h, skip = layer(v, h, label)
@@ -252,7 +253,7 @@ class GatedPixelCNN(ImageModel):
             hidden=self.hidden.init_state(*size),
             out=self.conv_out.init_state(*size),
             row=self.hidden.weight.new_zeros(batch, channels, width),
-            label=label,
+            label=check_label(label, batch, self.num_labels),
         )
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ noise keyed by (seed, sample, position). `sample(…, position=p)` takes params 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .. import functional as GF
 from ..reference import philox
+from .autoregressive import check_at_least
 
 
 class Categorical:
@@ -22,6 +24,11 @@ class Categorical:
     joint = False
 
     def __init__(self, num_levels: int):
+        if num_levels > 4096:
+            raise ValueError(
+                f'num_levels: expected at most 4096 for head="categorical" ("mixture" takes more), '
+                f"got {num_levels}"
+            )
         self.num_levels = num_levels
 
     def num_params(self, channels: int) -> int:
@@ -30,8 +37,7 @@ class Categorical:
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
         """Nats at each position, (B, *S); float32 for half params."""
         levels = ((x + 1) * ((self.num_levels - 1) / 2)).round().long()
-        logits = params.unflatten(1, (x.shape[1], self.num_levels)).transpose(1, 2)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = _wide(params).unflatten(1, (x.shape[1], self.num_levels)).transpose(1, 2)
         return F.cross_entropy(logits, levels, reduction="none").sum(1)
 
     def bits_per_dim(self, x: Tensor, params: Tensor) -> Tensor:
@@ -41,16 +47,16 @@ class Categorical:
     def sample(
         self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0, position: int = 0
     ) -> Tensor:
-        """A draw at each position, (B, C, *S), by inverse CDF. `seed`: int64 on params' device."""
-        logits = params.unflatten(1, (channels, self.num_levels))
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        """A draw at each position, (B, C, *S), by inverse CDF; float64 for float64 params, else float32.
+        `seed`: int64 on params' device."""
+        logits = _wide(params).unflatten(1, (channels, self.num_levels))
         uniform = philox.uniform(
             seed, len(params), params.shape[2:], channels, logits.dtype, params.device, position
         ).unsqueeze(2)
         scaled = (logits - logits.amax(2, keepdim=True)) / max(temperature, 1e-30)
         cumulative = torch.exp(scaled).cumsum(2)
         below = (cumulative <= uniform * cumulative[:, :, -1:]).sum(2).clamp(max=self.num_levels - 1)
-        return below.to(params.dtype) * (2 / (self.num_levels - 1)) - 1
+        return below.to(logits.dtype) * (2 / (self.num_levels - 1)) - 1
 
 
 class Bernoulli(Categorical):
@@ -65,7 +71,7 @@ class Bernoulli(Categorical):
         return channels
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
-        logits = params if params.dtype == torch.float64 else params.float()
+        logits = _wide(params)
         return -F.logsigmoid(torch.where(x > 0, logits, -logits)).sum(1)
 
     def sample(
@@ -122,6 +128,24 @@ class LogisticMixture:
             seed=seed,
         )
         return draws[:, :, -1:] if position else draws
+
+
+def make_head(
+    name: str, num_levels: int, nr_logistic_mix: int, names: Sequence[str] = ()
+) -> Categorical | LogisticMixture:
+    """The head called `name`, which must be one of `names` (by default any). Raises ValueError, naming a
+    model's argument."""
+    names = names or tuple(HEADS)
+    if name not in names:
+        raise ValueError(f"head: expected one of {', '.join(names)}, got {name!r}")
+    check_at_least(2, num_levels=num_levels)
+    check_at_least(1, nr_logistic_mix=nr_logistic_mix)
+    return HEADS[name](num_levels, *([nr_logistic_mix] if name == "mixture" else []))
+
+
+def _wide(params: Tensor) -> Tensor:
+    """In float32 at least: half precision is too coarse for likelihoods and for draws."""
+    return params if params.dtype == torch.float64 else params.float()
 
 
 #: The names that models take for `head=`.

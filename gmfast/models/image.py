@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..ops import _seed
 from .autoregressive import (
+    check_at_least,
     check_label,
     check_request,
     evaluating,
@@ -14,7 +15,7 @@ from .autoregressive import (
     sample_naive,
     with_bar,
 )
-from .heads import HEADS
+from .heads import make_head
 
 
 class ImageModel(nn.Module):
@@ -22,7 +23,8 @@ class ImageModel(nn.Module):
 
     Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. A model gives
     its constructor's arguments to `config` and writes `forward(x, label)`, the head's parameters at every
-    pixel given the pixels before it; `x` and `label` go through `check_input` first.
+    pixel given the pixels before it; `x` and `label` go through `check_input` first, which returns the labels
+    to use.
     """
 
     def __init__(
@@ -39,14 +41,10 @@ class ImageModel(nn.Module):
             raise ValueError(f"image_shape: expected (C, H, W) with C = 1 or 3, got {image_shape}")
         if min(image_shape) < 1:
             raise ValueError(f"image_shape: expected positive H and W, got {image_shape}")
-        check_at_least(2, num_levels=num_levels)
-        check_at_least(1, nr_logistic_mix=nr_logistic_mix)
         if num_labels is not None:
             check_at_least(1, num_labels=num_labels)
-        if head not in HEADS:
-            raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {head!r}")
         self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
-        self.head = HEADS[head](num_levels, *((nr_logistic_mix,) if head == "mixture" else ()))
+        self.head = make_head(head, num_levels, nr_logistic_mix)
 
     @property
     def channel_groups(self) -> int:
@@ -102,7 +100,7 @@ class ImageModel(nn.Module):
 
         Raises ValueError or TypeError, naming the argument.
         """
-        check_request(n, method, "images")
+        check_request(n, method, temperature, "images")
         weight = next(self.parameters())
         label = labels_of(label, n, self.num_labels, weight.device)
         seed = _seed.as_tensor(seed, weight.device)
@@ -121,21 +119,15 @@ class ImageModel(nn.Module):
                 lambda x: self(x, label), self.head, x, keep, order, seed=seed, temperature=temperature
             )
 
-    def check_input(self, x: Tensor, label: Tensor | None) -> None:
-        """Raises ValueError or TypeError for what is not a batch of images and its labels."""
+    def check_input(self, x: Tensor, label: Tensor | None) -> Tensor | None:
+        """The labels as int64. Raises ValueError or TypeError for what is not a batch of images and its
+        labels."""
         if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
             raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
-        check_label(label, len(x), self.num_labels)
-
-
-def check_at_least(low: int, **arguments: int) -> None:
-    """Raises ValueError for the first argument below `low`."""
-    for name, value in arguments.items():
-        if value < low:
-            raise ValueError(f"{name}: expected at least {low}, got {value}")
+        return check_label(label, len(x), self.num_labels)
 
 
 def label_embedding(num_labels: int | None, channels: int) -> nn.Embedding | None:

@@ -12,6 +12,7 @@ from ..nn.made import OrderState
 from ..ops import _seed
 from ..reference import philox
 from .autoregressive import (
+    check_at_least,
     check_label,
     check_request,
     evaluating,
@@ -19,8 +20,7 @@ from .autoregressive import (
     labels_of,
     with_bar,
 )
-from .heads import HEADS
-from .image import check_at_least
+from .heads import make_head
 
 
 class MADE(nn.Module):
@@ -60,10 +60,7 @@ class MADE(nn.Module):
         for name, sizes, low in (("image_shape", image_shape, 1), ("hidden", hidden, 0)):
             if len(sizes) < low or not all(isinstance(size, int) and size > 0 for size in sizes):
                 raise ValueError(f"{name}: expected positive integers, got {sizes}")
-        if head not in HEADS:
-            raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {head!r}")
-        check_at_least(2, num_levels=num_levels)
-        check_at_least(1, num_orders=num_orders, nr_logistic_mix=nr_logistic_mix)
+        check_at_least(1, num_orders=num_orders)
         if num_labels is not None:
             check_at_least(1, num_labels=num_labels)
         self.config = {
@@ -78,7 +75,7 @@ class MADE(nn.Module):
         }
         self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
         self.num_values, self.num_orders = math.prod(image_shape), num_orders
-        self.head = HEADS[head](num_levels, *([nr_logistic_mix] if head == "mixture" else []))
+        self.head = make_head(head, num_levels, nr_logistic_mix)
         self.net = MaskedMLP(self.num_values, hidden, self.head.num_params(1), num_labels or 0)
         raster, random = range(self.num_values), Random(order_seed)
         orders = [raster] + [random.sample(raster, self.num_values) for _ in range(num_orders - 1)]
@@ -151,7 +148,7 @@ class MADE(nn.Module):
         in which they come first (a model of several orders asks for it). The model is in eval mode meanwhile
         and in its former mode afterwards.
         """
-        check_request(n, method, "samples")
+        check_request(n, method, temperature, "samples")
         if order is not None:
             self._check_order(order)
         elif given is not None and self.num_orders > 1:
@@ -189,7 +186,7 @@ class MADE(nn.Module):
         return (word * self.num_orders) >> 32
 
     def _context(self, label: Tensor | None, count: int) -> Tensor | None:
-        check_label(label, count, self.num_labels)
+        label = check_label(label, count, self.num_labels)
         if label is None:
             return None
         return F.one_hot(label, self.num_labels).to(self.net.direct.weight.dtype)

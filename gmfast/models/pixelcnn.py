@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..nn import MaskedConv2d
 from ..nn.conv import RasterState
-from .image import ImageModel, check_at_least
+from .autoregressive import check_at_least
+from .image import ImageModel
 
 
 class ResidualBlock(nn.Module):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from .. import functional as GF
-from .image import ImageModel, check_at_least, down_shift, label_embedding
+from .autoregressive import check_at_least
+from .image import ImageModel, down_shift, label_embedding
 
 
 def normalized(layer: nn.Module, init_scale: float = 1.0) -> nn.Module:
@@ -194,7 +195,7 @@ class PixelCNNPP(ImageModel):
         `x (B, C, H, W)` in [-1, 1], `label (B,)` integers for a conditional model. Returns `(B, 10K, H, W)`,
         or `(B, 3K, H, W)` for one channel, laid out as `discretized_logistic_mixture_nll` takes them.
         """
-        self.check_input(x, label)
+        label = self.check_input(x, label)
         # A channel of ones tells the image from the zeros of the padding.
         x = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
         u = down_shift(self.u_input(x))

@@ -5,8 +5,6 @@ causal convolutions, so that what is predicted at a time has seen the samples be
 layer to layer, and start again with each cycle.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,8 +12,9 @@ from torch import Tensor, nn
 from .. import functional as GF
 from ..nn import CausalConv1d
 from ..ops import _seed
-from .autoregressive import check_label, check_request, evaluating, kept, labels_of, with_bar
-from .heads import Categorical, LogisticMixture
+from .autoregressive import check_at_least, check_label, check_request, evaluating, kept, labels_of, with_bar
+from .heads import make_head
+from .image import label_embedding
 
 
 class Layer(nn.Module):
@@ -34,7 +33,7 @@ class Layer(nn.Module):
     ):
         super().__init__()
         gates = 2 * residual_channels
-        self.label = None if num_labels is None else nn.Embedding(num_labels, gates)
+        self.label = label_embedding(num_labels, gates)
         self.local = nn.Conv1d(local_channels, gates, 1, bias=False) if local_channels else None
         conditional = self.label is not None or self.local is not None
         self.conv = CausalConv1d(
@@ -99,22 +98,17 @@ class WaveNet(nn.Module):
         local_channels: int = 0,
     ):
         super().__init__()
-        for name, value, low in [
-            ("length", length, 1),
-            ("num_cycles", num_cycles, 1),
-            ("layers_per_cycle", layers_per_cycle, 1),
-            ("kernel_size", kernel_size, 2),
-            ("residual_channels", residual_channels, 1),
-            ("skip_channels", skip_channels, 1),
-            ("nr_logistic_mix", nr_logistic_mix, 1),
-            ("num_levels", num_levels, 2),
-            ("num_labels", 1 if num_labels is None else num_labels, 1),
-            ("local_channels", local_channels, 0),
-        ]:
-            if value < low:
-                raise ValueError(f"{name}: expected at least {low}, got {value}")
-        if head not in ("categorical", "mixture"):
-            raise ValueError(f'head: expected "categorical" or "mixture", got {head!r}')
+        check_at_least(
+            1,
+            length=length,
+            num_cycles=num_cycles,
+            layers_per_cycle=layers_per_cycle,
+            residual_channels=residual_channels,
+            skip_channels=skip_channels,
+            num_labels=1 if num_labels is None else num_labels,
+        )
+        check_at_least(2, kernel_size=kernel_size)
+        check_at_least(0, local_channels=local_channels)
         self.config = {
             "length": length,
             "num_cycles": num_cycles,
@@ -130,9 +124,7 @@ class WaveNet(nn.Module):
         }
         self.length, self.num_levels = length, num_levels
         self.num_labels, self.local_channels = num_labels, local_channels
-        self.head = (
-            Categorical(num_levels) if head == "categorical" else LogisticMixture(num_levels, nr_logistic_mix)
-        )
+        self.head = make_head(head, num_levels, nr_logistic_mix, ("categorical", "mixture"))
 
         dilations = [2**i for _ in range(num_cycles) for i in range(layers_per_cycle)]
         self.input = CausalConv1d(1, residual_channels, kernel_size)
@@ -168,7 +160,7 @@ class WaveNet(nn.Module):
             raise ValueError(f"x: expected shape (B, 1, T) with T > 0, got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
-        self._check_conditions(label, local, len(x), x.shape[2])
+        label = self._check_conditions(label, local, len(x), x.shape[2])
         return self.output(self._skips(F.pad(x, (1, -1)), label, local))
 
     def log_prob(self, x: Tensor, label: Tensor | None = None, local: Tensor | None = None) -> Tensor:
@@ -177,7 +169,7 @@ class WaveNet(nn.Module):
 
     def loss(self, x: Tensor, label: Tensor | None = None, local: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of the batch, a scalar in bits per sample."""
-        return self.head.nll(x, self(x, label, local)).sum() / (x.numel() * math.log(2))
+        return self.head.bits_per_dim(x, self(x, label, local))
 
     def init_state(self, batch: int) -> list[Tensor]:
         """What `step` has seen of `batch` sounds before their start: the state of each causal convolution."""
@@ -199,7 +191,7 @@ class WaveNet(nn.Module):
         if x.shape != (batch, 1):
             raise ValueError(f"x: expected shape ({batch}, 1), as the state has, got {tuple(x.shape)}")
         local = local if local is None else local.unsqueeze(2)
-        self._check_conditions(label, local, batch, 1)
+        label = self._check_conditions(label, local, batch, 1)
         return self.output(self._skips(x.unsqueeze(2), label, local, state)).squeeze(2)
 
     @torch.no_grad()
@@ -226,7 +218,7 @@ class WaveNet(nn.Module):
         rest is drawn, each sample given those before it. The model is in eval mode meanwhile and in its
         former mode afterwards.
         """
-        check_request(n, method, "sounds")
+        check_request(n, method, temperature, "sounds")
         if length is None:
             length = self.length if local is None else local.shape[-1]
         if length < 1:
@@ -234,6 +226,7 @@ class WaveNet(nn.Module):
         weight = self.input.weight
         label = labels_of(label, n, self.num_labels, weight.device)
         self._check_conditions(label, local, n, length)
+        local = local if local is None else local.to(weight)
         seed = _seed.as_tensor(seed, weight.device)
         past = weight.new_zeros(n, 1, length + 1)  # the sample at t is past[t + 1]
         x, keep = kept(given, mask, past[:, :, 1:])
@@ -262,14 +255,16 @@ class WaveNet(nn.Module):
         return total
 
     def _check_conditions(self, label, local, count, length):
-        check_label(label, count, self.num_labels)
+        """The labels as int64."""
+        label = check_label(label, count, self.num_labels)
         if not self.local_channels:
             if local is not None:
                 raise ValueError(
                     "local: expected None, because the model has no local_channels, got features"
                 )
-            return
+            return label
         expected = (count, self.local_channels, length)
         if local is None or tuple(local.shape) != expected:
             came = None if local is None else tuple(local.shape)
             raise ValueError(f"local: expected shape {expected}, got {came}")
+        return label

@@ -254,13 +254,17 @@ class Contracts:
         label = None if model.num_labels is None else 1
         x, mask = torch.zeros(2, 3, 3, 4), torch.ones(3, 4)
         for arguments, message in [
-            ({"mask": mask}, r"mask: expected None without given, got \(3, 4\)"),
+            ({"mask": mask}, "mask: expected None without given, got a mask"),
+            ({"given": x + 2, "mask": mask}, r"given: expected values in \[-1, 1\] .*, got 2.0"),
+            ({"given": x / 0, "mask": mask}, r"given: expected values in \[-1, 1\] .*, got nan"),
             ({"given": x}, "mask: expected which values of given are kept, got None"),
             ({"given": x[:, :2], "mask": mask}, r"given: expected .* \(2, 3, 3, 4\), got \(2, 2, 3, 4\)"),
             ({"given": x, "mask": mask[:2]}, r"mask: expected .* \(2, 3, 3, 4\), got \(2, 4\)"),
         ]:
             with pytest.raises(ValueError, match=message):
                 model.sample(2, label=label, **arguments)
+        with pytest.raises(TypeError, match="mask: expected a tensor, got list"):
+            model.sample(2, label=label, given=x, mask=mask.tolist())
         with pytest.raises(TypeError, match=r"given: expected floating point numbers .*, got torch.uint8"):
             model.sample(2, label=label, given=x.byte(), mask=mask)
         red = torch.tensor([1, 0, 0])[:, None, None]

@@ -292,7 +292,7 @@ def test_sampling_restores_the_mode(training):
 @pytest.mark.parametrize("order", [None, 2])
 def test_samples_have_the_frequencies_of_what_log_prob_scores(order):
     """Of all orders by default: a table of all images, whose probabilities differ from those of one order."""
-    model, count = small((3,), hidden=(8,), head="bernoulli"), 8000
+    model, count = small((3,), hidden=(8,), head="bernoulli", order_seed=5), 8000
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

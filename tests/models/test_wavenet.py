@@ -189,7 +189,8 @@ def test_fine_levels_take_narrow_logistics():
         ({"num_cycles": 0}, "num_cycles: expected at least 1, got 0"),
         ({"kernel_size": 1}, "kernel_size: expected at least 2, got 1"),
         ({"num_levels": 1}, "num_levels: expected at least 2, got 1"),
-        ({"head": "gaussian"}, 'head: expected "categorical" or "mixture", got \'gaussian\''),
+        ({"head": "gaussian"}, "head: expected one of categorical, mixture, got 'gaussian'"),
+        ({"num_levels": 65536}, r'num_levels: expected at most 4096 for head="categorical" .*, got 65536'),
     ],
 )
 def test_wrong_constructor_arguments(options, message):
