@@ -43,9 +43,10 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. [default: runs/MODEL-DATA]")] = None,
     steps: Annotated[int, typer.Option(min=0, help="Train until this step.")] = 2000,
-    batch_size: Annotated[int | None, typer.Option(help="[default: 64]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="[default: what suits the model, else 64]")] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate at the first step. [default: 0.001]")
+        float | None,
+        typer.Option(help="Learning rate at the first step. [default: what suits the model, else 0.001]"),
     ] = None,
     lr_decay: Annotated[float | None, typer.Option(help="Its factor each step. [default: 0.999995]")] = None,
     ema_decay: Annotated[float | None, typer.Option(help="Polyak averaging. [default: 0.9995]")] = None,
@@ -56,12 +57,17 @@ def train(
     conditional: Annotated[bool | None, typer.Option(help="Condition on the data's labels.")] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="An argument of the model, e.g. nr_filters=64."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="An argument of the model, e.g. nr_filters=64. [default: what suits the model and the data]",
+        ),
     ] = None,
     size: Annotated[
         int | None,
         typer.Option(
-            help="Image size of photos and folders [default: 32]; samples in a clip. [default: 4096]"
+            help="Image size of photos and folders, samples in a clip. "
+            "[default: what suits the model, else 32 and 4096]"
         ),
     ] = None,
     rate: Annotated[

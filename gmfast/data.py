@@ -88,10 +88,14 @@ def from_unit(x: Tensor, num_levels: int) -> Tensor:
 
 
 def load(
-    name_or_path: str | Path, *, size: int | None = None, rate: int | None = None, encoding: str = "mulaw"
+    name_or_path: str | Path,
+    *,
+    size: int | None = None,
+    rate: int | None = None,
+    encoding: str | None = None,
 ) -> Dataset:
     """The data called `name_or_path`. `size` is the side of a photo or of a folder's images (default 32), or
-    the length of a clip of sound (default 4096).
+    the length of a clip of sound (default 4096). `rate` and `encoding` are for sound alone.
 
     - `digits`: scikit-learn's 1797 real digits, 8×8, 17 levels, 10 classes; the last fifth is held out.
     - `binary-digits`: the same, 1 where the level is 8 or more and 0 elsewhere: 2 levels.
@@ -106,9 +110,9 @@ def load(
     - `speech` and `flute`: recordings of 5.8 and 5.5 seconds that the package pyo carries, at `rate` Hz
       (default 8000), treated as a sound file.
     - a sound file (`gmfast.audio.read`), or a folder with such files in it or below: resampled to `rate` if
-      given, in the `encoding` "mulaw" (256 levels) or "linear" (65536), and cut into clips. The last fifth of
-      each file is held out and cut end to end; training clips overlap if there would be few. What is shorter
-      than a clip is left out.
+      given, in the `encoding` "mulaw" (256 levels, the default) or "linear" (65536), and cut into clips.
+      The last fifth of each file is held out and cut end to end; training clips overlap if there would be
+      few. What is shorter than a clip is left out, and so are files whose names begin with a dot.
     - any other folder: the images in it and below, in the order of their names, shrunk and cropped at the
       centre to `size`×`size` RGB. Every tenth is held out.
 
@@ -118,8 +122,16 @@ def load(
     for name, value in (("size", size), ("rate", rate)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected a positive number, got {value}")
-    if encoding not in audio.ENCODINGS:
+    if encoding is not None and encoding not in audio.ENCODINGS:
         raise ValueError(f"encoding: expected {' or '.join(audio.ENCODINGS)}, got {encoding!r}")
+    dataset = _load(name_or_path, size, rate, encoding or "mulaw")
+    for name, value in (("rate", rate), ("encoding", encoding)):
+        if value is not None and dataset.rate is None:
+            raise ValueError(f"{name}: expected None for {dataset.name}, which is images, got {value!r}")
+    return dataset
+
+
+def _load(name_or_path, size, rate, encoding) -> Dataset:
     pixels, samples = size or 32, size or 4096
     if name_or_path in ("digits", "binary-digits"):
         return _digits(name_or_path)
@@ -141,7 +153,7 @@ def load(
             return _cifar10(path, files)
         if any(name.startswith("train-images") for name in files):
             return _mnist(path, files)
-        sounds = sorted(file for file in path.rglob("*") if file.suffix.lower() in audio.SUFFIXES)
+        sounds = _files(path, audio.SUFFIXES)
         if sounds:
             return _sounds(path.name, sounds, samples, rate, encoding)
         return _image_folder(path, pixels)
@@ -149,6 +161,15 @@ def load(
         raise ValueError(f"data: expected a folder, sound, an .npz file or CIFAR-10's .tar.gz, got {path}")
     raise FileNotFoundError(
         f"data: expected {', '.join(BUILT_IN)} or a path, but {path.absolute()} does not exist"
+    )
+
+
+def _files(path: Path, suffixes: set[str]) -> list[Path]:
+    """The files in a folder and below with such names, sorted; hidden ones are not meant."""
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
     )
 
 
@@ -187,7 +208,7 @@ def _photos(size: int, train_crops: int = 8192) -> Dataset:
 def _image_folder(path: Path, size: int) -> Dataset:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = _files(path, IMAGE_SUFFIXES)
     if len(files) < 10:
         raise ValueError(
             f"data: expected CIFAR-10, MNIST or at least 10 images ({', '.join(sorted(IMAGE_SUFFIXES))}) "

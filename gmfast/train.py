@@ -33,11 +33,15 @@ from tqdm import tqdm
 from . import data
 from .data import Dataset
 from .models import DATA, DEFAULTS, MODELS
+from .models.autoregressive import evaluating
 
 
 @dataclass
 class Settings:
     """What determines a run's numbers, and how often it stops to look and to save.
+
+    What is None becomes what `gmfast.models.DEFAULTS` has for the model and the data; `options` that are not
+    given do too.
 
     The optimiser's defaults are those of PixelCNN++ (Salimans et al., 2017): Adam with betas (0.95, 0.9995),
     the learning rate multiplied by 0.999995 each step, and Polyak averaging of the weights with 0.9995.
@@ -45,14 +49,14 @@ class Settings:
 
     model: str = "pixelcnnpp"
     data: str | None = None  # None: what suits the model
-    size: int | None = None  # these three as in `gmfast.data.load`; for sound Trainer puts in the data's rate
+    size: int | None = None  # these three as in `gmfast.data.load`; for sound Trainer puts in the last two
     rate: int | None = None
-    encoding: str = "mulaw"
+    encoding: str | None = None
     conditional: bool = False
     options: dict = field(default_factory=dict)  # arguments of the model's constructor
     seed: int = 0
-    batch_size: int = 64
-    lr: float = 1e-3
+    batch_size: int | None = None  # 64 where nothing else suits
+    lr: float | None = None  # 0.001
     lr_decay: float = 0.999995
     ema_decay: float = 0.9995
     max_grad_norm: float = 1.0
@@ -67,6 +71,19 @@ class Settings:
             self.data = DATA.get(self.model, "digits")
         if self.data not in data.BUILT_IN:
             self.data = str(Path(self.data).absolute())
+        suited = {"batch_size": 64, "lr": 1e-3, "options": {}}
+        suited |= DEFAULTS.get((self.model, self.data)) or DEFAULTS.get((self.model, None), {})
+        options = suited.pop("options")
+        for name, value in suited.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.model == "wavenet" and self.encoding == "linear":
+            options = {**options, "head": "mixture"}  # a softmax over 65536 levels would be all of the model
+        # Lists, as a run's state.json has them.
+        self.options = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in {**options, **self.options}.items()
+        }
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision: expected float32 or bfloat16, got {self.precision!r}")
         for name in ("batch_size", "checkpoint_every", "lr", "max_grad_norm"):
@@ -94,7 +111,7 @@ def build_model(settings: Settings, dataset: Dataset) -> nn.Module:
     if dataset.rate is None:
         from_data = {"image_shape": dataset.image_shape, "num_levels": dataset.num_levels}
     else:
-        from_data = {"length": dataset.train.shape[2], "num_levels": dataset.num_levels}
+        from_data = {"length": dataset.train.shape[2], "num_levels": dataset.num_levels, "local_channels": 0}
     if not from_data.keys() <= kinds.keys():
         expected = "images" if "image_shape" in kinds else "sound"
         raise ValueError(
@@ -109,10 +126,10 @@ def build_model(settings: Settings, dataset: Dataset) -> nn.Module:
         # JSON has no tuples, and may write a float as an integer.
         accepted = {tuple: (tuple, list), float: (float, int)}.get(kinds[name], (kinds[name],))
         if type(value) not in accepted:
-            raise ValueError(f"{name}: expected {kinds[name].__name__}, got {value!r}")
-    defaults = DEFAULTS.get((settings.model, settings.data), {})
+            expected = "a list such as [100]" if kinds[name] is tuple else kinds[name].__name__
+            raise ValueError(f"{name}: expected {expected}, got {value!r}")
     torch.manual_seed(_seed(settings.seed, "weights"))
-    return cls(**{**from_data, **defaults, **settings.options})
+    return cls(**from_data, **settings.options)
 
 
 @torch.no_grad()
@@ -123,19 +140,25 @@ def evaluate(model: nn.Module, dataset: Dataset, conditional: bool = False) -> f
     levels = model.config["num_levels"]
     if dataset.num_levels != levels:
         raise ValueError(f"data: expected {levels} levels, as the model has, got {dataset.num_levels}")
+    shape = model.config.get("image_shape")
+    if shape is None and dataset.rate is None:
+        raise ValueError(f"data: expected sound, as the model has, got {dataset.name}, which is images")
+    if shape is not None and (dataset.rate is not None or tuple(shape) != dataset.image_shape):
+        raise ValueError(
+            f"data: expected images of shape {tuple(shape)}, as the model has, got {dataset.items} of shape "
+            f"{tuple(dataset.train.shape[1:])}"
+        )
     images, labels = dataset.heldout, dataset.heldout_labels if conditional else None
     if conditional and labels is None:
         raise ValueError(f"data: expected labels for a conditional model, but {dataset.name} has none")
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     total = 0.0
     size = max(1, min(128, 2**17 // images[0, 0].numel()))
-    for start in range(0, len(images), size):
-        batch = slice(start, start + size)
-        x = data.to_unit(images[batch].to(device), levels)
-        total += _loss(model, x, None if labels is None else labels[batch].to(device)).item() * len(x)
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(images), size):
+            batch = slice(start, start + size)
+            x = data.to_unit(images[batch].to(device), levels)
+            total += _loss(model, x, None if labels is None else labels[batch].to(device)).item() * len(x)
     return total / len(images)
 
 
@@ -158,7 +181,11 @@ class Trainer:
         self.out = Path(out)
         self.device = find_device(device)
         self.dataset = settings.load_data()
-        self.settings = settings = replace(settings, rate=self.dataset.rate)
+        self.settings = settings = replace(
+            settings,
+            rate=self.dataset.rate,
+            encoding=None if self.dataset.rate is None else settings.encoding or "mulaw",
+        )
         self.labels = self.dataset.train_labels if settings.conditional else None
         if settings.batch_size > len(self.dataset.train):
             raise ValueError(

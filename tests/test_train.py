@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import gmfast.train
-from gmfast.data import load, to_unit
-from gmfast.train import Settings, Trainer, evaluate, load_run
+from gmfast import audio
+from gmfast.data import Dataset, load, to_unit
+from gmfast.models import MODELS, WaveNet
+from gmfast.train import Settings, Trainer, build_model, evaluate, load_run
 
 TINY = {"nr_resnet": 1, "nr_filters": 4, "nr_logistic_mix": 2, "dropout": 0.5}
 
@@ -292,6 +295,9 @@ def test_a_run_is_not_overwritten_and_resumes_as_it_began(tmp_path, toy):
             {"options": {"num_levels": 3}},
             "options: expected some of nr_resnet, .* for pixelcnnpp, got 'num_levels'",
         ),
+        ({"model": "made", "options": {"hidden": 100}}, r"hidden: expected a list such as \[100\], got 100"),
+        ({"rate": 8000}, "rate: expected None for digits, which is images, got 8000"),
+        ({"encoding": "linear"}, "encoding: expected None for digits, which is images, got 'linear'"),
         ({"options": {"nr_filters": "many"}}, "nr_filters: expected int, got 'many'"),
         (
             {"data": "photos", "conditional": True},
@@ -315,4 +321,85 @@ def test_evaluating_on_other_data_says_what_does_not_fit(tmp_path, toy):
     with pytest.raises(
         ValueError, match="data: expected labels for a conditional model, but photos has none"
     ):
-        evaluate(Toy(num_levels=256), load("photos", size=8), conditional=True)
+        evaluate(Toy((3, 8, 8), num_levels=256), load("photos", size=8), conditional=True)
+    with pytest.raises(
+        ValueError, match=r"data: expected images of shape \(3, 4, 4\), .* got images of shape \(3, 8, 8\)"
+    ):
+        evaluate(Toy((3, 4, 4), num_levels=256), load("photos", size=8))
+    with pytest.raises(ValueError, match="data: expected sound, as the model has, got digits"):
+        evaluate(WaveNet(num_levels=17, **SMALL["wavenet"]), load("digits"))
+
+
+SMALL = {
+    "gated_pixelcnn": {"nr_layers": 2, "nr_filters": 4, "nr_out_filters": 8},
+    "made": {"hidden": (8,), "num_orders": 2},
+    "pixelcnn": {"nr_resnet": 1, "nr_filters": 4, "nr_out_filters": 8},
+    "pixelcnnpp": TINY,
+    "wavenet": {"num_cycles": 1, "layers_per_cycle": 3, "residual_channels": 4, "skip_channels": 8},
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_trains_resumes_evaluates_and_samples(tmp_path, model):
+    data = "digits"
+    if model == "wavenet":
+        pytest.importorskip("soundfile")
+        data = tmp_path / "noise.wav"
+        audio.write(data, torch.rand(1000) - 0.5, 8000)
+    settings = {"model": model, "data": str(data), "options": SMALL[model], "batch_size": 4}
+    settings |= {"size": 50} if model == "wavenet" else {"conditional": model != "pixelcnn"}
+    Trainer.start(Settings(**settings), tmp_path / "whole").fit(3, progress=False)
+    Trainer.start(Settings(**settings), tmp_path / "parts").fit(2, progress=False)
+    trainer = Trainer.resume(tmp_path / "parts", **settings)
+    trainer.fit(3, progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    trained, loaded, step = load_run(tmp_path / "parts")
+    assert step == 3 and loaded == trainer.settings
+    assert evaluate(trained, loaded.load_data(), loaded.conditional) == trainer.evaluate() < 20
+    label = 1 if loaded.conditional else None
+    options = {"length": 5} if model == "wavenet" else {}
+    x = trained.sample(2, seed=0, label=label, **options)
+    assert x.shape == ((2, 1, 5) if options else (2, 1, 8, 8)) and x.abs().max() <= 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("data", gmfast.data.BUILT_IN)
+@pytest.mark.parametrize("encoding", ["mulaw", "linear"])
+def test_defaults_for_built_in_data_are_small(model, data, encoding):
+    """The recordings need a package, and are nothing but clips here."""
+    sound = data in gmfast.data.RECORDINGS
+    if sound != (model == "wavenet") or (encoding == "linear" and not sound):
+        pytest.skip("they do not go together")
+    settings = Settings(model=model, data=data, encoding=encoding if sound else None)
+    if sound:
+        clips = torch.zeros(1, 1, 4096, dtype=torch.int32)
+        dataset = Dataset(data, clips, clips, None, None, audio.ENCODINGS[encoding].num_levels, 8000)
+    else:
+        dataset = settings.load_data()
+    with torch.device("meta"):
+        count = sum(p.numel() for p in build_model(settings, dataset).parameters())
+        published = sum(p.numel() for p in MODELS[model]().parameters())
+    assert count < 3e6 and (count < published / 3 or model == "made")
+    assert settings.options.get("head") == {"linear": "mixture"}.get(
+        encoding, "bernoulli" if (model, data) == ("made", "binary-digits") else None
+    )
+
+
+def test_what_is_given_goes_before_what_suits_the_model(tmp_path):
+    suited, given = Settings(model="pixelcnn"), {"lr": 0.1, "batch_size": 7, "options": {"nr_resnet": 9}}
+    chosen = Settings(model="pixelcnn", **given)
+    assert (suited.lr, suited.batch_size, suited.options["nr_resnet"]) == (0.002, 64, 4)
+    assert (chosen.lr, chosen.batch_size) == (0.1, 7) and chosen.options == suited.options | given["options"]
+    photos = Settings(model="made", data="photos")
+    assert (photos.size, Settings(model="made", data="photos", size=4).size) == (8, 4)
+    elsewhere = Settings(model="pixelcnn", data=str(tmp_path))
+    assert (elsewhere.lr, elsewhere.batch_size, elsewhere.options) == (1e-3, 64, {})
+    assert Settings(**asdict(chosen)) == chosen
+    categorical = Settings(model="wavenet", encoding="linear", options={"head": "categorical"})
+    clips = torch.zeros(1, 1, 8, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"num_levels: expected at most 4096 for .*, got 65536"):
+        build_model(categorical, Dataset("toy", clips, clips, num_levels=65536, rate=8000))
+    with pytest.raises(ValueError, match=r"options: expected some of num_cycles, .*, got 'local_channels'"):
+        build_model(
+            Settings(model="wavenet", options={"local_channels": 4}), Dataset("toy", clips, clips, rate=8000)
+        )
