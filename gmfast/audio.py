@@ -45,13 +45,15 @@ def read(path: Path, rate: int | None = None) -> tuple[Tensor, int]:
     """The wave in a sound file and its rate in Hz. Channels are averaged; with `rate` it is resampled.
 
     WAV of 8, 16, 24 and 32 bits and of floats, FLAC, Ogg and AIFF: what libsndfile reads. Raises ValueError
-    for what it does not."""
+    for what it does not, and for samples that are not finite."""
     import soundfile
 
     try:
         wave, own_rate = soundfile.read(path, dtype="float64", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"data: expected a sound file, got {path} ({error.error_string})") from None
+    if not np.isfinite(wave).all():
+        raise ValueError(f"data: expected finite samples in {path}, got NaN or infinity")
     wave = wave.mean(1)
     if rate is not None and rate != own_rate:
         from scipy.signal import resample_poly

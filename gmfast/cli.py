@@ -25,7 +25,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name.startswith("gmfast"):
             raise
-        extra = "audio" if error.name in ("pyo", "soundfile") else "train"
+        if error.name == "pyo":  # which no extra brings where it has no wheel
+            _fail(str(error))
+        extra = "audio" if error.name == "soundfile" else "train"
         _fail(f"{error.name} is missing: pip install 'gmfast[{extra}]' brings it")
     except (ValueError, OSError, FloatingPointError) as error:
         _fail(str(error))

@@ -232,7 +232,9 @@ def _recording(name: str) -> Path:
         files = metadata.files("pyo") or []
     except metadata.PackageNotFoundError:
         raise ModuleNotFoundError(
-            f"data: expected the package pyo, whose recording {name!r} is: pip install pyo", name="pyo"
+            f"data: expected the package pyo, whose recording {name!r} is (pip install pyo, where it has a "
+            "wheel), or a WAV file instead",
+            name="pyo",
         ) from None
     for file in files:
         if file.name == RECORDINGS[name]:
@@ -252,7 +254,7 @@ def _sounds(
         )
     waves = [from_unit(encode(wave), levels) for wave, _ in waves.values()]
     splits = [len(wave) * 4 // 5 for wave in waves]
-    hop = min(length, max(1, sum(splits) // train_clips))
+    hop = min(length, max(1, sum(split for split in splits if split >= length) // train_clips))
     train, heldout = (
         [part.unfold(0, length, step) for part in parts if len(part) >= length]
         for parts, step in (
@@ -261,10 +263,10 @@ def _sounds(
         )
     )
     if not train or not heldout:
-        longest = max(len(wave) for wave in waves)
+        longest = max(len(wave) - split for wave, split in zip(waves, splits, strict=True))
         raise ValueError(
-            f"data: expected a recording in {name} of which a fifth has a clip's {length} samples, "
-            f"got at most {longest} samples in all"
+            f"size: expected at most {longest} samples, a fifth of the longest recording in {name}, "
+            f"got {length}"
         )
     train, heldout = (torch.cat(clips).unsqueeze(1) for clips in (train, heldout))
     return Dataset(name, train, heldout, num_levels=levels, rate=rates.pop())

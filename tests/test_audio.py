@@ -113,7 +113,7 @@ def test_a_folder_of_sounds(tmp_path):
         load(tmp_path, size=800)
     assert load(tmp_path, size=800, rate=8000).rate == 8000
     with pytest.raises(
-        ValueError, match="of which a fifth has a clip's 9000 samples, got at most 16000 samples in all"
+        ValueError, match=r"size: expected at most 3200 samples, a fifth of the longest recording in .* 9000"
     ):
         load(tmp_path, size=9000, rate=8000)
     (tmp_path / "d.wav").write_bytes(b"no sound")
@@ -121,6 +121,28 @@ def test_a_folder_of_sounds(tmp_path):
         load(tmp_path, rate=8000)
     with pytest.raises(ValueError, match="encoding: expected mulaw or linear, got 'alaw'"):
         load(tmp_path, encoding="alaw")
+
+
+def test_short_files_make_no_clip_of_the_long_ones_vanish(tmp_path):
+    audio.write(tmp_path / "a.wav", tone(8000, 1.0), 8000)
+    alone = load(tmp_path, size=800)
+    for i in range(20):
+        audio.write(tmp_path / f"short{i}.wav", tone(8000, 0.1), 8000)
+    assert torch.equal(load(tmp_path, size=800).train, alone.train)
+
+
+def test_folders_and_hidden_files_are_no_sounds(tmp_path):
+    audio.write(tmp_path / "a.wav", tone(8000, 1.0), 8000)
+    (tmp_path / "b.wav").mkdir()
+    (tmp_path / "._a.wav").write_bytes(b"no sound")
+    assert load(tmp_path, size=800).train.equal(load(tmp_path / "a.wav", size=800).train)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_samples_that_are_not_finite_are_refused(tmp_path, value):
+    write_wav(tmp_path / "x.wav", 8000, struct.pack("<2f", 0.5, value), 3, 32)
+    with pytest.raises(ValueError, match=r"data: expected finite samples in .*x.wav, got NaN or infinity"):
+        audio.read(tmp_path / "x.wav")
 
 
 @pytest.mark.parametrize("name", ["speech", "flute"])
@@ -140,7 +162,7 @@ def test_a_recording_without_its_package(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
     with pytest.raises(
-        ModuleNotFoundError, match="expected the package pyo, whose recording 'flute' is: pip install pyo"
+        ModuleNotFoundError, match=r"expected the package pyo, whose recording 'flute' is .*, or a WAV file"
     ):
         load("flute")
 
