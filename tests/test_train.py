@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import pkgutil
@@ -362,16 +363,20 @@ def test_every_model_trains_resumes_evaluates_and_samples(tmp_path, model):
     assert x.shape == ((2, 1, 5) if options else (2, 1, 8, 8)) and x.abs().max() <= 1
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("data", gmfast.data.BUILT_IN)
-@pytest.mark.parametrize("encoding", ["mulaw", "linear"])
+IMAGES = [name for name in gmfast.data.BUILT_IN if name not in gmfast.data.RECORDINGS]
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "encoding"),
+    [
+        *itertools.product([model for model in MODELS if model != "wavenet"], IMAGES, [None]),
+        *itertools.product(["wavenet"], gmfast.data.RECORDINGS, ["mulaw", "linear"]),
+    ],
+)
 def test_defaults_for_built_in_data_are_small(model, data, encoding):
     """The recordings need a package, and are nothing but clips here."""
-    sound = data in gmfast.data.RECORDINGS
-    if sound != (model == "wavenet") or (encoding == "linear" and not sound):
-        pytest.skip("they do not go together")
-    settings = Settings(model=model, data=data, encoding=encoding if sound else None)
-    if sound:
+    settings = Settings(model=model, data=data, encoding=encoding)
+    if encoding:
         clips = torch.zeros(1, 1, 4096, dtype=torch.int32)
         dataset = Dataset(data, clips, clips, None, None, audio.ENCODINGS[encoding].num_levels, 8000)
     else:

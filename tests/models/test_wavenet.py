@@ -215,6 +215,8 @@ def test_wrong_inputs():
         conditioned.loss(x, local=local)
     with pytest.raises(ValueError, match=r"local: expected shape \(2, 5, 24\), got None"):
         conditioned.loss(x, label)
+    x = conditioned.float().sample(2, seed=0, label=0, local=local.double(), length=24)
+    assert torch.equal(x, conditioned.sample(2, seed=0, label=0, local=local.float(), length=24))
     with pytest.raises(ValueError, match=r"local: expected shape \(2, 5, 20\), got \(2, 5, 24\)"):
         conditioned.sample(2, label=0, local=local, length=20)
     with pytest.raises(ValueError, match=r"x: expected shape \(2, 1\), as the state has, got \(3, 1\)"):
