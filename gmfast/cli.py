@@ -35,7 +35,7 @@ def main() -> None:
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="Which model, for example pixelcnnpp.")],
+    model: Annotated[str, typer.Argument(help="One of gated_pixelcnn, made, pixelcnn, pixelcnnpp, wavenet.")],
     data: Annotated[
         str | None,
         typer.Option(
@@ -119,6 +119,11 @@ def train(
         trainer = Trainer.resume(out, device, **given)
     else:
         trainer = Trainer.start(Settings(**given), out, device)
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    print(
+        f"{model} of {parameters:,} parameters on {trainer.dataset.name}, "
+        f"{len(trainer.dataset.train)} {trainer.dataset.items}, {trainer.device}: {out}"
+    )
     finished = trainer.fit(steps, tensorboard=tensorboard)
     print(f"{'finished' if finished else 'stopped'} at step {trainer.step}: {out}")
     if not finished:
@@ -162,8 +167,8 @@ def sample(
     if length is not None and not sound:
         raise ValueError(f"length: expected none for images, got {length}")
     out = out or Path("samples.wav" if sound else "samples.png")
-    if sound and out.suffix != ".wav":
-        raise ValueError(f"out: expected a .wav file, got {out}")
+    if (out.suffix == ".wav") != sound:
+        raise ValueError(f"out: expected a {'.wav' if sound else '.png'} file, got {out}")
     n = n or (1 if sound else 16)
     model.to(device)
     num_labels = model.config.get("num_labels")
