@@ -174,22 +174,27 @@ void convolve_tile(const S* x, const S* panel, int64_t count, const int64_t* off
   }
 }
 
-// sums[n][channel] += x[p][n] * y[p][channel] over `count` pixels: N input channels, a panel of
-// output channels, whose second vector lies y_step behind the first.
+// sums[n][channel] += x[p + offsets[n]] * y[p][channel] over a patch of pixels p, for the first
+// `count` of N input channels, each seen through some tap, and a panel of output channels, whose
+// second vector lies y_step behind the first.
 template <class S, int N>
-void correlate_tile(const S* x, const S* y, int64_t y_step, int64_t rows, int64_t columns,
-                    int64_t x_row, int64_t y_row, S* sums) {
+void correlate_tile(const S* x, const int64_t* offsets, int count, const S* y, int64_t y_step,
+                    int64_t rows, int64_t columns, int64_t x_row, int64_t y_row, S* sums) {
   using V = Native<S>;
   constexpr int B = block_width<S>;
   V partial[N][2];
+  const S* seen[N];
   GMFAST_UNROLL
-  for (int n = 0; n < N; ++n) partial[n][0] = partial[n][1] = splat<V>(0);
-  for (int64_t row = 0; row < rows; ++row, x += x_row, y += y_row) {
+  for (int n = 0; n < N; ++n) {
+    partial[n][0] = partial[n][1] = splat<V>(0);
+    seen[n] = x + offsets[n < count ? n : 0];
+  }
+  for (int64_t row = 0; row < rows; ++row, y += y_row) {
     for (int64_t c = 0; c < columns; ++c) {
       const V first = load<V>(y + c * B), second = load<V>(y + c * B + y_step);
       GMFAST_UNROLL
       for (int n = 0; n < N; ++n) {
-        const V pixel = splat<V>(x[c * B + n]);
+        const V pixel = splat<V>(seen[n][row * x_row + c * B]);
         partial[n][0] = fma(pixel, first, partial[n][0]);
         partial[n][1] = fma(pixel, second, partial[n][1]);
       }
@@ -197,6 +202,7 @@ void correlate_tile(const S* x, const S* y, int64_t y_step, int64_t rows, int64_
   }
   GMFAST_UNROLL
   for (int n = 0; n < N; ++n, sums += panel_width<S>) {
+    if (n >= count) return;
     store(sums, load<V>(sums) + partial[n][0]);
     store(sums + lanes<V>, load<V>(sums + lanes<V>) + partial[n][1]);
   }

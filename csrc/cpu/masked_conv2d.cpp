@@ -218,8 +218,8 @@ void run(const Pass& pass, const S* packed) {
   });
 }
 
-// The gradient by the weight is summed in panels too: panel, block, tap, then panel_width numbers
-// for each channel of the block. Windows are packed by the chunk; then every thread has sums of its
+// The gradient by the weight is summed in panels too: panel, block, tap, channel of the block, then
+// panel_width numbers. Windows are packed by the chunk; then every thread has sums of its
 // own to which it adds all pixels of the chunk. So the order of additions is always the same.
 template <class S>
 void grad_weight(const MaskedConv2dGradWeight& args) {
@@ -236,12 +236,21 @@ void grad_weight(const MaskedConv2dGradWeight& args) {
   const Window largest = pass.seen_from({0, windows.rows, 0, windows.columns});
   const int64_t x_size = blocks * largest.pixels() * B;
   const int64_t y_size = y_blocks * windows.rows * windows.columns * B;
-  const int64_t chunk = std::clamp<int64_t>((int64_t(8) << 20) / (x_size + y_size) / sizeof(S), 1,
-                                            std::max<int64_t>(windows.count(), 1));
+  const int64_t chunk = std::clamp<int64_t>((int64_t(8) << 20) / (x_size + y_size + 1) / sizeof(S),
+                                            1, std::max<int64_t>(windows.count(), 1));
   Scratch<S> x_packed(chunk * x_size), y_packed(chunk * y_size);
   Scratch<S> sums(panels * blocks * taps * B * P), bias_sums(panels * P);
-  // Blocks of a panel that has fewer channels are read, if to no end.
-  std::memset(y_packed.get(), 0, chunk * y_size * sizeof(S));
+  if (blocks_of(conv.out_channels, B) < y_blocks) {
+    // Of a panel that has fewer channels, the blocks without any are read too, if to no end.
+    std::memset(y_packed.get(), 0, chunk * y_size * sizeof(S));
+  }
+  const auto channels_of = [&](int64_t block) {
+    return std::min<int64_t>(conv.in_channels - block * B, B);
+  };
+  // The sums of a pair of tap and channel: number tap * channels_of(block) + channel.
+  const auto sums_of = [&](int64_t panel, int64_t block, int64_t pair) {
+    return sums.get() + ((panel * blocks + block) * taps * B + pair) * P;
+  };
 
   for (int64_t group = 0; group < conv.groups; ++group) {
     std::memset(sums.get(), 0, panels * blocks * taps * B * P * sizeof(S));
@@ -278,30 +287,33 @@ void grad_weight(const MaskedConv2dGradWeight& args) {
         for (int64_t index = begin; index < end; ++index) {
           const int64_t bundle = index % bundles, block = index / bundles % blocks;
           const int64_t panel = index / bundles / blocks;
-          const int64_t channels = std::min<int64_t>(conv.in_channels - block * B, B);
+          const int64_t channels = channels_of(block);
           const int64_t last = std::min((panel + 1) * P, conv.out_channels) - 1;
           const bool sees_current =
               pass.has_current() && block * B < pass.current_range(last).second;
           const int64_t first_tap = bundle * taps_together;
           const int64_t end_tap =
               std::min(first_tap + taps_together, pass.earlier() + sees_current);
+          const int64_t pairs = (end_tap - first_tap) * channels;
+          int64_t offsets[taps_together * B];
           for (int64_t slot = 0; slot < count; ++slot) {
             const Window window = windows[start + slot], seen = pass.seen_from(window);
             const S* x =
                 x_packed.get() + slot * x_size + block * seen.pixels() * B +
                 ((window.row - seen.row) * seen.columns() + window.column - seen.column) * B;
             const S* y = y_at(slot, window, panel);
+            for (int64_t k = 0; k < pairs; ++k) {
+              const ConvTap& live = pass.taps[first_tap + k / channels];
+              offsets[k] =
+                  (live.row_offset * seen.columns() + live.column_offset) * B + k % channels;
+            }
             for_each_patch(window, [&](int64_t r, int64_t rows, int64_t c, int64_t columns) {
-              for (int64_t t = first_tap; t < end_tap; ++t) {
-                const int64_t row = r + pass.taps[t].row_offset;
-                const int64_t column = c + pass.taps[t].column_offset;
-                S* tap_sums = sums.get() + ((panel * blocks + block) * taps + t) * B * P;
-                for (int64_t n = 0; n < channels; n += tile) {
-                  correlate_tile<S, tile>(x + (row * seen.columns() + column) * B + n,
-                                          y + (r * window.columns() + c) * B, y_step(window), rows,
-                                          columns, seen.columns() * B, window.columns() * B,
-                                          tap_sums + n * P);
-                }
+              for (int64_t k = 0; k < pairs; k += tile) {
+                correlate_tile<S, tile>(x + (r * seen.columns() + c) * B, offsets + k,
+                                        int(std::min<int64_t>(pairs - k, tile)),
+                                        y + (r * window.columns() + c) * B, y_step(window), rows,
+                                        columns, seen.columns() * B, window.columns() * B,
+                                        sums_of(panel, block, first_tap * channels + k));
               }
             });
           }
@@ -341,8 +353,8 @@ void grad_weight(const MaskedConv2dGradWeight& args) {
                 const int64_t t = r * conv.support.kernel_width + c;
                 const bool live = t < pass.earlier() || (t == pass.earlier() && t < taps &&
                                                          in < pass.current_range(out).second);
-                const int64_t cell = (out / P * blocks + in / B) * taps + t;
-                const S value = live ? sums.get()[(cell * B + in % B) * P + out % P] : S(0);
+                const int64_t pair = t * channels_of(in / B) + in % B;
+                const S value = live ? sums_of(out / P, in / B, pair)[out % P] : S(0);
                 store(at<T>(conv.weight, row, in, r, c), value);
               }
             }

@@ -113,8 +113,8 @@ def plain(x, weight, bias, geometry):
     """The same by torch's convolution."""
     width, sees_itself, channel_groups, down, right, groups, left = geometry
     (out_channels, in_channels, height, columns), above = weight.shape, weight.shape[2] // 2
-    # The channels of one of several groups are not told apart: there, channel_groups is 1.
-    shape = (out_channels, in_channels, height, width) if groups == 1 else (1, 1, height, width)
+    # Without colours every pair of channels has the same mask.
+    shape = (out_channels, in_channels, height, width) if channel_groups > 1 else (1, 1, height, width)
     mask = reference.conv_mask(shape, "B" if sees_itself else "A", channel_groups, weight.device)
     live = torch.where(mask[..., :columns], weight, weight.new_zeros(()))
     before = width // 2 * right
