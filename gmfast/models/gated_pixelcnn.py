@@ -162,7 +162,7 @@ class ModelState:
 
 class GatedPixelCNN(ImageModel):
     """Gated PixelCNN (van den Oord et al., 2016), with classes or without. The defaults, 20 layers of 384
-    features with 5×5 filters, are those of the paper's ImageNet model.
+    features with 5×5 filters, are of the size of the published models.
 
     Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`.
 

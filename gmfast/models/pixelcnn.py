@@ -40,8 +40,8 @@ class ResidualBlock(nn.Module):
 
 
 class PixelCNN(ImageModel):
-    """PixelCNN (van den Oord et al., 2016). The defaults are the paper's CIFAR-10 model but for the numbers
-    of features (128 and 1024 there), which three colours must divide.
+    """PixelCNN (van den Oord et al., 2016). The defaults are of the size of the published CIFAR-10 model,
+    with numbers of features that three colours divide.
 
     Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. The model is
     not class-conditional: every `label` is None.
