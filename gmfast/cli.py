@@ -122,7 +122,8 @@ def train(
     parameters = sum(p.numel() for p in trainer.model.parameters())
     print(
         f"{model} of {parameters:,} parameters on {trainer.dataset.name}, "
-        f"{len(trainer.dataset.train)} {trainer.dataset.items}, {trainer.device}: {out}"
+        f"{len(trainer.dataset.train)} {trainer.dataset.items}, {trainer.device}",
+        file=sys.stderr,
     )
     finished = trainer.fit(steps, tensorboard=tensorboard)
     print(f"{'finished' if finished else 'stopped'} at step {trainer.step}: {out}")
