@@ -1,7 +1,7 @@
 """gmfast: fused kernels that make generative models in PyTorch fast."""
 
-from . import distributions, functional, nn, reference
+from . import distributions, functional, models, nn, reference
 from ._doctor import doctor
 from ._version import __version__
 
-__all__ = ["__version__", "distributions", "doctor", "functional", "nn", "reference"]
+__all__ = ["__version__", "distributions", "doctor", "functional", "models", "nn", "reference"]

@@ -35,8 +35,16 @@ class Categorical:
         return channels * self.num_levels
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
-        """Nats at each position, (B, *S); float32 for half params."""
+        """Nats at each position, (B, *S); float32 for half params. Values between two levels count as the
+        nearest. Raises ValueError for values beyond [-1, 1], which are looked at on the CPU only."""
         levels = ((x + 1) * ((self.num_levels - 1) / 2)).round().long()
+        if levels.device.type == "cpu" and levels.numel() and not torch.compiler.is_compiling():
+            low, high = levels.aminmax()
+            if low < 0 or high >= self.num_levels:
+                low, high = x.aminmax()
+                raise ValueError(
+                    f"x: expected values in [-1, 1], got values from {low.item():g} to {high.item():g}"
+                )
         logits = _wide(params).unflatten(1, (x.shape[1], self.num_levels)).transpose(1, 2)
         return F.cross_entropy(logits, levels, reduction="none").sum(1)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from gmfast.models import MADE, GatedPixelCNN, PixelCNN, PixelCNNPP, WaveNet
 from gmfast.models.autoregressive import check_label, evaluating, labels_of
-from gmfast.models.heads import make_head
+from gmfast.models.heads import Categorical, make_head
 
 IMAGES = {"image_shape": (1, 4, 4), "num_levels": 2}
 MODELS = [
@@ -79,3 +79,11 @@ def test_a_wrong_head():
         make_head("x", 4, 1)
     with pytest.raises(ValueError, match=r"num_levels: expected at most 4096 .*, got 4097"):
         make_head("categorical", 4097, 1)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.tensor([[0.0, 255.0]]), torch.tensor([[-1.5, 0.0]]), torch.tensor([[math.nan, 0.0]])]
+)
+def test_categorical_refuses_values_that_are_no_level(x):
+    with pytest.raises(ValueError, match=r"x: expected values in \[-1, 1\], got values from"):
+        Categorical(17).nll(x.unsqueeze(1), torch.zeros(1, 17, 2))
