@@ -5,6 +5,7 @@ import os
 import torch
 
 from . import _library
+from .ops.masked_conv2d import has_amx
 
 OPERATIONS = (
     "discretized_logistic_mixture_nll",
@@ -44,6 +45,12 @@ def doctor():
     lines += [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+    if "cpu" in _library.devices:
+        where = (["bfloat16 on this CPU (AMX)"] if has_amx else []) + ["GPUs beyond 4 input channels"]
+        lines.append(
+            "torch's convolution, on the live rows, is masked_conv2d and dense causal_conv1d for "
+            + ", ".join(where)
+        )
     return "\n".join(lines)
 
 

@@ -98,14 +98,14 @@ def convolve(x, weight, bias, geometry):
     return plain(x, weight, bias, geometry)
 
 
-_has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
 def _torch_is_faster(weight):
     """Whether torch's library (oneDNN, cuDNN) on the live rows beats the kernel here, which leaves out every
     masked tap but multiplies in full precision, and on a GPU is made for few input channels."""
     if weight.device.type == "cpu":
-        return weight.dtype == torch.bfloat16 and _has_amx
+        return weight.dtype == torch.bfloat16 and has_amx
     return weight.device.type == "cuda" and weight.shape[1] > 4
 
 
@@ -133,9 +133,8 @@ def _fake_forward(x, weight, bias, *geometry):
 
 
 def _setup_forward(ctx, inputs, output):
-    x, weight, bias, *ctx.geometry = inputs
+    x, weight, _, *ctx.geometry = inputs
     ctx.save_for_backward(x, weight)
-    ctx.has_bias = bias is not None
 
 
 def _backward_forward(ctx, grad):
