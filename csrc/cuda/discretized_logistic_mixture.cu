@@ -1,6 +1,6 @@
 #include "../discretized_logistic_mixture.h"
+#include "../math/choose.h"
 #include "../math/discretized_logistic_mixture.h"
-#include "../math/random.h"
 #include "image.h"
 #include "launch.h"
 #include "sum.h"
@@ -200,55 +200,23 @@ void nll(const LogisticMixtureNll& args, void* stream) {
 
 constexpr int sample_threads = 128;
 
-// The four numbers of a pixel: the first picks the component, the others are the colours' noise.
-template <class S>
-GMFAST_DEVICE void pixel_noise(uint64_t seed, const Place& place, S (&uniform)[4]) {
-  const auto high = random_words<S>({seed, uint32_t(place.sample), 0}, uint64_t(place.pixel));
-  if constexpr (is_single<S>) {
-    GMFAST_UNROLL
-    for (int i = 0; i < 4; ++i) uniform[i] = uniform_of_bits<S>(high.word[i]);
-  } else {
-    const auto low = random_words<S>({seed, uint32_t(place.sample), 1}, uint64_t(place.pixel));
-    GMFAST_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      uniform[i] = uniform_of_bits<S>(join_words<S>(low.word[i], high.word[i]));
-    }
-  }
-}
-
-template <class S, class T>
-GMFAST_DEVICE int64_t choose_component(const T* logits, int64_t stride, int64_t mixtures,
-                                       S temperature, S uniform) {
-  S top = load<S>(logits);
-  for (int64_t k = 1; k < mixtures; ++k) top = max(top, load<S>(logits + k * stride));
-  const auto weight = [&](int64_t k) {
-    return exp_nonpositive((load<S>(logits + k * stride) - top) / temperature);
-  };
-  S sum = 0;
-  for (int64_t k = 0; k < mixtures; ++k) sum += weight(k);
-  S cumulative = 0;
-  for (int64_t k = 0; k < mixtures - 1; ++k) {
-    cumulative += weight(k);
-    if (cumulative > uniform * sum) return k;
-  }
-  return mixtures - 1;
-}
-
 template <class S, int C>
 __global__ void __launch_bounds__(sample_threads)
-    sample_kernel(LogisticMixtureSample args, Classes<S> classes, S temperature) {
+    sample_kernel(LogisticMixtureSample args, Classes<S> classes, S temperature,
+                  S inverse_temperature) {
   const int64_t index = block_index() * sample_threads + thread_index();
   if (index >= args.batch * args.pixels) return;
   const Place place(index, args.pixels);
-  S uniform[4];
-  pixel_noise(uint64_t(*args.seed), place, uniform);
+  S uniform[4];  // the first picks the component, the others are the colours' noise
+  position_uniforms(uint64_t(*args.seed), uint32_t(place.sample), uint64_t(place.pixel), uniform);
 
   int64_t chosen = 0;
   with_type<S>(args.params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T* logits = static_cast<const T*>(args.params.data) + offset_of(args.params, place);
-    chosen = choose_component<S>(logits, args.params.channel_stride, args.mixtures, temperature,
-                                 uniform[0]);
+    chosen = choose<S>(args.mixtures, inverse_temperature, uniform[0], [&](int64_t k) {
+      return load<S>(logits + k * args.params.channel_stride);
+    });
   });
   S values[per_component<C>], noise[C], x[C];
   read_channels(args.params, place, chosen, args.mixtures, values);
@@ -265,7 +233,7 @@ void sample(const LogisticMixtureSample& args, void* stream) {
   launch(args.channels == 1 ? sample_kernel<S, 1> : sample_kernel<S, 3>,
          ceil_div(args.batch * args.pixels, sample_threads), sample_threads, 0, stream, args,
          Classes<S>(args.num_classes, args.log_scale_min),
-         S(args.temperature > 1e-30 ? args.temperature : 1e-30));
+         S(args.temperature), S(1 / (args.temperature > 1e-30 ? args.temperature : 1e-30)));
 }
 
 }  // namespace

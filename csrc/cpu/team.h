@@ -1,0 +1,48 @@
+// Threads that meet often: a decode program has a barrier behind each layer, tens of thousands a
+// second, where a parallel region would cost more than the layer.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace gmfast {
+
+class __attribute__((visibility("default"))) Team {
+ public:
+  explicit Team(int size);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int size() const { return size_; }
+
+  // Calls body(context, thread) for every thread of the team, the caller being thread 0, and returns
+  // when all have.
+  void run(void (*body)(void*, int), void* context);
+
+  // Within run(): returns when all threads have called it.
+  void barrier();
+
+ private:
+  void start();
+  void work(int thread, uint32_t seen);
+
+  const int size_;
+  int64_t process_ = 0;  // that has started the threads: a fork has none of them
+  std::vector<std::thread> threads_;
+  void (*body_)(void*, int) = nullptr;
+  void* context_ = nullptr;
+  bool stop_ = false;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  alignas(64) std::atomic<uint32_t> generation_{0};  // of calls to run()
+  alignas(64) std::atomic<uint32_t> epoch_{0};       // of barriers
+  alignas(64) std::atomic<int> arrived_{0};
+};
+
+}  // namespace gmfast

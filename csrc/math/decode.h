@@ -1,0 +1,157 @@
+// What decode programs compute besides products: activations, addresses, draws.
+#pragma once
+
+#include "../decode.h"
+#include "choose.h"
+#include "concat_elu.h"
+#include "discretized_logistic_mixture.h"
+#include "gated_activation.h"
+
+namespace gmfast {
+inline namespace GMFAST_LEVEL {
+
+// Elements from the value's data to what tap (row, column) away from a position is, of sample 0.
+GMFAST_HD int64_t decode_offset(const DecodeValue& value, int64_t position_row,
+                                int64_t position_column, int64_t row = 0, int64_t column = 0) {
+  // No tap looks further back than the ring reaches, nor below the position.
+  const int64_t ring_row = (position_row / value.scale + row + value.rows) % value.rows;
+  return ring_row * value.row_stride +
+         (position_column / value.scale + column) * value.column_stride;
+}
+
+// Of one sum, or of a gate's two.
+template <class V>
+GMFAST_HD V decode_activation(DecodeActivation activation, V a, V b) {
+  switch (activation) {
+    case DecodeActivation::relu:
+      return max(splat<V>(0), a);
+    case DecodeActivation::elu:
+      return select<V>(a > splat<V>(0), a, expm1(min(splat<V>(0), a)));
+    case DecodeActivation::silu:
+      return a * sigmoid(a);
+    case DecodeActivation::gate:
+      return gated_activation(a, b);
+    case DecodeActivation::glu:
+      return a * sigmoid(b);
+    default:
+      return a;
+  }
+}
+
+constexpr bool is_gate(DecodeActivation activation) {
+  return activation == DecodeActivation::gate || activation == DecodeActivation::glu;
+}
+
+// Whether a layer runs at a position: for all columns of a row it does so at the row's first.
+GMFAST_HD bool decode_runs(const DecodeLayer& layer, int64_t row, int64_t column) {
+  if (row < layer.first_row || row % layer.row_step != layer.row_phase) return false;
+  return layer.whole_row ? column == 0 : column % layer.column_step == layer.column_phase;
+}
+
+// One pixel from K coupled logistics; its parameters lie as in the public layout.
+template <class V, int C>
+GMFAST_HD void draw_mixture(const Scalar<V>* params, int64_t mixtures,
+                            const Scalar<V> (&uniform)[4], Scalar<V> temperature,
+                            const Classes<Scalar<V>>& classes, Scalar<V> (&x)[C]) {
+  using S = Scalar<V>;
+  const S inverse_temperature = S(1) / max(temperature, S(1e-30));
+  const int64_t chosen = choose<V>(mixtures, inverse_temperature, uniform[0], [&](int64_t k) {
+    if constexpr (is_scalar<V>) {
+      return params[k];
+    } else {
+      const int count = int(mixtures - k < lanes<V> ? mixtures - k : lanes<V>);
+      const V infinite = splat<V>(-Format<V>::infinity);
+      return select<V>(iota<V>() < splat<V>(S(count)), load_partial<V>(params + k, count), infinite);
+    }
+  });
+  constexpr int of_colour = C == 1 ? 2 : 3;
+  LogisticComponent<S, C> component;
+  S noise[C];
+  GMFAST_UNROLL
+  for (int c = 0; c < C; ++c) {
+    const S* of = params + (1 + c * of_colour) * mixtures + chosen;
+    component.mean[c] = of[0];
+    component.log_scale[c] = of[mixtures];
+    if constexpr (C == 3) component.weight[c] = tanh(of[2 * mixtures]);
+    noise[c] = uniform[1 + c];
+  }
+  sample_component(component, noise, temperature, true, classes, x);
+}
+
+// One of `levels` values in [-1, 1] by its logit, or, of two levels, by the logit of the upper one.
+template <class V>
+GMFAST_HD Scalar<V> draw_level(const Scalar<V>* logits, bool bernoulli, int64_t levels,
+                               Scalar<V> uniform, Scalar<V> temperature) {
+  using S = Scalar<V>;
+  const S inverse_temperature = S(1) / max(temperature, S(1e-30));
+  int64_t chosen;
+  if (bernoulli) {
+    chosen = choose<S>(2, inverse_temperature, uniform,
+                       [&](int64_t k) { return k ? logits[0] : S(0); });
+  } else {
+    chosen = choose<V>(levels, inverse_temperature, uniform, [&](int64_t k) {
+      if constexpr (is_scalar<V>) {
+        return logits[k];
+      } else {
+        if (levels - k >= lanes<V>) return load<V>(logits + k);
+        const int count = int(levels - k);
+        const V infinite = splat<V>(-Format<V>::infinity);
+        return select<V>(iota<V>() < splat<V>(S(count)), load_partial<V>(logits + k, count),
+                         infinite);
+      }
+    });
+  }
+  return S(chosen) * (S(2) / S(levels - 1)) - S(1);
+}
+
+// Draws, or takes what is given, for one sample; see DecodeDraw.
+template <class V>
+GMFAST_HD void decode_draw(const DecodeRun& run, const DecodeDraw& draw, int64_t row,
+                           int64_t column, bool fed, int64_t b) {
+  using S = Scalar<V>;
+  const DecodeProgram& program = run.program;
+  const int64_t at = row * program.columns + column;
+  const int64_t position = draw.position < 0 ? at : draw.position;
+  const DecodeValue& to = program.values[draw.value.value];
+  S* value = static_cast<S*>(to.data) + decode_offset(to, row, column) + b * to.sample_stride +
+             draw.value.channel;
+  if (draw.ones) value[draw.channels] = S(1);
+  if (fed) {
+    for (int64_t c = 0; c < draw.channels; ++c) {
+      value[c] = static_cast<const S*>(run.fed)[b * draw.channels + c];
+    }
+    return;
+  }
+  const int64_t first = (b * run.x_channels + draw.first_channel) * run.x_positions + position;
+  S* x = static_cast<S*>(run.x) + first;
+  const uint8_t* keep = run.keep ? run.keep + first : nullptr;
+  bool given = keep != nullptr;
+  for (int64_t c = 0; given && c < draw.channels; ++c) given = keep[c * run.x_positions];
+  if (!given) {
+    const DecodeValue& from = program.values[draw.params.value];
+    const S* params = static_cast<const S*>(from.data) + decode_offset(from, row, column) +
+                      b * from.sample_stride + draw.params.channel;
+    const S temperature = S(run.temperature);
+    S uniform[4];
+    position_uniforms(uint64_t(run.seed), uint32_t(run.samples[b]), uint64_t(position), uniform);
+    if (draw.head == DecodeHead::mixture) {
+      const Classes<S> classes(int(draw.levels), program.log_scale_min);
+      if (draw.channels == 3) {
+        S drawn[3];
+        draw_mixture<V, 3>(params, draw.mixtures, uniform, temperature, classes, drawn);
+        for (int c = 0; c < 3; ++c) x[c * run.x_positions] = drawn[c];
+      } else {
+        S drawn[1];
+        draw_mixture<V, 1>(params, draw.mixtures, uniform, temperature, classes, drawn);
+        x[0] = drawn[0];
+      }
+    } else {
+      x[0] = draw_level<V>(params, draw.head == DecodeHead::bernoulli, draw.levels,
+                           uniform[draw.first_channel], temperature);
+    }
+  }
+  for (int64_t c = 0; c < draw.channels; ++c) value[c] = x[c * run.x_positions];
+}
+
+}  // namespace GMFAST_LEVEL
+}  // namespace gmfast

@@ -1,0 +1,101 @@
+#include "../cpu/team.h"
+
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace gmfast {
+namespace {
+
+// Waits for a moment, or, after long waiting, lets other threads have the core: there may be fewer
+// cores than threads.
+class Patience {
+ public:
+  // False when so much time has passed that sleeping is better.
+  bool wait() {
+    ++count_;
+    if (count_ < 2000) {
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+    } else {
+      std::this_thread::yield();
+    }
+    return count_ < 4000;
+  }
+
+ private:
+  int count_ = 0;
+};
+
+}  // namespace
+
+Team::Team(int size) : size_(size) {}
+
+Team::~Team() {
+  if (process_ != getpid()) {
+    // Threads of another process: there is nothing to join.
+    for (auto& thread : threads_) new std::thread(std::move(thread));
+    return;
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+    generation_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void Team::start() {
+  for (auto& thread : threads_) new std::thread(std::move(thread));
+  threads_.clear();
+  process_ = getpid();
+  arrived_.store(0);
+  for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i, seen = generation_.load()] { work(i, seen); });
+}
+
+void Team::run(void (*body)(void*, int), void* context) {
+  if (size_ == 1) return body(context, 0);
+  if (process_ != getpid()) start();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    body_ = body;
+    context_ = context;
+    generation_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  body(context, 0);
+  barrier();
+}
+
+void Team::work(int thread, uint32_t seen) {
+  while (true) {
+    Patience patience;
+    while (generation_.load(std::memory_order_acquire) == seen && patience.wait()) {
+    }
+    if (generation_.load(std::memory_order_acquire) == seen) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
+    }
+    ++seen;
+    if (stop_) return;
+    body_(context_, thread);
+    barrier();
+  }
+}
+
+void Team::barrier() {
+  if (size_ == 1) return;
+  const uint32_t epoch = epoch_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    epoch_.store(epoch + 1, std::memory_order_release);
+    return;
+  }
+  Patience patience;
+  while (epoch_.load(std::memory_order_acquire) == epoch) patience.wait();
+}
+
+}  // namespace gmfast

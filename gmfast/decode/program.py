@@ -1,0 +1,380 @@
+"""Decode programs: a model compiled to layers that run for one position after another."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import _library
+from ..ops import _seed
+from ..reference.decode import Decoder as ReferenceDecoder
+from .builder import ACTIVATIONS, GATES, Builder, Draw, Layer, Slot, Value
+
+_HEADS = (None, "categorical", "bernoulli", "mixture")
+_LAYERS, _DRAW, _FEATURES = range(3)
+
+
+class Program:
+    """A model that goes from position to position and remembers what it has seen; `gmfast.decode.compile`
+    makes one.
+
+    The weights are those at the time of compiling, packed for the machine. `start` begins a batch, `step`
+    takes it one position further:
+
+        program = gmfast.decode.compile(wavenet)
+        params = program.start(batch=1).step()          # of the first sample's distribution
+        while True:
+            params = program.step(draw(params))         # feed a sample, get the next distribution
+
+    A program belongs to one thread at a time; it computes with torch's number of threads.
+    """
+
+    def __init__(self, builder: Builder, like: Tensor, weights: str | None = None):
+        """`like` has the model's dtype and device."""
+        builder.measure()
+        self._builder, self.device = builder, like.device
+        self.dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        self.weight_dtype = self.dtype
+        if weights not in (None, "bfloat16", str(self.dtype)[6:]):
+            raise ValueError(
+                f'weights: expected None or "bfloat16" for a model in {str(like.dtype)[6:]}, got {weights!r}'
+            )
+        if weights == "bfloat16" or (weights is None and like.dtype == torch.bfloat16):
+            if self.dtype == torch.float64:
+                raise ValueError("weights: expected None for a model in float64, got 'bfloat16'")
+            self.weight_dtype = torch.bfloat16
+        self._stages = builder.stages()
+        self._packed = _pack_all(self) if self._compiled else None
+        self.batch = None
+
+    @property
+    def _compiled(self) -> bool:
+        return self.device.type == "cpu" and "cpu" in _library.devices
+
+    @property
+    def length(self) -> int | None:
+        """Positions, or None without end."""
+        height = self._builder.height
+        return None if height is None else height * self._builder.width
+
+    @property
+    def position(self) -> int:
+        """The position that comes next, or whose value is waited for."""
+        return self._decoder.cursor[0]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        taps = (tap for layer in self._layers() for tap in layer.taps)
+        return sum(tap.matrix.numel() for tap in taps) * self.weight_dtype.itemsize
+
+    def start(self, batch: int = 1, label: Tensor | None = None) -> "Program":
+        """Forgets what was seen, and begins `batch` samples, of the classes `label` (batch,) int64 for a
+        conditional model. Returns the program."""
+        if batch < 0:
+            raise ValueError(f"batch: expected a number of samples, got {batch}")
+        conditional = any(layer.embedding is not None for layer in self._layers())
+        if conditional != (label is not None):
+            expected = f"{batch} classes" if conditional else "None, because the model is not conditional"
+            raise ValueError(f"label: expected {expected}, got {'classes' if label is not None else 'None'}")
+        if label is not None and label.shape != (batch,):
+            raise ValueError(f"label: expected {batch} classes, got shape {tuple(label.shape)}")
+        self.batch, self._label = batch, label
+        self._values, self._left = [], []
+        for value in self._builder.values:
+            columns = 1 if value.local else math.ceil(self._builder.width / value.scale)
+            left, right = (0, 0) if value.local else (value.left, value.right)
+            shape = (value.above + 1, left + columns + right, batch, -(-value.channels // 16) * 16)
+            # A vector may read beyond the last channel.
+            memory = torch.zeros(math.prod(shape) + 64, dtype=self.dtype, device=self.device)
+            self._values.append(memory[: math.prod(shape)].view(shape))
+            self._left.append(left)
+        self._decoder = (_Decoder if self._compiled else ReferenceDecoder)(self)
+        return self
+
+    def step(self, x: Tensor | None = None, local: Tensor | None = None) -> Tensor:
+        """Feeds `x` (batch, channels), the value that was waited for, and returns what the model says about
+        the next one, (batch, parameters).
+
+        A model that predicts takes None at the start. One that does not (a `Sequential` that sees its own
+        position) takes the input at a position and returns its output there. `local` (batch, features): the
+        local features of the position that is computed.
+
+        Raises ValueError for what does not fit, and behind the last position.
+        """
+        self._check_started()
+        waiting = self._at_draw()
+        if self.length is not None and self.position >= self.length:
+            raise ValueError(f"x: expected a position to come, got one behind all {self.length}")
+        if (x is None) == (waiting is not None):
+            raise ValueError(f"x: expected {'None at the start' if x is not None else 'a tensor'}")
+        if x is not None:
+            if tuple(x.shape) != (self.batch, waiting.channels):
+                raise ValueError(
+                    f"x: expected shape ({self.batch}, {waiting.channels}), got {tuple(x.shape)}"
+                )
+            x = x.to(self.device, self.dtype).contiguous()
+        features = self._check_features(None if local is None else local.unsqueeze(2), 1)
+        self._decoder.step(x, features, 2**62 if self.length is None else self.length)
+        at = self._at_draw()
+        if at is not None and at.params is not None:
+            return self._read(at.params, at.params_channel, at.num_params)
+        if self._builder.output is not None:
+            return self._read(self._builder.output, 0, self._builder.output.channels)
+        raise ValueError(f"x: expected a position to come, got the last of all {self.length}")
+
+    def sample(
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+        temperature: float = 1.0,
+        samples: Tensor | None = None,
+        local: Tensor | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Fills `x` (batch, channels, positions), of the program's dtype and contiguous, from where the
+        program is; what `keep` marks (a tensor like x) is taken as given. Returns x.
+
+        `samples` (batch,): the index of each sample in the noise, by default 0, 1, …. `progress(n)` is called
+        now and then, after n more positions. Ctrl-C stops between positions and leaves x drawn up to there.
+        """
+        self._check_started()
+        x_positions = x.shape[2]
+        draws = [stage for stage in self._stages if isinstance(stage, Draw)]
+        if any(draw.head is None for draw in draws):
+            raise ValueError("sample: expected a program that ends in a distribution, got one without a head")
+        if x.shape[0] != self.batch or x.dtype != self.dtype or not x.is_contiguous():
+            raise ValueError(f"x: expected {self.batch} contiguous samples of {self.dtype}, got {x.dtype} "
+                             f"of shape {tuple(x.shape)}")
+        if samples is None:
+            samples = torch.arange(self.batch, device=self.device)
+        keep = None if keep is None else keep.expand(x.shape).to(torch.uint8).contiguous()
+        features = self._check_features(local, x_positions)
+        seed = _seed.as_tensor(seed, self.device)
+        end = x_positions if self.length is None else self.length
+        if self.batch:
+            self._decoder.sample(x, keep, samples, features, seed, temperature, end, progress)
+        return x
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the program has seen, as tensors: load it into a program of the same model, anywhere."""
+        self._check_started()
+        state = {f"values.{i}": value.clone() for i, value in enumerate(self._values)}
+        state["cursor"] = torch.tensor(self._decoder.cursor)
+        if self._label is not None:
+            state["label"] = self._label.clone()
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> "Program":
+        """Continues from a `state_dict`. Raises ValueError for one of another model."""
+        first = state.get("values.0")
+        if first is None or first.dim() != 4:
+            raise ValueError("state: expected what state_dict of a program returns, got no values")
+        label = state.get("label")
+        self.start(first.shape[2], None if label is None else label.to(self.device))
+        for i, value in enumerate(self._values):
+            saved = state.get(f"values.{i}")
+            if saved is None or saved.shape != value.shape:
+                came = None if saved is None else tuple(saved.shape)
+                raise ValueError(f"state: expected values.{i} of shape {tuple(value.shape)}, got {came}")
+            value.copy_(saved)
+        self._decoder.cursor = tuple(state["cursor"].tolist())
+        return self
+
+    def _layers(self) -> list[Layer]:
+        return [layer for stage in self._stages if isinstance(stage, list) for layer in stage]
+
+    def _check_started(self) -> None:
+        if self.batch is None:
+            raise ValueError("start: expected a call of start before this one")
+
+    def _check_features(self, features: Tensor | None, length: int) -> Tensor | None:
+        value = self._builder.features
+        if value is None:
+            if features is not None:
+                raise ValueError("local: expected None, because the model takes none, got features")
+            return None
+        expected = (self.batch, value.channels, length)
+        if features is None or tuple(features.shape) != expected:
+            came = None if features is None else tuple(features.shape)
+            raise ValueError(f"local: expected shape {expected}, got {came}")
+        return features.to(self.device, self.dtype).contiguous()
+
+    def _steps(self) -> list[list[Layer] | Draw | None]:
+        """The stages; None stands for taking the features in."""
+        return [None, *self._stages] if self._builder.features else self._stages
+
+    def _at_draw(self) -> Draw | None:
+        step = self._decoder.cursor[1]
+        if self.length is not None and self._decoder.cursor[0] >= self.length:
+            return None
+        at = self._steps()[step]
+        return at if isinstance(at, Draw) else None
+
+    def _read(self, value: Value, channel: int, channels: int) -> Tensor:
+        return self._values[value.index][0, 0, :, channel : channel + channels].clone()
+
+
+class _Decoder:
+    """Runs a program in C++ on the CPU."""
+
+    def __init__(self, program: Program):
+        self._batch = program.batch
+        values = []
+        for value, memory, left in zip(
+            program._builder.values, program._values, program._left, strict=True
+        ):
+            row, column, sample, _ = memory.stride()
+            data = memory.data_ptr() + left * column * memory.element_size()
+            values.append((data, value.scale, len(memory), row, 0 if value.local else column, sample))
+        taps, layers, draws, steps = [], [], [], []
+        self._memory = [program._packed, program._values]
+        log_scale_min = -7.0
+        for stage in program._steps():
+            if stage is None:
+                steps.append((_FEATURES, 0, 0))
+            elif isinstance(stage, Draw):
+                steps.append((_DRAW, len(draws), 0))
+                draws.append(_draw_fields(stage))
+                log_scale_min = getattr(stage.head, "log_scale_min", log_scale_min)
+            else:
+                steps.append((_LAYERS, len(layers), len(layers) + len(stage)))
+                for layer in stage:
+                    weight, bias = program._packed[len(layers)]
+                    context = None
+                    if layer.embedding is not None:
+                        context = _pack_sums(program, layer, layer.embedding[program._label])
+                        self._memory.append(context)
+                    layers.append(_layer_fields(layer, len(taps), weight, bias, context))
+                    taps.extend(map(_tap_fields, layer.taps))
+        features = program._builder.features
+        self._decoder = _library._C.Decoder(
+            str(program.dtype)[6:],
+            str(program.weight_dtype)[6:],
+            values,
+            taps,
+            layers,
+            draws,
+            steps,
+            program._builder.width,
+            (-1, 0) if features is None else (features.index, 0),
+            0 if features is None else features.channels,
+            log_scale_min,
+            torch.get_num_threads(),
+        )
+
+    @property
+    def cursor(self) -> tuple[int, int]:
+        return self._decoder.cursor
+
+    @cursor.setter
+    def cursor(self, cursor: tuple[int, int]) -> None:
+        self._decoder.cursor = cursor
+
+    def step(self, fed, features, end):
+        self._decoder.step(self._batch, end, _pointer(fed), _pointer(features))
+
+    def sample(self, x, keep, samples, features, seed, temperature, end, progress):
+        self._decoder.sample(
+            self._batch,
+            end,
+            _pointer(x),
+            x.shape[1],
+            x.shape[2],
+            _pointer(keep),
+            _pointer(samples),
+            _pointer(features),
+            int(seed),
+            temperature,
+            progress,
+        )
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _slot_fields(slot: Slot | None) -> tuple[int, int]:
+    return (-1, 0) if slot is None else (slot.value.index, slot.channel)
+
+
+def _tap_fields(tap) -> tuple[int, ...]:
+    channels = tap.weight.shape[0] if tap.depthwise else tap.weight.shape[1]
+    return tap.value.index, tap.row, tap.column, tap.channel, channels, tap.depthwise
+
+
+def _layer_fields(layer: Layer, first_tap: int, weight, bias, context) -> tuple[int, ...]:
+    when = layer.when
+    return (
+        first_tap,
+        len(layer.taps),
+        _pointer(weight),
+        _pointer(bias),
+        _pointer(context),
+        layer.outputs,
+        when.whole_row,
+        when.first_row,
+        when.row_step,
+        when.row_phase,
+        when.column_step,
+        when.column_phase,
+        *_slot_fields(layer.add),
+        *_slot_fields(layer.residual),
+        ACTIVATIONS.index(layer.activation),
+        *_slot_fields(layer.out),
+        *_slot_fields(layer.activated),
+        ACTIVATIONS.index(layer.activated_by),
+    )
+
+
+def _draw_fields(draw: Draw) -> tuple[int, ...]:
+    head = draw.head
+    return (
+        *((-1, 0) if draw.params is None else (draw.params.index, draw.params_channel)),
+        *_slot_fields(draw.value),
+        draw.channels,
+        draw.first_channel,
+        draw.ones,
+        -1 if draw.position is None else draw.position,
+        _HEADS.index(head and head.name),
+        head.num_levels if head else 0,
+        getattr(head, "num_components", 0),
+    )
+
+
+# ---- Packing: sums in panels of two vectors, of which a gate's second holds what gates the first ------
+
+
+def _pack_all(program: Program) -> list[tuple[Tensor, Tensor]]:
+    """Weight [panel][channel of all taps][panel's sums] and bias [panel][panel's sums] of each layer."""
+    packed = []
+    with torch.no_grad():
+        for layer in program._layers():
+            if layer.taps:
+                weight = torch.cat([tap.matrix for tap in layer.taps], 1).to(program.weight_dtype)
+                weight = _pack_rows(layer, weight, program.dtype.itemsize).transpose(1, 2).contiguous()
+            else:
+                weight = torch.zeros(0, dtype=program.weight_dtype)
+            bias = torch.zeros(layer.sums) if layer.bias is None else layer.bias
+            packed.append((weight, _pack_sums(program, layer, bias.unsqueeze(0))))
+    return packed
+
+
+def _pack_sums(program: Program, layer: Layer, rows: Tensor) -> Tensor:
+    """(N, sums) to [n][panel][panel's sums]."""
+    rows = rows.detach().to(program.dtype)
+    packed = _pack_rows(layer, rows.t(), program.dtype.itemsize)
+    return packed.permute(2, 0, 1).contiguous()
+
+
+def _pack_rows(layer: Layer, rows: Tensor, itemsize: int) -> Tensor:
+    """(sums, N) to (panels, sums of a panel, N); zeros where a panel has more."""
+    width = _library._C.decode_panel(itemsize)
+    parts = rows.split(layer.outputs) if layer.activation in GATES else (rows,)
+    width //= len(parts)
+    missing = -layer.outputs % width
+    parts = [torch.nn.functional.pad(part, (0, 0, 0, missing)).unflatten(0, (-1, width)) for part in parts]
+    return torch.cat(parts, 1)
