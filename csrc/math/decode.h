@@ -101,7 +101,7 @@ GMFAST_HD Scalar<V> draw_level(const Scalar<V>* logits, bool bernoulli, int64_t 
       }
     });
   }
-  return S(chosen) * (S(2) / S(levels - 1)) - S(1);
+  return S(2 * chosen) / S(levels - 1) - S(1);
 }
 
 // Draws, or takes what is given, for one sample; see DecodeDraw.

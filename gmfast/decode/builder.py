@@ -225,7 +225,7 @@ class Builder:
                 value.above = max(value.above, -tap.row)
                 value.left = max(value.left, -tap.column)
                 value.right = max(value.right, tap.column)
-                at_once = when.row_step == when.column_step == value.scale and not when.whole_row
+                at_once = when == When(value.scale, value.scale)
                 value.local &= at_once and tap.row == tap.column == 0
             for slot in (layer.add, layer.residual):
                 if slot and when.whole_row:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional as GF
+from ..decode.builder import Builder, Tap, When, conv_taps, masked_conv_taps, matrix
 from ..nn import MaskedConv2d
 from ..nn.conv import RasterState
 from .autoregressive import check_at_least, check_label
@@ -243,6 +244,72 @@ class GatedPixelCNN(ImageModel):
             v, h, skip = layer(v, h, label)
             out = out + skip
         return self.conv_out(F.relu(self.hidden(F.relu(out))))
+
+    def decoder(self) -> Builder:
+        """The model as a decode program. Of the vertical stack, which is moved down by a row before anybody
+        looks at it, row r is computed as row r + 1 begins; so its layers begin with row 1."""
+        channels, *size = self.image_shape
+        builder = Builder(*size)
+        x, params = builder.value(channels), builder.value(self.conv_out.out_channels)
+        above = When(whole_row=True, first_row=1)
+        below = []  # of each layer: what the vertical stack says to the horizontal one
+        v = x
+        for layer in self.layers:
+            conv = layer.vertical
+            rows, columns = conv.kernel_size
+            seen, said = builder.value(conv.out_channels), builder.value(conv.out_channels)
+            row = 1 - rows - layer.first
+            builder.layer(
+                conv_taps(v, conv.weight, row, -(columns // 2)), conv.bias, out=seen, when=above
+            )
+            builder.layer([Tap(seen, matrix(layer.above))], layer.above.bias, out=said, when=above)
+            below.append(said)
+            if not layer.last:
+                v = builder.value(conv.out_channels // 2)
+                embedding = None if layer.embed_v is None else layer.embed_v.weight
+                builder.layer(
+                    [], outputs=v.channels, embedding=embedding, add=seen, activation="gate", out=v, when=above
+                )
+
+        groups, features = self.channel_groups, self.hidden.in_channels
+        gated = [builder.value(features) for _ in self.layers]
+        horizontal = [x, *(builder.value(features) for _ in self.layers[1:])]
+        total = builder.value(features)
+        hidden = builder.value(self.hidden.out_channels)
+        for group in range(groups):
+            own = group * features // groups
+            skips, skip_bias = [], 0.0
+            for i, layer in enumerate(self.layers):
+                h, y = horizontal[i], gated[i]
+                taps, bias = masked_conv_taps(h, layer.horizontal, group)
+                embedding = layer.embed_h
+                if embedding is not None:
+                    embedding = embedding.weight[:, 2 * own : 2 * own + 2 * features // groups]
+                builder.layer(
+                    taps,
+                    bias,
+                    embedding=embedding,
+                    add=below[i][2 * own],
+                    activation="gate",
+                    out=y[own],
+                )
+                taps, bias = masked_conv_taps(y, layer.skip, group)
+                skips, skip_bias = skips + taps, skip_bias + bias
+                if not layer.last:
+                    taps, bias = masked_conv_taps(y, layer.residual, group)
+                    residual = None if layer.first else h[own]
+                    builder.layer(taps, bias, residual=residual, out=horizontal[i + 1][own])
+            # What skips is summed once, over the features of all layers.
+            builder.layer(skips, skip_bias, activation="relu", out=total[own])
+            for source, conv, made, activation in (
+                (total, self.hidden, hidden, "relu"),
+                (hidden, self.conv_out, params, "none"),
+            ):
+                taps, bias = masked_conv_taps(source, conv, group)
+                out = made[group * conv.out_channels // groups]
+                builder.layer(taps, bias, activation=activation, out=out)
+            self.draw_group(builder, params, x, group)
+        return builder
 
     def init_state(self, batch: int, label: Tensor | None = None) -> ModelState:
         """The state before the first pixel of `batch` images, of the classes `label` (B,)."""

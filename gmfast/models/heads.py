@@ -20,6 +20,7 @@ from .autoregressive import check_at_least
 class Categorical:
     """A softmax over the levels for each channel; `params (B, C * num_levels, *S)`, channel after channel."""
 
+    name = "categorical"
     #: Whether the channels of a position are drawn together, because its parameters say how they depend.
     joint = False
 
@@ -64,11 +65,13 @@ class Categorical:
         scaled = (logits - logits.amax(2, keepdim=True)) / max(temperature, 1e-30)
         cumulative = torch.exp(scaled).cumsum(2)
         below = (cumulative <= uniform * cumulative[:, :, -1:]).sum(2).clamp(max=self.num_levels - 1)
-        return below.to(logits.dtype) * (2 / (self.num_levels - 1)) - 1
+        return 2 * below.to(logits.dtype) / (self.num_levels - 1) - 1
 
 
 class Bernoulli(Categorical):
     """One logit for each channel of two levels; `params (B, C, *S)`."""
+
+    name = "bernoulli"
 
     def __init__(self, num_levels: int = 2):
         if num_levels != 2:
@@ -93,7 +96,7 @@ class LogisticMixture:
     """A mixture of K discretized logistics at each position, its channels (1 or 3) coupled as in PixelCNN++;
     `params` as `gmfast.functional.discretized_logistic_mixture_nll` takes them."""
 
-    joint = True
+    name, joint = "mixture", True
 
     def __init__(self, num_levels: int, num_components: int = 10):
         self.num_levels, self.num_components = num_levels, num_components

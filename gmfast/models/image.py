@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..decode.builder import Builder, Value
 from ..ops import _seed
 from .autoregressive import (
     check_at_least,
@@ -59,6 +60,19 @@ class ImageModel(nn.Module):
                     f"{name}: expected a positive multiple of {self.channel_groups}, because features fall "
                     f"into that many groups, got {value}"
                 )
+
+    def draw_group(self, builder: Builder, params: Value, x: Value, group: int) -> None:
+        """Appends the draw of a group's colours to a decode program."""
+        channels = self.image_shape[0]
+        own = channels // self.channel_groups
+        builder.draw(
+            self.head,
+            params,
+            x[group * own],
+            channels=own,
+            first_channel=group * own,
+            total_channels=channels,
+        )
 
     def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Log-probability of each image, (B,), in nats."""

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..decode.builder import Builder
 from ..nn import MaskedMLP
 from ..nn.made import OrderState
 from ..ops import _seed
@@ -112,6 +113,16 @@ class MADE(nn.Module):
             order = int(torch.randint(self.num_orders, (), device="cpu"))
             return self.head.bits_per_dim(x.unsqueeze(1), self(x, label, order))
         return -self.log_prob(x, label).mean() / (self.num_values * math.log(2))
+
+    def decoder(self, order: int = 0) -> Builder:
+        """The model as a decode program for one of its orders: one position, with a draw for each value."""
+        self._check_order(order)
+        builder = Builder(1, 1)
+        x, params = builder.value(self.num_values), builder.value(self.head.num_params(1))
+        steps = self.net.decoder_steps(builder, x, params, self.orders[order])
+        for (rank, index), _ in zip(enumerate(self.orders[order].tolist()), steps, strict=True):
+            builder.draw(self.head, params, x[rank], position=index)
+        return builder
 
     def init_state(self, batch: int, order: int = 0, label: Tensor | None = None) -> OrderState:
         """The state before the first value of `batch` samples, of the classes `label` (B,), in an order."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..decode.builder import Builder, masked_conv_taps
 from ..nn import MaskedConv2d
 from ..nn.conv import RasterState
 from .autoregressive import check_at_least
@@ -102,6 +103,41 @@ class PixelCNN(ImageModel):
         for block in self.blocks:
             y = block(y)
         return self.conv_out(F.relu(self.hidden(F.relu(y))))
+
+    def decoder(self) -> Builder:
+        """The model as a decode program."""
+        channels, *size = self.image_shape
+        builder = Builder(*size)
+        x, params = builder.value(channels), builder.value(self.conv_out.out_channels)
+        features = self.conv_in.out_channels
+        residual = [(builder.value(features), builder.value(features)) for _ in range(len(self.blocks) + 1)]
+        inside = [
+            (builder.value(block.reduce.out_channels), builder.value(block.conv.out_channels))
+            for block in self.blocks
+        ]
+        hidden = builder.value(self.hidden.out_channels)
+
+        for group in range(self.channel_groups):
+
+            def layer(source, conv, made, activated=None, residual=None, group=group):
+                """A group's channels of a convolution; its sums are stored rectified in `activated`."""
+                first = group * conv.out_channels // self.channel_groups
+                taps, bias = masked_conv_taps(source, conv, group)
+                out, activated, residual = (v and v[first] for v in (made, activated, residual))
+                builder.layer(
+                    taps, bias, residual=residual, out=out, activated=activated, activated_by="relu"
+                )
+
+            layer(x, self.conv_in, *residual[0])
+            for i, block in enumerate(self.blocks):
+                reduced, seen = inside[i]
+                layer(residual[i][1], block.reduce, None, reduced)
+                layer(reduced, block.conv, None, seen)
+                layer(seen, block.expand, *residual[i + 1], residual[i][0])
+            layer(residual[-1][1], self.hidden, None, hidden)
+            layer(hidden, self.conv_out, params)
+            self.draw_group(builder, params, x, group)
+        return builder
 
     def init_state(self, batch: int) -> list:
         """The states of all layers before the first pixel of `batch` images."""

@@ -6,12 +6,15 @@ only up and left, keep it so: their inputs are padded at the top (and left), so 
 tap is computed. Downsampling, upsampling and the short-cuts between them form a U-Net.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from .. import functional as GF
+from ..decode.builder import Builder, Tap, Value, When, conv_taps, matrix
 from .autoregressive import check_at_least
 from .image import ImageModel, down_shift, label_embedding
 
@@ -113,6 +116,19 @@ class Resample(nn.Module):
 
     def forward(self, u, ul):
         return self.u(u), self.ul(ul)
+
+
+class Features(NamedTuple):
+    """What a decode program stores of a layer: its features, and their concatenated ELU."""
+
+    raw: Value
+    elu: Value
+
+
+def shifted_taps(value: Value, conv: nn.Conv2d, both_sides: bool) -> list[Tap]:
+    """The taps of a down-shifted convolution, or of one that is shifted down and right."""
+    height, width = conv.kernel_size
+    return conv_taps(value, conv.weight, 1 - height, -(width // 2) if both_sides else 1 - width)
 
 
 class PixelCNNPP(ImageModel):
@@ -217,6 +233,111 @@ class PixelCNNPP(ImageModel):
             for block in self.down[stage]:
                 u, ul = block(u, ul, *skips.pop(), label=label)
         return self.nin_out(F.elu(ul))
+
+    def decoder(self) -> Builder:
+        """The model as a decode program. Stream u, which sees whole rows above only, is computed a row at a
+        time; a layer at half resolution runs at every second row and column."""
+        channels, *size = self.image_shape
+        builder = Builder(*size)
+        x = builder.value(channels + 1)  # the last one is 1: it tells the image from what is around it
+        features = self.config["nr_filters"]
+
+        def stored(scale):
+            """A layer's features, and their concatenated ELU."""
+            return Features(builder.value(features, scale), builder.value(2 * features, scale))
+
+        def append(taps, bias, out, when, **form):
+            builder.layer(
+                taps, bias, out=out.raw, activated=out.elu, activated_by="concat_elu", when=when, **form
+            )
+            return out
+
+        def when(scale, whole_row):
+            return When(scale, scale, whole_row=whole_row)
+
+        def residual(layer, below, aux, whole_row):
+            scale = below.raw.scale
+            first, second = layer.conv_input[-1], layer.conv_out[-1]
+            taps, bias = shifted_taps(below.elu, first, whole_row), first.bias
+            if aux:
+                # Concatenated: the positive parts of all, then the negative ones.
+                blocks = matrix(layer.nin_aux).split(features, 1)
+                for i, other in enumerate(aux):
+                    taps.append(Tap(other.elu, torch.cat([blocks[i], blocks[len(aux) + i]], 1)))
+                bias = bias + layer.nin_aux.bias
+            hidden = builder.value(2 * features, scale)
+            at = when(scale, whole_row)
+            builder.layer(taps, bias, activated=hidden, activated_by="concat_elu", when=at)
+            return append(
+                shifted_taps(hidden, second, whole_row),
+                second.bias,
+                stored(scale),
+                at,
+                embedding=None if layer.embedding is None else layer.embedding.weight,
+                activation="glu",
+                residual=below.raw,
+            )
+
+        def downsample(layer, below, whole_row):
+            scale = 2 * below.raw.scale
+            taps = shifted_taps(below.raw, layer[-1], whole_row)
+            return append(taps, layer[-1].bias, stored(scale), when(scale, whole_row))
+
+        def upsample(layer, below, whole_row):
+            scale = below.raw.scale
+            out, weight = stored(scale // 2), layer.weight.transpose(0, 1)
+            for row in range(2):
+                for column in range(2):
+                    if not whole_row:
+                        seen = [(column, 0)]
+                    else:  # three taps wide, the second one in the middle of a pair
+                        seen = [(0, 1), (2, 0)] if column else [(1, 0)]
+                    taps = [Tap(below.raw, weight[:, :, row, tap], 0, away) for tap, away in seen]
+                    at = When(scale, scale, row * scale // 2, column * scale // 2, whole_row)
+                    append(taps, layer.bias, out, at)
+            return out
+
+        def stream_input(convs, whole_row):
+            """Convolutions of the image, moved by a row or column, where zeros enter. So the bias is a weight
+            of the ones: it comes with the pixel that the convolution's own place is moved from."""
+            taps = []
+            for conv, row, column in convs:
+                weight = conv.weight.clone()
+                height, width = conv.kernel_size
+                middle = width // 2
+                weight[:, -1, -1, middle] += conv.bias
+                taps += conv_taps(x, weight, row - (height - 1), column - middle)
+            return append(taps, None, stored(1), when(1, whole_row))
+
+        with torch.no_grad():
+            u = stream_input([(self.u_input[-1], -1, 0)], True)
+            ul = stream_input([(self.ul_input_above[-1], -1, 0), (self.ul_input_left[-1], 0, -1)], False)
+
+            def block(layers, u, ul, skip=None):
+                u = residual(layers.u, u, [skip[0]] if skip else [], True)
+                return u, residual(layers.ul, ul, [u, skip[1]] if skip else [u], False)
+
+            skips = [(u, ul)]
+            for stage in range(3):
+                if stage > 0:
+                    layers = self.downsample[stage - 1]
+                    u, ul = downsample(layers.u, u, True), downsample(layers.ul, ul, False)
+                    skips.append((u, ul))
+                for layers in self.up[stage]:
+                    u, ul = block(layers, u, ul)
+                    skips.append((u, ul))
+            u, ul = skips.pop()
+            for stage in range(3):
+                if stage > 0:
+                    layers = self.upsample[stage - 1]
+                    u, ul = upsample(layers.u, u, True), upsample(layers.ul, ul, False)
+                for layers in self.down[stage]:
+                    u, ul = block(layers, u, ul, skips.pop())
+            params = builder.value(self.nin_out.out_channels)
+            # The first half of a concatenated ELU is the ELU.
+            builder.layer([Tap(ul.elu, matrix(self.nin_out))], self.nin_out.bias, out=params)
+        builder.draw(self.head, params, x, channels=channels, ones=True)
+        return builder
 
     @torch.no_grad()
     def initialize(self, x: Tensor, label: Tensor | None = None) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional as GF
+from ..decode.builder import Builder, Tap, causal_conv_taps, matrix
 from ..nn import CausalConv1d
 from ..ops import _seed
 from .autoregressive import check_at_least, check_label, check_request, evaluating, kept, labels_of, with_bar
@@ -170,6 +171,36 @@ class WaveNet(nn.Module):
     def loss(self, x: Tensor, label: Tensor | None = None, local: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of the batch, a scalar in bits per sample."""
         return self.head.bits_per_dim(x, self(x, label, local))
+
+    def decoder(self) -> Builder:
+        """The model as a decode program."""
+        builder = Builder(height=None, width=1)
+        x = builder.value(1)
+        local = builder.local_features(self.local_channels) if self.local_channels else None
+        size = self.input.out_channels
+        h = builder.value(size)
+        builder.layer(causal_conv_taps(x, self.input, row=-1), self.input.bias, out=h)
+        skips = []
+        for layer in self.layers:
+            taps = causal_conv_taps(h, layer.conv)
+            if local is not None:
+                taps.append(Tap(local, matrix(layer.local)))
+            gated = builder.value(size)
+            embedding = None if layer.label is None else layer.label.weight
+            builder.layer(taps, layer.conv.bias, embedding=embedding, activation="gate", out=gated)
+            skips.append(Tap(gated, matrix(layer.skip)))
+            if layer.residual is not None:
+                h, below = builder.value(size), h
+                taps = [Tap(gated, matrix(layer.residual))]
+                builder.layer(taps, layer.residual.bias, residual=below, out=h)
+        # What skips is summed once, over the channels of all layers.
+        y = builder.value(self.layers[0].skip.out_channels)
+        builder.layer(skips, sum(layer.skip.bias for layer in self.layers), activation="relu", out=y)
+        for layer, activation in ((self.output[1], "relu"), (self.output[3], "none")):
+            y, below = builder.value(layer.out_channels), y
+            builder.layer([Tap(below, matrix(layer))], layer.bias, activation=activation, out=y)
+        builder.draw(self.head, y, x)
+        return builder
 
     def init_state(self, batch: int) -> list[Tensor]:
         """What `step` has seen of `batch` sounds before their start: the state of each causal convolution."""
