@@ -75,18 +75,12 @@ class Decoder {
         draws_(structs_of<gmfast::DecodeDraw>(draws)),
         steps_(structs_of<gmfast::DecodeStep>(steps)),
         team_(std::make_unique<gmfast::Team>(threads)) {
-    program_ = {dtype_of(dtype),
-                dtype_of(weight_dtype),
-                values_.data(),
-                taps_.data(),
-                layers_.data(),
-                draws_.data(),
-                steps_.data(),
-                int64_t(steps_.size()),
-                columns,
-                {features.first, features.second},
-                num_features,
-                log_scale_min};
+    program_ = {dtype_of(dtype), dtype_of(weight_dtype),
+                values_.data(),  taps_.data(),
+                layers_.data(),  draws_.data(),
+                steps_.data(),   int64_t(steps_.size()),
+                columns,         {features.first, features.second},
+                num_features,    log_scale_min};
   }
 
   // Positions up to `end`, drawing. Between times of about 50 ms it calls progress(positions done)
@@ -169,11 +163,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_level", &cpu_level_name,
         "The SIMD level in use: v2, v3 or v4 of x86-64, or native. GMFAST_CPU_ISA lowers it.");
   m.def("decode_panel", &gmfast::decode_panel,
-        "Outputs in a panel of a decode program's weights, for the bytes of a number that is computed with.");
+        "Outputs in a panel of a decode program's weights, for the bytes of a number that is "
+        "computed with.");
   py::class_<Decoder>(m, "Decoder", "Runs a decode program on the CPU; see gmfast.decode.")
       .def(py::init<const std::string&, const std::string&, const Decoder::Rows&,
                     const Decoder::Rows&, const Decoder::Rows&, const Decoder::Rows&,
-                    const Decoder::Rows&, int64_t, std::pair<int64_t, int64_t>, int64_t, double, int>())
+                    const Decoder::Rows&, int64_t, std::pair<int64_t, int64_t>, int64_t, double,
+                    int>())
       .def("sample", &Decoder::sample)
       .def("step", &Decoder::step)
       .def_property(

@@ -1,16 +1,17 @@
 // Decode programs: a model as a list of layers that run for one position after another, each from
 // what the ones before it left in memory, with nothing computed twice.
 //
-// Positions are the pixels of an image in raster order, or the samples of a sound, which is an image
-// one column wide. A *value* is what a layer makes at every position of its grid, for every sample of
-// the batch; as many rows of it are kept as other layers look back, in a ring. A layer is
+// Positions are the pixels of an image in raster order, or the samples of a sound, which is an
+// image one column wide. A *value* is what a layer makes at every position of its grid, for every
+// sample of the batch; as many rows of it are kept as other layers look back, in a ring. A layer is
 //
-//   y = activation(bias + context + sum over taps of weight times a value at some offset + add) + residual
+//   y = activation(bias + context + sum over taps of weight times a value at some offset + add) +
+//   residual
 //
-// and stores y, an elementwise function of it, or both. It runs at the positions whose row and column
-// leave row_phase and column_phase when divided by row_step and column_step: so a layer at half
-// resolution has steps of 2, and one that doubles the resolution is four layers, a phase each. What
-// depends on whole rows above only runs for a row at once, before the row's first pixel.
+// and stores y, an elementwise function of it, or both. It runs at the positions whose row and
+// column leave row_phase and column_phase when divided by row_step and column_step: so a layer at
+// half resolution has steps of 2, and one that doubles the resolution is four layers, a phase each.
+// What depends on whole rows above only runs for a row at once, before the row's first pixel.
 //
 // Between layers, a *draw* takes the parameters of a distribution, draws from it, or takes what is
 // given, and puts that where the layers of later positions (or of later colours) see it.
@@ -35,7 +36,8 @@ struct DecodeValue {
   int64_t row_stride, column_stride, sample_stride;  // column_stride 0: of a row one column is kept
 };
 
-// Channels channel, ..., channel + channels - 1 of a value, as many rows and columns of its grid away.
+// Channels channel, ..., channel + channels - 1 of a value, as many rows and columns of its grid
+// away.
 struct DecodeTap {
   int64_t value, row, column, channel, channels;
   int64_t depthwise;  // output c sees channel c alone
@@ -50,7 +52,8 @@ struct DecodeSlot {
 
 struct DecodeLayer {
   int64_t first_tap, taps;
-  const void* weight;   // [panel][channels of all taps][decode_panel]
+  const void* weight;   // [panel][channels of all taps][decode_panel]; in bfloat16, on the CPU,
+                        // [panel][pairs of channels][decode_panel][2], a pair within one tap
   const void* bias;     // [panel][decode_panel]
   const void* context;  // a bias for each sample, (batch, panels, decode_panel), or null
   int64_t outputs;      // of the activation: a gate has twice as many sums, the second half of a
@@ -64,8 +67,8 @@ struct DecodeLayer {
 
 enum class DecodeHead : int64_t { none, categorical, bernoulli, mixture };
 
-// Draws `channels` channels at a position from `params`. `x` holds them from `first_channel` on; the
-// value gets them at `value`, followed by a 1 if `ones`.
+// Draws `channels` channels at a position from `params`. `x` holds them from `first_channel` on;
+// the value gets them at `value`, followed by a 1 if `ones`.
 struct DecodeDraw {
   DecodeSlot params, value;
   int64_t channels, first_channel, ones;
@@ -74,7 +77,8 @@ struct DecodeDraw {
   int64_t levels, mixtures;
 };
 
-// Layers begin, ..., end - 1, which do not look at each other; or draw `begin`; or the local features.
+// Layers begin, ..., end - 1, which do not look at each other; or draw `begin`; or the local
+// features.
 enum class DecodeStepKind : int64_t { layers, draw, features };
 struct DecodeStep {
   DecodeStepKind kind;
@@ -100,24 +104,24 @@ struct DecodeRun {
   DecodeProgram program;
   int64_t batch;
   Team* team;
-  int64_t position, step;         // the cursor
+  int64_t position, step;  // the cursor
   int64_t end;
   bool stop_at_draw;
-  const void* fed;                // (batch, channels) for the draw at the cursor, or null
-  void* x;                        // (batch, channels, positions): what is drawn, and what is given
+  const void* fed;  // (batch, channels) for the draw at the cursor, or null
+  void* x;          // (batch, channels, positions): what is drawn, and what is given
   int64_t x_channels, x_positions;
-  const uint8_t* keep;            // like x: where x is given; or null
-  const int64_t* samples;         // (batch): the index of each in the noise
-  const void* features;           // (batch, num_features, features_positions)
+  const uint8_t* keep;     // like x: where x is given; or null
+  const int64_t* samples;  // (batch): the index of each in the noise
+  const void* features;    // (batch, num_features, features_positions)
   int64_t features_positions;
-  int64_t first_feature;          // the position of the first of them
+  int64_t first_feature;  // the position of the first of them
   int64_t seed;
   double temperature;
-  int64_t* cursor;                // where the run ended: position and step
+  int64_t* cursor;  // where the run ended: position and step
 };
 
-// Outputs that a register tile makes at once: two vectors. In a gate's panel the second vector holds
-// what gates the first.
+// Outputs that a register tile makes at once: two vectors. In a gate's panel the second vector
+// holds what gates the first.
 inline int64_t decode_panel(int64_t element_size) {
   switch (cpu_level()) {
     case CpuLevel::v4:

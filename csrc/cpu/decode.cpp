@@ -1,7 +1,7 @@
-// One position of a small batch is products of matrices and few vectors, so what it costs is reading
-// the weights: each is read once a position, in the order in which it lies, by one thread. A row of
-// positions, or a large batch, is products of matrices; there a register tile of 8 samples uses a
-// weight 8 times.
+// One position of a small batch is products of matrices and few vectors, so what it costs is
+// reading the weights: each is read once a position, in the order in which it lies, by one thread.
+// A row of positions, or a large batch, is products of matrices; there a register tile of 8 samples
+// uses a weight 8 times.
 //
 // A sum is one chain of multiply-adds in the order of the taps and channels, whatever the tile, so
 // that a sample's bits depend neither on the batch nor on the threads.
@@ -18,64 +18,168 @@ namespace {
 
 constexpr int max_tile = native_bytes == 64 ? 8 : 6;
 
-// A tap at a position: where sample 0 of the first column is, and the way to the others.
+// Channels of a value at a layer's position: those of sample 0 in the first of its columns, and the
+// way to the others.
+template <class S>
+struct Channels {
+  S* data;  // null: none
+  int64_t sample_stride, column_stride;
+
+  S* at(int64_t sample, int64_t column) const {
+    return data + sample * sample_stride + column * column_stride;
+  }
+};
+
+template <class S>
 struct Seen {
-  const void* x;
-  int64_t sample_stride, column_stride, channels, depthwise;
+  Channels<const S> x;
+  int64_t channels, depthwise;
 };
 
-// A layer's position, or its positions in a row: `count` samples, `batch` to a column.
-struct Place {
-  int64_t row, column, columns, batch;
+// What happens to a layer's sums at a position.
+template <class S>
+struct Finish {
+  const DecodeLayer* layer;
+  int64_t panels;
+  Channels<S> add, residual, out, activated;
 };
 
-// sums = weight times what is seen, for N samples and P panels that lie panel_size apart.
+// A panel's row holds the weights of one channel or, in bfloat16, of two: a 32-bit word has the
+// even channel's in its lower half, so that a shift and a mask make two vectors of floats of one
+// load. Of an odd number of channels the last one's partner has no weight.
+template <class W>
+constexpr int channels_of_row = std::is_same<W, BFloat16>::value ? 2 : 1;
+template <class V, class W>
+constexpr int64_t row_size = 2 * lanes<V> * channels_of_row<W>;
+
+template <class V>
+GMFAST_HD void load_row(const Scalar<V>* weight, V (&w)[1]) {
+  w[0] = load<V>(weight);
+}
+template <class V>
+GMFAST_HD void load_row(const BFloat16* weight, V (&w)[2]) {
+  using U = UnsignedInteger<V>;
+  const U words = bit_cast<U>(load<V>(reinterpret_cast<const float*>(weight)));
+  w[0] = bit_cast<V>(words << 16);
+  w[1] = bit_cast<V>(words & 0xffff0000u);
+}
+
+// sums = weight times what is seen, for N samples and P panels that lie panel_size apart. Outputs
+// see channels of their own index through depthwise taps: `half` further in a gate's second half.
 template <int N, int P, class V, class W>
-void multiply(const Seen* seen, int64_t taps, const int64_t (&sample)[N], const int64_t (&column)[N],
-              const W* weight, int64_t panel_size, int64_t first_output, int64_t half,
-              V (&sums)[N][2 * P]) {
+void multiply(const Seen<Scalar<V>>* seen, int64_t taps, const int64_t (&sample)[N],
+              const int64_t (&column)[N], const W* weight, int64_t panel_size, int64_t first_output,
+              int64_t half, V* sums) {
   using S = Scalar<V>;
   constexpr int L = lanes<V>;
+  V tile[N][2 * P];
   GMFAST_UNROLL
   for (int n = 0; n < N; ++n) {
     GMFAST_UNROLL
-    for (int v = 0; v < 2 * P; ++v) sums[n][v] = splat<V>(0);
+    for (int v = 0; v < 2 * P; ++v) tile[n][v] = splat<V>(0);
   }
   for (int64_t t = 0; t < taps; ++t) {
     const S* x[N];
     GMFAST_UNROLL
-    for (int n = 0; n < N; ++n) {
-      x[n] = static_cast<const S*>(seen[t].x) + sample[n] * seen[t].sample_stride +
-             column[n] * seen[t].column_stride;
-    }
+    for (int n = 0; n < N; ++n) x[n] = seen[t].x.at(sample[n], column[n]);
     if (seen[t].depthwise) {
-      // A panel's outputs see the channels of their own index.
-      const int64_t step = half ? L : 2 * L;
-      for (int p = 0; p < P; ++p) {
-        for (int v = 0; v < 2; ++v) {
-          const V w = load<V>(weight + p * panel_size + v * L);
-          const int64_t channel = first_output + p * step + v * (half ? half : L);
-          for (int n = 0; n < N; ++n) {
-            sums[n][2 * p + v] = fma(w, load<V>(x[n] + channel), sums[n][2 * p + v]);
-          }
-        }
+      GMFAST_UNROLL
+      for (int v = 0; v < 2 * P; ++v) {
+        V w[channels_of_row<W>];
+        load_row(weight + v / 2 * panel_size + v % 2 * (row_size<V, W> / 2), w);
+        const int64_t channel = first_output + (half ? v / 2 * L + v % 2 * half : int64_t(v) * L);
+        GMFAST_UNROLL
+        for (int n = 0; n < N; ++n) tile[n][v] = fma(w[0], load<V>(x[n] + channel), tile[n][v]);
       }
-      weight += 2 * L;
+      weight += row_size<V, W>;
       continue;
     }
     const int64_t channels = seen[t].channels;
-    for (int64_t i = 0; i < channels; ++i, weight += 2 * L) {
-      V w[2 * P];
+    for (int64_t i = 0; i < channels; i += channels_of_row<W>, weight += row_size<V, W>) {
+      V w[2 * P][channels_of_row<W>];
       GMFAST_UNROLL
-      for (int p = 0; p < P; ++p) {
-        w[2 * p] = load<V>(weight + p * panel_size);
-        w[2 * p + 1] = load<V>(weight + p * panel_size + L);
+      for (int v = 0; v < 2 * P; ++v) {
+        load_row(weight + v / 2 * panel_size + v % 2 * (row_size<V, W> / 2), w[v]);
       }
       GMFAST_UNROLL
-      for (int n = 0; n < N; ++n) {
-        const V value = splat<V>(x[n][i]);
+      for (int c = 0; c < channels_of_row<W>; ++c) {
         GMFAST_UNROLL
-        for (int v = 0; v < 2 * P; ++v) sums[n][v] = fma(value, w[v], sums[n][v]);
+        for (int n = 0; n < N; ++n) {
+          const V value = splat<V>(x[n][i + c]);
+          GMFAST_UNROLL
+          for (int v = 0; v < 2 * P; ++v) tile[n][v] = fma(value, w[v][c], tile[n][v]);
+        }
+      }
+    }
+  }
+  GMFAST_UNROLL
+  for (int n = 0; n < N; ++n) {
+    GMFAST_UNROLL
+    for (int v = 0; v < 2 * P; ++v) store(reinterpret_cast<S*>(sums + n * 2 * P + v), tile[n][v]);
+  }
+}
+
+template <class V, class S>
+V load_some(const S* p, int count) {
+  return count == lanes<V> ? load<V>(p) : load_partial<V>(p, count);
+}
+template <class V, class S>
+void store_some(S* p, V v, int count) {
+  count == lanes<V> ? store(p, v) : store_partial(p, v, count);
+}
+
+// Of `count` outputs from `channel` on, of which `a` are the sums (and `b` what gates them).
+template <class V, class S>
+GMFAST_HD void finish_vector(const Finish<S>& finish, int64_t sample, int64_t column,
+                             int64_t channel, int count, V a, V b) {
+  const DecodeLayer& layer = *finish.layer;
+  if (finish.add.data) {
+    const S* add = finish.add.at(sample, column) + channel;
+    a += load_some<V>(add, count);
+    if (is_gate(layer.activation)) b += load_some<V>(add + layer.outputs, count);
+  }
+  V y = decode_activation<V>(layer.activation, a, b);
+  if (finish.residual.data) {
+    y += load_some<V>(finish.residual.at(sample, column) + channel, count);
+  }
+  if (finish.out.data) store_some(finish.out.at(sample, column) + channel, y, count);
+  if (finish.activated.data) {
+    S* out = finish.activated.at(sample, column) + channel;
+    if (layer.activated_by == DecodeActivation::concat_elu) {
+      V positive, negative;
+      concat_elu(y, positive, negative);
+      store_some(out, positive, count);
+      store_some(out + layer.outputs, negative, count);
+    } else {
+      store_some(out, decode_activation<V>(layer.activated_by, y, y), count);
+    }
+  }
+}
+
+// The sums of `count` samples and `panels` panels, [sample][panel][two vectors], become outputs.
+template <class V, class S>
+void finish_tile(const Finish<S>& finish, const int64_t* sample, const int64_t* column, int count,
+                 int64_t panel, int panels, const V* sums) {
+  constexpr int L = lanes<V>;
+  const DecodeLayer& layer = *finish.layer;
+  const bool gated = is_gate(layer.activation);
+  for (int n = 0; n < count; ++n) {
+    for (int p = 0; p < panels; ++p, sums += 2) {
+      const S* bias = static_cast<const S*>(layer.bias) + (panel + p) * 2 * L;
+      V a = sums[0] + load<V>(bias), b = sums[1] + load<V>(bias + L);
+      if (layer.context) {
+        const S* context =
+            static_cast<const S*>(layer.context) + (sample[n] * finish.panels + panel + p) * 2 * L;
+        a += load<V>(context);
+        b += load<V>(context + L);
+      }
+      const int64_t channel = (panel + p) * (gated ? L : 2 * L);
+      const int64_t rest = layer.outputs - channel;
+      finish_vector<V>(finish, sample[n], column[n], channel, int(std::min<int64_t>(rest, L)), a,
+                       b);
+      if (!gated && rest > L) {
+        finish_vector<V>(finish, sample[n], column[n], channel + L,
+                         int(std::min<int64_t>(rest - L, L)), b, b);
       }
     }
   }
@@ -138,11 +242,6 @@ class Executor {
     end = count * (part + 1) / threads_;
   }
 
-  S* at(const DecodeSlot& slot, int64_t row, int64_t column) const {
-    const DecodeValue& value = program_.values[slot.value];
-    return static_cast<S*>(value.data) + decode_offset(value, row, column) + slot.channel;
-  }
-
   void draw(const DecodeDraw& draw, int64_t row, int64_t column, bool fed) const {
     int64_t begin, end;
     share(run_.batch, 0, begin, end);
@@ -154,12 +253,26 @@ class Executor {
     share(run_.batch, 0, begin, end);
     const DecodeValue& value = program_.values[program_.features.value];
     for (int64_t b = begin; b < end; ++b) {
-      S* to = at(program_.features, row, column) + b * value.sample_stride;
+      S* to = static_cast<S*>(value.data) + decode_offset(value, row, column) +
+              b * value.sample_stride + program_.features.channel;
       const S* from = static_cast<const S*>(run_.features) +
                       b * program_.num_features * run_.features_positions + position -
                       run_.first_feature;
       for (int64_t c = 0; c < program_.num_features; ++c) to[c] = from[c * run_.features_positions];
     }
+  }
+
+  // What a layer sees or makes `row_away`, `column_away` from its position.
+  Channels<S> channels_of(const DecodeLayer& layer, int64_t row, int64_t column,
+                          int64_t value_index, int64_t channel, int64_t row_away = 0,
+                          int64_t column_away = 0) const {
+    if (value_index < 0) return {nullptr, 0, 0};
+    const DecodeValue& value = program_.values[value_index];
+    const int64_t step = value.column_stride;
+    return {static_cast<S*>(value.data) + decode_offset(value, row, column, row_away, column_away) +
+                channel,
+            value.sample_stride,
+            step && layer.whole_row ? layer.column_step / value.scale * step : 0};
   }
 
   void run_layer(const DecodeLayer& layer, int64_t row, int64_t column, int64_t turn) {
@@ -169,141 +282,73 @@ class Executor {
       columns = (program_.columns - column + layer.column_step - 1) / layer.column_step;
     }
     seen_.resize(layer.taps);
-    total_ = 0;
+    rows_ = 0;
     for (int64_t t = 0; t < layer.taps; ++t) {
       const DecodeTap& tap = program_.taps[layer.first_tap + t];
-      const DecodeValue& value = program_.values[tap.value];
-      seen_[t] = {static_cast<const S*>(value.data) +
-                      decode_offset(value, row, column, tap.row, tap.column) + tap.channel,
-                  value.sample_stride, layer.column_step / value.scale * value.column_stride,
-                  tap.channels, tap.depthwise};
-      // Taps of a coarser grid stay where they are for several columns; a layer of one phase sees
-      // every column of it.
-      total_ += tap.depthwise ? 1 : tap.channels;
+      const auto x = channels_of(layer, row, column, tap.value, tap.channel, tap.row, tap.column);
+      seen_[t] = {{x.data, x.sample_stride, x.column_stride}, tap.channels, tap.depthwise};
+      rows_ += tap.depthwise ? 1 : (tap.channels + channels_of_row<W> - 1) / channels_of_row<W>;
     }
+    const auto operand = [&](const DecodeSlot& slot) {
+      return channels_of(layer, row, column, slot.value, slot.channel);
+    };
     const int64_t outputs = is_gate(layer.activation) ? L : 2 * L;
     const int64_t panels = (layer.outputs + outputs - 1) / outputs;
-    const int64_t samples = columns * run_.batch;
-    const Place place{row, column, columns, run_.batch};
+    finish_ = {&layer,
+               panels,
+               operand(layer.add),
+               operand(layer.residual),
+               operand(layer.out),
+               operand(layer.activated)};
+
+    samples_ = columns * run_.batch;
     int64_t begin, end;
-    if (samples == 1) {
+    if (samples_ == 1) {
       share(panels, turn, begin, end);
-      for (; begin + 4 <= end; begin += 4) run_tile<1, 4>(layer, place, 0, 1, begin);
-      for (; begin < end; ++begin) run_tile<1, 1>(layer, place, 0, 1, begin);
-    } else if (samples == 2) {
+      for (; begin + 4 <= end; begin += 4) run_tile<1, 4>(0, begin);
+      for (; begin < end; ++begin) run_tile<1, 1>(0, begin);
+    } else if (samples_ == 2) {
       share(panels, turn, begin, end);
-      for (; begin + 2 <= end; begin += 2) run_tile<2, 2>(layer, place, 0, 2, begin);
-      for (; begin < end; ++begin) run_tile<2, 1>(layer, place, 0, 2, begin);
+      for (; begin + 2 <= end; begin += 2) run_tile<2, 2>(0, begin);
+      for (; begin < end; ++begin) run_tile<2, 1>(0, begin);
     } else {
-      const int64_t tiles = (samples + max_tile - 1) / max_tile;
+      const int64_t tiles = (samples_ + max_tile - 1) / max_tile;
       share(panels * tiles, turn, begin, end);
       for (int64_t item = begin; item < end; ++item) {
         const int64_t panel = item / tiles, first = item % tiles * max_tile;
-        const int64_t count = std::min<int64_t>(samples - first, max_tile);
-        if (count > 4) {
-          run_tile<max_tile, 1>(layer, place, first, count, panel);
-        } else {
-          run_tile<4, 1>(layer, place, first, count, panel);
-        }
+        samples_ - first > 4 ? run_tile<max_tile, 1>(first, panel) : run_tile<4, 1>(first, panel);
       }
     }
   }
 
-  // `count` of N samples from `first` on, and P panels.
+  // N samples from `first` on, or as many as there are, and P panels.
   template <int N, int P>
-  void run_tile(const DecodeLayer& layer, const Place& place, int64_t first, int64_t count,
-                int64_t panel) const {
+  void run_tile(int64_t first, int64_t panel) const {
+    const DecodeLayer& layer = *finish_.layer;
+    const int count = int(std::min<int64_t>(samples_ - first, N));
     int64_t sample[N], column[N];
     for (int n = 0; n < N; ++n) {
       const int64_t index = first + (n < count ? n : 0);
-      column[n] = place.columns == 1 ? 0 : index / place.batch;
-      sample[n] = place.columns == 1 ? index : index % place.batch;
+      column[n] = layer.whole_row ? index / run_.batch : 0;
+      sample[n] = layer.whole_row ? index % run_.batch : index;
     }
     const bool gated = is_gate(layer.activation);
-    const int64_t step = gated ? L : 2 * L, panel_size = total_ * 2 * L;
-    V sums[N][2 * P];
-    multiply<N, P>(seen_.data(), layer.taps, sample, column,
-                   static_cast<const W*>(layer.weight) + panel * panel_size, panel_size,
-                   panel * step, gated ? layer.outputs : 0, sums);
-    for (int n = 0; n < N && n < count; ++n) {
-      const int64_t at_column = place.column + column[n] * layer.column_step;
-      GMFAST_UNROLL
-      for (int p = 0; p < P; ++p) {
-        finish_panel(layer, place.row, at_column, sample[n], panel + p, gated, sums[n][2 * p],
-                     sums[n][2 * p + 1]);
-      }
-    }
-  }
-
-  // What is added to a panel's sums, its activation, and storing it.
-  void finish_panel(const DecodeLayer& layer, int64_t row, int64_t column, int64_t b, int64_t panel,
-                    bool gated, V first, V second) const {
-    const int64_t o = panel * (gated ? L : 2 * L);
-    const S* bias = static_cast<const S*>(layer.bias) + panel * 2 * L;
-    first += load<V>(bias);
-    second += load<V>(bias + L);
-    if (layer.context) {
-      const int64_t outputs = gated ? L : 2 * L;
-      const int64_t panels = (layer.outputs + outputs - 1) / outputs;
-      const S* context = static_cast<const S*>(layer.context) + (b * panels + panel) * 2 * L;
-      first += load<V>(context);
-      second += load<V>(context + L);
-    }
-    const int count = int(std::min<int64_t>(layer.outputs - o, L));
-    if (gated) {
-      if (const S* add = operand(layer.add, row, column, b)) {
-        first += load_some(add + o, count);
-        second += load_some(add + layer.outputs + o, count);
-      }
-      put(layer, row, column, b, o, count, decode_activation<V>(layer.activation, first, second));
-      return;
-    }
-    const V sums[2] = {first, second};
-    for (int v = 0; v < 2; ++v) {
-      const int64_t channel = o + v * L;
-      const int rest = int(std::min<int64_t>(layer.outputs - channel, L));
-      if (rest <= 0) return;
-      V y = sums[v];
-      if (const S* add = operand(layer.add, row, column, b)) y += load_some(add + channel, rest);
-      put(layer, row, column, b, channel, rest, decode_activation<V>(layer.activation, y, y));
-    }
-  }
-
-  void put(const DecodeLayer& layer, int64_t row, int64_t column, int64_t b, int64_t channel,
-           int count, V y) const {
-    if (const S* residual = operand(layer.residual, row, column, b)) {
-      y += load_some(residual + channel, count);
-    }
-    if (S* out = operand(layer.out, row, column, b)) store_some(out + channel, y, count);
-    if (S* out = operand(layer.activated, row, column, b)) {
-      if (layer.activated_by == DecodeActivation::concat_elu) {
-        V positive, negative;
-        concat_elu(y, positive, negative);
-        store_some(out + channel, positive, count);
-        store_some(out + layer.outputs + channel, negative, count);
-      } else {
-        store_some(out + channel, decode_activation<V>(layer.activated_by, y, y), count);
-      }
-    }
-  }
-
-  S* operand(const DecodeSlot& slot, int64_t row, int64_t column, int64_t b) const {
-    if (slot.value < 0) return nullptr;
-    return at(slot, row, column) + b * program_.values[slot.value].sample_stride;
-  }
-
-  static V load_some(const S* p, int count) {
-    return count == L ? load<V>(p) : load_partial<V>(p, count);
-  }
-  static void store_some(S* p, V v, int count) {
-    count == L ? store(p, v) : store_partial(p, v, count);
+    const int64_t panel_size = rows_ * row_size<V, W>;
+    V sums[N * 2 * P];
+    multiply<N, P, V, W>(seen_.data(), layer.taps, sample, column,
+                         static_cast<const W*>(layer.weight) + panel * panel_size, panel_size,
+                         panel * (gated ? L : 2 * L), gated ? layer.outputs : 0, sums);
+    finish_tile<V>(finish_, sample, column, count, panel, P, sums);
   }
 
   const DecodeRun& run_;
   const DecodeProgram& program_;
   const int thread_, threads_;
-  std::vector<Seen> seen_;  // of the layer that runs
-  int64_t total_ = 0;       // rows of one of its panels
+  // Of the layer that runs: what it sees, a panel's rows, what happens to the sums, and of how many
+  // samples there are.
+  std::vector<Seen<S>> seen_;
+  int64_t rows_ = 0, samples_ = 0;
+  Finish<S> finish_;
 };
 
 template <class S, class W>

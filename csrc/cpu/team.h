@@ -21,8 +21,8 @@ class __attribute__((visibility("default"))) Team {
 
   int size() const { return size_; }
 
-  // Calls body(context, thread) for every thread of the team, the caller being thread 0, and returns
-  // when all have.
+  // Calls body(context, thread) for every thread of the team, the caller being thread 0, and
+  // returns when all have.
   void run(void (*body)(void*, int), void* context);
 
   // Within run(): returns when all threads have called it.

@@ -214,9 +214,8 @@ __global__ void __launch_bounds__(sample_threads)
   with_type<S>(args.params.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T* logits = static_cast<const T*>(args.params.data) + offset_of(args.params, place);
-    chosen = choose<S>(args.mixtures, inverse_temperature, uniform[0], [&](int64_t k) {
-      return load<S>(logits + k * args.params.channel_stride);
-    });
+    chosen = choose<S>(args.mixtures, inverse_temperature, uniform[0],
+                       [&](int64_t k) { return load<S>(logits + k * args.params.channel_stride); });
   });
   S values[per_component<C>], noise[C], x[C];
   read_channels(args.params, place, chosen, args.mixtures, values);
@@ -232,8 +231,8 @@ template <class S>
 void sample(const LogisticMixtureSample& args, void* stream) {
   launch(args.channels == 1 ? sample_kernel<S, 1> : sample_kernel<S, 3>,
          ceil_div(args.batch * args.pixels, sample_threads), sample_threads, 0, stream, args,
-         Classes<S>(args.num_classes, args.log_scale_min),
-         S(args.temperature), S(1 / (args.temperature > 1e-30 ? args.temperature : 1e-30)));
+         Classes<S>(args.num_classes, args.log_scale_min), S(args.temperature),
+         S(1 / (args.temperature > 1e-30 ? args.temperature : 1e-30)));
 }
 
 }  // namespace

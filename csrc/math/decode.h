@@ -10,13 +10,17 @@
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
 
+// n / d and n % d, without a division where d is 1, as it mostly is.
+GMFAST_HD int64_t fast_divide(int64_t n, int64_t d) { return d == 1 ? n : n / d; }
+GMFAST_HD int64_t fast_modulo(int64_t n, int64_t d) { return d == 1 ? 0 : n % d; }
+
 // Elements from the value's data to what tap (row, column) away from a position is, of sample 0.
 GMFAST_HD int64_t decode_offset(const DecodeValue& value, int64_t position_row,
                                 int64_t position_column, int64_t row = 0, int64_t column = 0) {
   // No tap looks further back than the ring reaches, nor below the position.
-  const int64_t ring_row = (position_row / value.scale + row + value.rows) % value.rows;
-  return ring_row * value.row_stride +
-         (position_column / value.scale + column) * value.column_stride;
+  const int64_t from_top = fast_divide(position_row, value.scale) + row + value.rows;
+  const int64_t from_left = fast_divide(position_column, value.scale) + column;
+  return fast_modulo(from_top, value.rows) * value.row_stride + from_left * value.column_stride;
 }
 
 // Of one sum, or of a gate's two.
@@ -44,8 +48,9 @@ constexpr bool is_gate(DecodeActivation activation) {
 
 // Whether a layer runs at a position: for all columns of a row it does so at the row's first.
 GMFAST_HD bool decode_runs(const DecodeLayer& layer, int64_t row, int64_t column) {
-  if (row < layer.first_row || row % layer.row_step != layer.row_phase) return false;
-  return layer.whole_row ? column == 0 : column % layer.column_step == layer.column_phase;
+  if (row < layer.first_row || fast_modulo(row, layer.row_step) != layer.row_phase) return false;
+  return layer.whole_row ? column == 0
+                         : fast_modulo(column, layer.column_step) == layer.column_phase;
 }
 
 // One pixel from K coupled logistics; its parameters lie as in the public layout.
@@ -61,7 +66,8 @@ GMFAST_HD void draw_mixture(const Scalar<V>* params, int64_t mixtures,
     } else {
       const int count = int(mixtures - k < lanes<V> ? mixtures - k : lanes<V>);
       const V infinite = splat<V>(-Format<V>::infinity);
-      return select<V>(iota<V>() < splat<V>(S(count)), load_partial<V>(params + k, count), infinite);
+      return select<V>(iota<V>() < splat<V>(S(count)), load_partial<V>(params + k, count),
+                       infinite);
     }
   });
   constexpr int of_colour = C == 1 ? 2 : 3;
@@ -86,8 +92,8 @@ GMFAST_HD Scalar<V> draw_level(const Scalar<V>* logits, bool bernoulli, int64_t 
   const S inverse_temperature = S(1) / max(temperature, S(1e-30));
   int64_t chosen;
   if (bernoulli) {
-    chosen = choose<S>(2, inverse_temperature, uniform,
-                       [&](int64_t k) { return k ? logits[0] : S(0); });
+    chosen =
+        choose<S>(2, inverse_temperature, uniform, [&](int64_t k) { return k ? logits[0] : S(0); });
   } else {
     chosen = choose<V>(levels, inverse_temperature, uniform, [&](int64_t k) {
       if constexpr (is_scalar<V>) {

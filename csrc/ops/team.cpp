@@ -53,7 +53,8 @@ void Team::start() {
   threads_.clear();
   process_ = getpid();
   arrived_.store(0);
-  for (int i = 1; i < size_; ++i) threads_.emplace_back([this, i, seen = generation_.load()] { work(i, seen); });
+  for (int i = 1; i < size_; ++i)
+    threads_.emplace_back([this, i, seen = generation_.load()] { work(i, seen); });
 }
 
 void Team::run(void (*body)(void*, int), void* context) {

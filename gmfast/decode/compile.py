@@ -9,7 +9,13 @@ from ..nn import CausalConv1d, ConcatELU, GatedActivation, MaskedConv2d
 from .builder import Builder, Tap, Value, causal_conv_taps, masked_conv_taps, matrix
 from .program import Program
 
-_ELEMENTWISE = {nn.ReLU: "relu", nn.SiLU: "silu", nn.ELU: "elu", ConcatELU: "concat_elu", GatedActivation: "gate"}
+_ELEMENTWISE = {
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+    nn.ELU: "elu",
+    ConcatELU: "concat_elu",
+    GatedActivation: "gate",
+}
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 
@@ -68,8 +74,10 @@ def _sequential(modules: list[nn.Module], image_size: tuple[int, int] | None) ->
     sound = [m for m in modules if isinstance(m, CausalConv1d)]
     image = [m for m in modules if isinstance(m, MaskedConv2d)]
     if bool(sound) == bool(image):
-        raise TypeError("module: expected a Sequential with CausalConv1d, or one with MaskedConv2d, got "
-                        + ("both" if sound else "neither"))
+        raise TypeError(
+            "module: expected a Sequential with CausalConv1d, or one with MaskedConv2d, got "
+            + ("both" if sound else "neither")
+        )
     if (image_size is None) != bool(sound):
         raise ValueError(
             f"image_size: expected {'(height, width)' if image else 'None for sound'}, got {image_size}"
@@ -105,7 +113,9 @@ def _fuse(modules: list[nn.Module], groups: int) -> list[tuple[nn.Module | None,
                 continue
             activation = "gate" if own == "gated" else own
         elif groups > 1 and activation in ("gate", "concat_elu"):
-            raise TypeError(f"module: expected no {type(module).__name__} with several channel_groups, got one")
+            raise TypeError(
+                f"module: expected no {type(module).__name__} with several channel_groups, got one"
+            )
         elif getattr(module, "dim", 1) != 1 or getattr(module, "alpha", 1.0) != 1.0:
             raise TypeError(f"module: expected dim=1 and alpha=1, got {module}")
         # A layer applies one activation, to convolutions of which it computes all channels at once.
@@ -140,9 +150,7 @@ def _build(builder: Builder, layers, groups: int, predicts: bool) -> Builder:
                 form = {"activation": activation, "out": made[first]}
                 if activation == "concat_elu":
                     form = {"activated": made, "activated_by": activation}
-                builder.layer(
-                    taps, bias, outputs=outputs, add=None if add is None else value[add], **form
-                )
+                builder.layer(taps, bias, outputs=outputs, add=None if add is None else value[add], **form)
                 first += builder.steps[-1].outputs
             value = made
         if predicts:

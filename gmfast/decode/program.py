@@ -147,8 +147,10 @@ class Program:
         if any(draw.head is None for draw in draws):
             raise ValueError("sample: expected a program that ends in a distribution, got one without a head")
         if x.shape[0] != self.batch or x.dtype != self.dtype or not x.is_contiguous():
-            raise ValueError(f"x: expected {self.batch} contiguous samples of {self.dtype}, got {x.dtype} "
-                             f"of shape {tuple(x.shape)}")
+            raise ValueError(
+                f"x: expected {self.batch} contiguous samples of {self.dtype}, got {x.dtype} "
+                f"of shape {tuple(x.shape)}"
+            )
         if samples is None:
             samples = torch.arange(self.batch, device=self.device)
         keep = None if keep is None else keep.expand(x.shape).to(torch.uint8).contiguous()
@@ -224,9 +226,7 @@ class _Decoder:
     def __init__(self, program: Program):
         self._batch = program.batch
         values = []
-        for value, memory, left in zip(
-            program._builder.values, program._values, program._left, strict=True
-        ):
+        for value, memory, left in zip(program._builder.values, program._values, program._left, strict=True):
             row, column, sample, _ = memory.stride()
             data = memory.data_ptr() + left * column * memory.element_size()
             values.append((data, value.scale, len(memory), row, 0 if value.local else column, sample))
@@ -354,13 +354,25 @@ def _pack_all(program: Program) -> list[tuple[Tensor, Tensor]]:
     with torch.no_grad():
         for layer in program._layers():
             if layer.taps:
-                weight = torch.cat([tap.matrix for tap in layer.taps], 1).to(program.weight_dtype)
-                weight = _pack_rows(layer, weight, program.dtype.itemsize).transpose(1, 2).contiguous()
+                weight = _pack_weight(program, layer)
             else:
                 weight = torch.zeros(0, dtype=program.weight_dtype)
             bias = torch.zeros(layer.sums) if layer.bias is None else layer.bias
             packed.append((weight, _pack_sums(program, layer, bias.unsqueeze(0))))
     return packed
+
+
+def _pack_weight(program: Program, layer: Layer) -> Tensor:
+    """The matrices of all taps, [panel][channel][panel's sums]; in bfloat16 two channels of a tap share a row:
+    [panel][pair][panel's sums][2]."""
+    pairs = program.weight_dtype == torch.bfloat16
+    matrices = [tap.matrix.to(program.weight_dtype) for tap in layer.taps]
+    if pairs:
+        matrices = [torch.nn.functional.pad(m, (0, m.shape[1] % 2)) for m in matrices]
+    panels = _pack_rows(layer, torch.cat(matrices, 1), program.dtype.itemsize)
+    if pairs:
+        panels = panels.unflatten(2, (-1, 2))
+    return panels.transpose(1, 2).contiguous()
 
 
 def _pack_sums(program: Program, layer: Layer, rows: Tensor) -> Tensor:

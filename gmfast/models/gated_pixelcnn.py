@@ -259,16 +259,20 @@ class GatedPixelCNN(ImageModel):
             rows, columns = conv.kernel_size
             seen, said = builder.value(conv.out_channels), builder.value(conv.out_channels)
             row = 1 - rows - layer.first
-            builder.layer(
-                conv_taps(v, conv.weight, row, -(columns // 2)), conv.bias, out=seen, when=above
-            )
+            builder.layer(conv_taps(v, conv.weight, row, -(columns // 2)), conv.bias, out=seen, when=above)
             builder.layer([Tap(seen, matrix(layer.above))], layer.above.bias, out=said, when=above)
             below.append(said)
             if not layer.last:
                 v = builder.value(conv.out_channels // 2)
                 embedding = None if layer.embed_v is None else layer.embed_v.weight
                 builder.layer(
-                    [], outputs=v.channels, embedding=embedding, add=seen, activation="gate", out=v, when=above
+                    [],
+                    outputs=v.channels,
+                    embedding=embedding,
+                    add=seen,
+                    activation="gate",
+                    out=v,
+                    when=above,
                 )
 
         groups, features = self.channel_groups, self.hidden.in_channels

@@ -28,12 +28,18 @@ class Decoder:
         for layer in program._layers():
             with torch.no_grad():
                 if layer.taps:
-                    weight = torch.cat([tap.matrix for tap in layer.taps if not tap.depthwise] or [layer.taps[0].matrix[:, :0]], 1)
+                    weight = torch.cat(
+                        [tap.matrix for tap in layer.taps if not tap.depthwise]
+                        or [layer.taps[0].matrix[:, :0]],
+                        1,
+                    )
                     self._weights[layer] = weight.to(program.weight_dtype).to(program.dtype)
                 offset = 0 if layer.bias is None else layer.bias
                 if layer.embedding is not None:
                     offset = offset + layer.embedding[program._label]
-                self._offsets[layer] = offset if layer.bias is None and layer.embedding is None else offset.to(program.dtype)
+                self._offsets[layer] = (
+                    offset if layer.bias is None and layer.embedding is None else offset.to(program.dtype)
+                )
 
     @torch.no_grad()
     def step(self, fed, features, end):
