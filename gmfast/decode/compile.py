@@ -213,6 +213,6 @@ def _check_conv(module: nn.Module) -> nn.Module:
         if once and module.groups == 1 and not any(module.padding):
             return module
         raise TypeError(
-            f"module: expected plain convolutions to have one tap, stride 1, no padding and no groups, got {module}"
+            f"module: expected plain convolutions to have one tap, stride 1, no padding, no groups, got {module}"
         )
     raise TypeError(f"module: expected causal convolutions and activations, got {type(module).__name__}")

@@ -363,8 +363,8 @@ def _pack_all(program: Program) -> list[tuple[Tensor, Tensor]]:
 
 
 def _pack_weight(program: Program, layer: Layer) -> Tensor:
-    """The matrices of all taps, [panel][channel][panel's sums]; in bfloat16 two channels of a tap share a row:
-    [panel][pair][panel's sums][2]."""
+    """The matrices of all taps, [panel][channel][panel's sums]; in bfloat16 two channels of a tap share a
+    row: [panel][pair][panel's sums][2]."""
     pairs = program.weight_dtype == torch.bfloat16
     matrices = [tap.matrix.to(program.weight_dtype) for tap in layer.taps]
     if pairs:

@@ -288,9 +288,8 @@ class PixelCNNPP(ImageModel):
             out, weight = stored(scale // 2), layer.weight.transpose(0, 1)
             for row in range(2):
                 for column in range(2):
-                    if not whole_row:
-                        seen = [(column, 0)]
-                    else:  # three taps wide, the second one in the middle of a pair
+                    seen = [(column, 0)]
+                    if whole_row:  # three taps wide, the second one on the even columns
                         seen = [(0, 1), (2, 0)] if column else [(1, 0)]
                     taps = [Tap(below.raw, weight[:, :, row, tap], 0, away) for tap, away in seen]
                     at = When(scale, scale, row * scale // 2, column * scale // 2, whole_row)

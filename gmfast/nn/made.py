@@ -78,8 +78,8 @@ class MaskedMLP(nn.Module):
         """Appends to a decode program, for one value of the order after another, what computes the numbers
         about it: `x` holds the values so far in their order, and `params` gets the numbers.
 
-        Hidden units are computed in blocks. A block begins when its first unit may see what is known, with all
-        of that, and then adds what becomes known, until its last unit is complete.
+        Hidden units are computed in blocks. A block begins when its first unit is due, with all that is known
+        by then, and adds what becomes known until its last unit is complete.
         """
         from ..decode.builder import Tap
 
