@@ -282,13 +282,17 @@ def masked_conv_taps(value: Value, layer: nn.Conv2d, group: int = 0) -> tuple[li
     return taps, None if layer.bias is None else layer.bias[mine]
 
 
-def causal_conv_taps(value: Value, layer: nn.Conv1d, row: int = 0) -> list[Tap]:
-    """What a dense or depthwise `CausalConv1d` sees, the last of it `row` rows away."""
+def causal_conv_taps(value: Value, layer: nn.Conv1d, row: int = 0, group: int = 0) -> list[Tap]:
+    """What the outputs of a `CausalConv1d` in a group see, or all of a depthwise one's, the last of it `row`
+    rows away."""
+    depthwise = layer.groups == layer.in_channels == layer.out_channels > 1
+    outputs, inputs = layer.out_channels // layer.groups, layer.in_channels // layer.groups
     taps, size = [], layer.kernel_size[0]
     for i in range(size):
+        weight = layer.weight[group * outputs : (group + 1) * outputs, :, i]
+        weight = layer.weight[:, 0, i] if depthwise else weight
         back = row - (size - 1 - i) * layer.dilation[0]
-        weight = layer.weight[:, 0, i] if layer.groups > 1 else layer.weight[:, :, i]
-        taps.append(Tap(value, weight, back))
+        taps.append(Tap(value, weight, back, channel=group * inputs))
     return taps
 
 

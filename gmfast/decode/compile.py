@@ -189,19 +189,9 @@ def _taps(value: Value, conv: nn.Module, group: int) -> list[tuple[list[Tap], to
         return [masked_conv_taps(value, conv, group)]
     if not isinstance(conv, CausalConv1d):
         return [([Tap(value, matrix(conv))], conv.bias)]
-    if not _is_split(conv):
-        return [(causal_conv_taps(value, conv), conv.bias)]
-    outputs, inputs = conv.out_channels // conv.groups, conv.in_channels // conv.groups
-    split = []
-    for g in range(conv.groups):
-        own = slice(g * outputs, (g + 1) * outputs)
-        size = conv.kernel_size[0]
-        taps = [
-            Tap(value, conv.weight[own, :, i], -(size - 1 - i) * conv.dilation[0], 0, g * inputs)
-            for i in range(size)
-        ]
-        split.append((taps, None if conv.bias is None else conv.bias[own]))
-    return split
+    groups = conv.groups if _is_split(conv) else 1
+    biases = [None] * groups if conv.bias is None else conv.bias.chunk(groups)
+    return [(causal_conv_taps(value, conv, group=g), bias) for g, bias in enumerate(biases)]
 
 
 def _check_conv(module: nn.Module) -> nn.Module:
@@ -213,6 +203,7 @@ def _check_conv(module: nn.Module) -> nn.Module:
         if once and module.groups == 1 and not any(module.padding):
             return module
         raise TypeError(
-            f"module: expected plain convolutions to have one tap, stride 1, no padding, no groups, got {module}"
+            "module: expected plain convolutions to have one tap, stride 1, no padding and no groups, got "
+            f"{module}"
         )
     raise TypeError(f"module: expected causal convolutions and activations, got {type(module).__name__}")
