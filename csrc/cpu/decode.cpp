@@ -64,12 +64,19 @@ GMFAST_HD void load_row(const BFloat16* weight, V (&w)[2]) {
   w[1] = bit_cast<V>(words & 0xffff0000u);
 }
 
+// What a tile fetches into the cache while it multiplies: its share of the next panel, `step` bytes
+// a row. When several tiles use a panel, memory is read while they compute, not before.
+struct Ahead {
+  const char* at;
+  int64_t step;
+};
+
 // sums = weight times what is seen, for N samples and P panels that lie panel_size apart. Outputs
 // see channels of their own index through depthwise taps: `half` further in a gate's second half.
 template <int N, int P, class V, class W>
 void multiply(const Seen<Scalar<V>>* seen, int64_t taps, const int64_t (&sample)[N],
               const int64_t (&column)[N], const W* weight, int64_t panel_size, int64_t first_output,
-              int64_t half, V* sums) {
+              int64_t half, Ahead ahead, V* sums) {
   using S = Scalar<V>;
   constexpr int L = lanes<V>;
   V tile[N][2 * P];
@@ -96,6 +103,10 @@ void multiply(const Seen<Scalar<V>>* seen, int64_t taps, const int64_t (&sample)
     }
     const int64_t channels = seen[t].channels;
     for (int64_t i = 0; i < channels; i += channels_of_row<W>, weight += row_size<V, W>) {
+      if constexpr (N > 2) {
+        __builtin_prefetch(ahead.at);
+        ahead.at += ahead.step;
+      }
       V w[2 * P][channels_of_row<W>];
       GMFAST_UNROLL
       for (int v = 0; v < 2 * P; ++v) {
@@ -316,14 +327,18 @@ class Executor {
       share(panels * tiles, turn, begin, end);
       for (int64_t item = begin; item < end; ++item) {
         const int64_t panel = item / tiles, first = item % tiles * max_tile;
-        samples_ - first > 4 ? run_tile<max_tile, 1>(first, panel) : run_tile<4, 1>(first, panel);
+        const int64_t row_bytes = row_size<V, W> * sizeof(W), panel_bytes = rows_ * row_bytes;
+        const char* next = static_cast<const char*>(layer.weight) + (panel + 1) * panel_bytes;
+        const Ahead ahead{next + item % tiles * (panel_bytes / tiles), row_bytes / tiles};
+        samples_ - first > 4 ? run_tile<max_tile, 1>(first, panel, ahead)
+                             : run_tile<4, 1>(first, panel, ahead);
       }
     }
   }
 
   // N samples from `first` on, or as many as there are, and P panels.
   template <int N, int P>
-  void run_tile(int64_t first, int64_t panel) const {
+  void run_tile(int64_t first, int64_t panel, Ahead ahead = {}) const {
     const DecodeLayer& layer = *finish_.layer;
     const int count = int(std::min<int64_t>(samples_ - first, N));
     int64_t sample[N], column[N];
@@ -337,7 +352,7 @@ class Executor {
     V sums[N * 2 * P];
     multiply<N, P, V, W>(seen_.data(), layer.taps, sample, column,
                          static_cast<const W*>(layer.weight) + panel * panel_size, panel_size,
-                         panel * (gated ? L : 2 * L), gated ? layer.outputs : 0, sums);
+                         panel * (gated ? L : 2 * L), gated ? layer.outputs : 0, ahead, sums);
     finish_tile<V>(finish_, sample, column, count, panel, P, sums);
   }
 
