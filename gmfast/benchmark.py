@@ -461,6 +461,15 @@ def cells(row):
     )
 
 
+def aligned(lines):
+    """Lines of cells as text, the columns one below the other."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
 def print_table(rows, file=None):
     """A rich table on a terminal, aligned text elsewhere (and where rich is not installed)."""
     file = file or sys.stdout
@@ -489,16 +498,10 @@ def print_table(rows, file=None):
                 )
             Console(file=file).print(table)
     else:
-        lines = [HEADINGS, *map(cells, rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-        def text(line):
-            return (
-                "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            )
-
+        headings, *lines = aligned([HEADINGS, *map(cells, rows)])
+        texts = dict(zip(map(id, rows), lines, strict=True))
         for operation, members in groups.items():
-            print("", operation, text(HEADINGS), *(text(cells(row)) for row in members), sep="\n", file=file)
+            print("", operation, headings, *(texts[id(row)] for row in members), sep="\n", file=file)
     for row in rows:
         if row["note"]:
             print(f"note: {row['operation']} {row['case']} {row['direction']}: {row['note']}", file=file)

@@ -233,9 +233,16 @@ def bench(
         "out/bench"
     ),
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes and few repetitions.")] = False,
+    sampling: Annotated[
+        bool,
+        typer.Option("--sampling", help="Time cached sampling against full passes and a loop in PyTorch."),
+    ] = False,
 ) -> None:
     """Time the operations against plain PyTorch and torch.compile."""
-    from .benchmark import main
+    if sampling:
+        from .benchmarks.sampling import main
+    else:
+        from .benchmark import main
 
     main(out=out, quick=quick)
 
