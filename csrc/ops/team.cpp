@@ -15,14 +15,14 @@ class Patience {
   // False when so much time has passed that sleeping is better.
   bool wait() {
     ++count_;
-    if (count_ < 2000) {
+    if (count_ < 300) {
 #if defined(__x86_64__)
       _mm_pause();
 #endif
     } else {
       std::this_thread::yield();
     }
-    return count_ < 4000;
+    return count_ < 1000;
   }
 
  private:

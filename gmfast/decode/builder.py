@@ -5,7 +5,7 @@ wide. csrc/decode.h says what a layer computes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Slot:
     channel: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tap:
     """`weight` (sums, channels) times as many channels of a value from `channel` on, `row` rows and `column`
     columns of the value's grid away; depthwise for a weight (sums,), which sees its own channels."""
@@ -211,6 +211,22 @@ class Builder:
                 position,
             )
         )
+
+    def split_rows(self) -> None:
+        """Moves what pixels see of finished rows into layers of whole rows: these do in one product of
+        matrices, and with one reading of the weights, what each pixel would do by itself."""
+        if self.width == 1:
+            return
+        by_row = {value for layer in self.rows for value in layer.writes}
+        for layer in self.steps:
+            if isinstance(layer, Draw) or (layer.add and layer.add.value not in by_row):
+                continue
+            finished = [tap for tap in layer.taps if tap.row < 0 or tap.value in by_row]
+            if finished:
+                sums = self.value(layer.sums, (layer.out or layer.activated).value.scale)
+                self.layer(finished, add=layer.add, out=sums, when=replace(layer.when, whole_row=True))
+                layer.taps = [tap for tap in layer.taps if tap not in finished]
+                layer.add = Slot(sums)
 
     def measure(self) -> None:
         """Works out how much of each value its readers need."""

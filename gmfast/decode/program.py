@@ -32,6 +32,7 @@ class Program:
 
     def __init__(self, builder: Builder, like: Tensor, weights: str | None = None):
         """`like` has the model's dtype and device."""
+        builder.split_rows()
         builder.measure()
         self._builder, self.device = builder, like.device
         self.dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
