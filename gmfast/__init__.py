@@ -1,7 +1,7 @@
 """gmfast: fused kernels that make generative models in PyTorch fast."""
 
-from . import distributions, functional, models, nn, reference
+from . import decode, distributions, functional, models, nn, reference
 from ._doctor import doctor
 from ._version import __version__
 
-__all__ = ["__version__", "distributions", "doctor", "functional", "models", "nn", "reference"]
+__all__ = ["__version__", "decode", "distributions", "doctor", "functional", "models", "nn", "reference"]

@@ -1,15 +1,19 @@
-"""What autoregressive models share: checks of their arguments, and sampling with one full pass for each
-position."""
+"""What autoregressive models share: checks of their arguments, and sampling, by a decode program or with one
+full pass for each position."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from .. import decode
 from ..ops import _check
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+#: Whether to show a bar, or a function to call now and then with how much is done and of how much.
+Progress = bool | Callable[[int, int], object]
 
 
 def check_at_least(low: int, **arguments: int) -> None:
@@ -44,12 +48,14 @@ def check_label(label: Tensor | None, count: int, num_labels: int | None) -> Ten
     return label
 
 
-def check_request(n: int, method: str, temperature: float, what: str) -> None:
+def check_request(n: int, method: str, temperature: float, weights: str | None, what: str) -> None:
     """Raises ValueError or TypeError for what no model can be asked to sample."""
     if n < 0:
         raise ValueError(f"n: expected a number of {what}, got {n}")
-    if method != "naive":
-        raise ValueError(f'method: expected "naive", the only one in this version, got {method!r}')
+    if method not in ("cached", "naive"):
+        raise ValueError(f'method: expected "cached" or "naive", got {method!r}')
+    if method == "naive" and weights is not None:
+        raise ValueError(f'weights: expected None with method="naive", got {weights!r}')
     _check.number("temperature", temperature, 0, 1e30)
 
 
@@ -110,13 +116,62 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def with_bar(order: Sequence, progress: bool, unit: str) -> Iterable:
-    """`order`, with a progress bar if wanted."""
-    if not progress:
-        return order
-    from tqdm import tqdm
+@contextmanager
+def reporting(progress: Progress, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """Gives the function to call with how many more of `total` are done."""
+    if callable(progress):
+        done = 0
 
-    return tqdm(order, desc="sampling", unit=unit)
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            progress(done, total)
+
+        yield advance
+    elif progress is True:
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc="sampling", unit=unit) as bar:
+            yield bar.update
+    elif progress is False:
+        yield lambda more: None
+    else:
+        raise TypeError(f"progress: expected True, False or a function, got {type(progress).__name__}")
+
+
+@torch.no_grad()
+def sample_cached(
+    model: nn.Module,
+    x: Tensor,
+    keep: Tensor,
+    *,
+    seed: Tensor,
+    temperature: float = 1.0,
+    label: Tensor | None = None,
+    weights: str | None = None,
+    progress: Progress = False,
+    samples: Tensor | None = None,
+    local: Tensor | None = None,
+    **options,
+) -> Tensor:
+    """What `sample_naive` returns, by a decode program: in float32 where the model is in half precision. `x`
+    may change.
+
+    `weights` and `options` are those of `gmfast.decode.compile`, `samples` and `local` those of
+    `Program.sample`."""
+    program = decode.compile(model, weights=weights, **options).start(len(x), label)
+    flat = x.flatten(2).to(program.dtype).contiguous()
+    with reporting(progress, flat.shape[2], "position") as advance:
+        program.sample(
+            flat,
+            keep.flatten(2) if keep.any() else None,
+            seed=seed,
+            temperature=temperature,
+            samples=samples,
+            local=local,
+            progress=advance,
+        )
+    return flat.view_as(x).to(x.dtype)
 
 
 @torch.no_grad()
@@ -125,10 +180,11 @@ def sample_naive(
     head,
     x: Tensor,
     keep: Tensor,
-    order: Iterable[tuple[int, slice]],
+    order: Sequence[tuple[int, slice]],
     *,
     seed: Tensor,
     temperature: float = 1.0,
+    progress: Progress = False,
 ) -> Tensor:
     """Fills `x` (n, C, *S) in place and returns it.
 
@@ -138,11 +194,12 @@ def sample_naive(
     of its own.
     """
     flat, keep = x.flatten(2), keep.flatten(2)  # x is contiguous: a view
-    for position, channels in order:
-        keep_here = keep[:, channels, position]
-        if keep_here.all():
-            continue
-        draw = head.sample(params_of(x), x.shape[1], seed=seed, temperature=temperature)
-        here = flat[:, channels, position]
-        flat[:, channels, position] = torch.where(keep_here, here, draw.flatten(2)[:, channels, position])
+    with reporting(progress, len(order), "draw") as advance:
+        for position, channels in order:
+            keep_here = keep[:, channels, position]
+            if not keep_here.all():
+                draw = head.sample(params_of(x), x.shape[1], seed=seed, temperature=temperature)
+                here, drawn = (values[:, channels, position] for values in (flat, draw.flatten(2)))
+                here.copy_(torch.where(keep_here, here, drawn))
+            advance(1)
     return x

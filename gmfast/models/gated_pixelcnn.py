@@ -9,17 +9,13 @@ Colours that are predicted one by one fall into ordered groups of features in th
 rows above are known in full, so the vertical stack mixes their colours freely.
 """
 
-from dataclasses import dataclass
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional as GF
 from ..decode.builder import Builder, Tap, When, conv_taps, masked_conv_taps, matrix
 from ..nn import MaskedConv2d
-from ..nn.conv import RasterState
-from .autoregressive import check_at_least, check_label
+from .autoregressive import check_at_least
 from .image import ImageModel, down_shift, label_embedding
 
 
@@ -33,29 +29,6 @@ class VerticalConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, (0, 0, self.kernel_size[0] - 1, 0)))
-
-    def init_state(self, batch: int, width: int) -> Tensor:
-        """The rows above the first, (B, I, kernel_size // 2, W) zeros."""
-        return self.weight.new_zeros(batch, self.in_channels, self.kernel_size[0] - 1, width)
-
-    def step_row(self, row: Tensor, state: Tensor) -> Tensor:
-        """The next row of the output, (B, O, W), for that of the input, (B, I, W). `state` changes in
-        place."""
-        seen = torch.cat([state, row.unsqueeze(2)], 2)
-        state.copy_(seen[:, :, 1:])
-        return super().forward(seen).squeeze(2)
-
-
-@dataclass
-class LayerState:
-    """What a `GatedLayer` has seen: the vertical stack's rows, what they say to the horizontal stack's
-    current row (B, 2p, W), and the horizontal stack's pixels."""
-
-    vertical: Tensor
-    above: Tensor
-    horizontal: RasterState
-    residual: RasterState | None
-    skip: RasterState
 
 
 class GatedLayer(nn.Module):
@@ -102,37 +75,6 @@ class GatedLayer(nn.Module):
         residual = self.residual(y)
         return self._gate_v(v, label), residual if self.first else h + residual, self.skip(y)
 
-    def init_state(self, batch: int, height: int, width: int) -> LayerState:
-        """The state before the first pixel."""
-        size = (batch, height, width)
-        return LayerState(
-            vertical=self.vertical.init_state(batch, width),
-            above=self.above.weight.new_zeros(batch, self.above.out_channels, width),
-            horizontal=self.horizontal.init_state(*size),
-            residual=None if self.last else self.residual.init_state(*size),
-            skip=self.skip.init_state(*size),
-        )
-
-    def step(
-        self, h: Tensor, column: int, state: LayerState, label: Tensor | None, *, advance: bool = True
-    ) -> tuple[Tensor | None, Tensor]:
-        """The horizontal stack at the next pixel, which is in `column`: h and what the layer adds to the
-        output there, (B, p) each. `advance` as in `MaskedConv2d.step`."""
-        y = self.horizontal.step(h, state.horizontal, advance=advance) + state.above[:, :, column]
-        y = self._gate_h(y, label)
-        skip = self.skip.step(y, state.skip, advance=advance)
-        if self.last:
-            return None, skip
-        residual = self.residual.step(y, state.residual, advance=advance)
-        return residual if self.first else h + residual, skip
-
-    def step_row(self, v: Tensor, state: LayerState, label: Tensor | None) -> Tensor | None:
-        """The vertical stack's next row, (B, p, W), once the pixels of that row are known: what the
-        horizontal stack needs before the row below it begins."""
-        v = self.vertical.step_row(v, state.vertical)
-        state.above = self.above(v.unsqueeze(2)).squeeze(2)
-        return None if self.last else self._gate_v(v, label)
-
     def _gate_v(self, y: Tensor, label: Tensor | None) -> Tensor:
         return GF.gated_activation(_add_label(y, self.embed_v, label))
 
@@ -145,20 +87,7 @@ class GatedLayer(nn.Module):
 def _add_label(y: Tensor, embedding: nn.Embedding | None, label: Tensor | None) -> Tensor:
     if embedding is None:
         return y
-    return y + embedding(label).reshape(*y.shape[:2], *[1] * (y.dim() - 2))
-
-
-@dataclass
-class ModelState:
-    """What a `GatedPixelCNN` has seen of a batch of images: its layers' states, the pixels of the current
-    row (B, C, W), and the raster index of the pixel that comes next."""
-
-    layers: list[LayerState]
-    hidden: RasterState
-    out: RasterState
-    row: Tensor
-    label: Tensor | None
-    position: int = 0
+    return y + embedding(label)[:, :, None, None]
 
 
 class GatedPixelCNN(ImageModel):
@@ -314,38 +243,3 @@ class GatedPixelCNN(ImageModel):
                 builder.layer(taps, bias, activation=activation, out=out)
             self.draw_group(builder, params, x, group)
         return builder
-
-    def init_state(self, batch: int, label: Tensor | None = None) -> ModelState:
-        """The state before the first pixel of `batch` images, of the classes `label` (B,)."""
-        channels, height, width = self.image_shape
-        size = (batch, height, width)
-        return ModelState(
-            layers=[layer.init_state(*size) for layer in self.layers],
-            hidden=self.hidden.init_state(*size),
-            out=self.conv_out.init_state(*size),
-            row=self.hidden.weight.new_zeros(batch, channels, width),
-            label=check_label(label, batch, self.num_labels),
-        )
-
-    @torch.no_grad()
-    def step(self, x: Tensor, state: ModelState, *, advance: bool = True) -> Tensor:
-        """The parameters at the next pixel in raster order, (B, P), whose values are `x` (B, C).
-
-        `state` changes in place. With `advance=False` it stays at this pixel, so that the call can be
-        repeated as the colours of `x` become known: each colour's parameters look at the ones before it. The
-        last pixel of a row takes the vertical stack through that row.
-        """
-        column = state.position % self.image_shape[2]
-        state.row[:, :, column] = x
-        h, out = x, 0
-        for layer, layer_state in zip(self.layers, state.layers, strict=True):
-            h, skip = layer.step(h, column, layer_state, state.label, advance=advance)
-            out = out + skip
-        out = self.hidden.step(F.relu(out), state.hidden, advance=advance)
-        params = self.conv_out.step(F.relu(out), state.out, advance=advance)
-        state.position += advance
-        if advance and column == self.image_shape[2] - 1:
-            v = state.row
-            for layer, layer_state in zip(self.layers, state.layers, strict=True):
-                v = layer.step_row(v, layer_state, state.label)
-        return params

@@ -9,17 +9,18 @@ from torch import Tensor, nn
 
 from ..decode.builder import Builder
 from ..nn import MaskedMLP
-from ..nn.made import OrderState
 from ..ops import _seed
 from ..reference import philox
 from .autoregressive import (
+    Progress,
     check_at_least,
     check_label,
     check_request,
     evaluating,
     kept,
     labels_of,
-    with_bar,
+    reporting,
+    sample_cached,
 )
 from .heads import make_head
 
@@ -124,17 +125,6 @@ class MADE(nn.Module):
             builder.draw(self.head, params, x[rank], position=index)
         return builder
 
-    def init_state(self, batch: int, order: int = 0, label: Tensor | None = None) -> OrderState:
-        """The state before the first value of `batch` samples, of the classes `label` (B,), in an order."""
-        self._check_order(order)
-        return self.net.init_state(batch, self.orders[order], self._context(label, batch))
-
-    @torch.no_grad()
-    def step(self, x: Tensor | None, state: OrderState) -> Tensor:
-        """The parameters (B, P) of the next value in the state's order, as `forward` gives them, from `x`
-        (B,), the value before it: None for the first. `state` changes in place."""
-        return self.net.step(x, state)
-
     @torch.no_grad()
     def sample(
         self,
@@ -142,24 +132,23 @@ class MADE(nn.Module):
         *,
         order: int | None = None,
         seed: int | Tensor | torch.Generator | None = None,
-        method: str = "naive",
+        method: str = "cached",
         label: Tensor | int | None = None,
         temperature: float = 1.0,
         given: Tensor | None = None,
         mask: Tensor | None = None,
-        progress: bool = False,
+        progress: Progress = False,
+        weights: str | None = None,
     ) -> Tensor:
-        """Draws `n` samples, (n, *image_shape) in [-1, 1], value by value with a full forward pass for each.
+        """Draws `n` samples, (n, *image_shape) in [-1, 1], value by value. Arguments are those of
+        `ImageModel.sample`, and `order`: one for all samples, or by default one drawn for each of them, so
+        that samples follow what `log_prob` gives.
 
-        `order`: one for all samples, or by default one drawn for each of them, so that samples follow what
-        `log_prob` gives. `seed` as in `discretized_logistic_mixture_sample`: sample i is the same whatever
-        `n` is. `label`: one class or (n,) of them, for a conditional model. `temperature` below 1 sharpens
-        each value's distribution. Where `mask` is not zero the value of `given` is kept; both expand to the
-        shape of the samples. A drawn value is conditioned on the given ones before it in the order: name one
-        in which they come first (a model of several orders asks for it). The model is in eval mode meanwhile
-        and in its former mode afterwards.
+        method="cached" does the arithmetic of one pass, for each order by a program of its own. A drawn value
+        is conditioned on the given ones before it in the order: name one in which they come first (a model of
+        several orders asks for it).
         """
-        check_request(n, method, temperature, "samples")
+        check_request(n, method, temperature, weights, "samples")
         if order is not None:
             self._check_order(order)
         elif given is not None and self.num_orders > 1:
@@ -174,20 +163,37 @@ class MADE(nn.Module):
         flat, keep, samples = x.flatten(1), keep.flatten(1), torch.arange(n, device=device)  # flat is a view
         chosen = self._draw_orders(n, seed) if order is None else torch.full_like(samples, order)
         members = [(order, samples[chosen == order]) for order in chosen.unique().tolist()]
+        noise = {"seed": seed, "temperature": temperature}
         with evaluating(self):
-            for index in with_bar(self.orders[chosen].unbind(1), progress, "value"):
-                kept_here = keep[samples, index]
-                if kept_here.all():
-                    continue
-                params = flat.new_empty(n, self.head.num_params(1), self.num_values)
-                for order, own in members:
-                    own_params = self(x[own], label if label is None else label[own], order)
-                    params[own] = own_params.flatten(2).to(params.dtype)
-                # To the head all values are positions of one channel.
-                draw = self.head.sample(params, 1, seed=seed, temperature=temperature).squeeze(1)
-                flat[samples, index] = torch.where(
-                    kept_here, flat[samples, index], draw[samples, index].to(flat.dtype)
-                )
+            if method == "cached":
+                with reporting(progress, n, "sample") as advance:
+                    for order, own in members:
+                        flat[own] = sample_cached(
+                            self,
+                            flat[own].unsqueeze(1),
+                            keep[own].unsqueeze(1),
+                            label=label if label is None else label[own],
+                            weights=weights,
+                            samples=own,
+                            order=order,
+                            **noise,
+                        ).squeeze(1)
+                        advance(len(own))
+                return x
+            with reporting(progress, self.num_values, "value") as advance:
+                for index in self.orders[chosen].unbind(1):
+                    kept_here = keep[samples, index]
+                    if not kept_here.all():
+                        params = flat.new_empty(n, self.head.num_params(1), self.num_values)
+                        for order, own in members:
+                            own_params = self(x[own], label if label is None else label[own], order)
+                            params[own] = own_params.flatten(2).to(params.dtype)
+                        # To the head all values are positions of one channel.
+                        draw = self.head.sample(params, 1, **noise).squeeze(1)
+                        flat[samples, index] = torch.where(
+                            kept_here, flat[samples, index], draw[samples, index].to(flat.dtype)
+                        )
+                    advance(1)
         return x
 
     def _draw_orders(self, n: int, seed: Tensor) -> Tensor:

@@ -5,13 +5,11 @@ Gated PixelCNN was made to remove: a 3×3 layer looks one column to the right fo
 the stack, what lies further to the right than the first layer's reach plus the rows above is never seen.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..decode.builder import Builder, masked_conv_taps
 from ..nn import MaskedConv2d
-from ..nn.conv import RasterState
 from .autoregressive import check_at_least
 from .image import ImageModel
 
@@ -27,17 +25,6 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.expand(F.relu(self.conv(F.relu(self.reduce(F.relu(x))))))
-
-    def init_state(self, batch: int, height: int, width: int) -> list[RasterState]:
-        """The states of the three layers before the first pixel."""
-        return [layer.init_state(batch, height, width) for layer in (self.reduce, self.conv, self.expand)]
-
-    def step(self, x: Tensor, state: list[RasterState], *, advance: bool = True) -> Tensor:
-        """The output at the next pixel, (B, 2h), for the input there; as `MaskedConv2d.step`."""
-        y = x
-        for layer, layer_state in zip((self.reduce, self.conv, self.expand), state, strict=True):
-            y = layer.step(F.relu(y), layer_state, advance=advance)
-        return x + y
 
 
 class PixelCNN(ImageModel):
@@ -138,22 +125,3 @@ class PixelCNN(ImageModel):
             layer(hidden, self.conv_out, params)
             self.draw_group(builder, params, x, group)
         return builder
-
-    def init_state(self, batch: int) -> list:
-        """The states of all layers before the first pixel of `batch` images."""
-        layers = (self.conv_in, *self.blocks, self.hidden, self.conv_out)
-        return [layer.init_state(batch, *self.image_shape[1:]) for layer in layers]
-
-    @torch.no_grad()
-    def step(self, x: Tensor, state: list, *, advance: bool = True) -> Tensor:
-        """The parameters at the next pixel in raster order, (B, P), whose values are `x` (B, C).
-
-        `state` changes in place. With `advance=False` it stays at this pixel, so that the call can be
-        repeated as the colours of `x` become known: each colour's parameters look at the ones before it.
-        """
-        states = iter(state)
-        y = self.conv_in.step(x, next(states), advance=advance)
-        for block in self.blocks:
-            y = block.step(y, next(states), advance=advance)
-        y = self.hidden.step(F.relu(y), next(states), advance=advance)
-        return self.conv_out.step(F.relu(y), next(states), advance=advance)

@@ -13,7 +13,17 @@ from .. import functional as GF
 from ..decode.builder import Builder, Tap, causal_conv_taps, matrix
 from ..nn import CausalConv1d
 from ..ops import _seed
-from .autoregressive import check_at_least, check_label, check_request, evaluating, kept, labels_of, with_bar
+from .autoregressive import (
+    Progress,
+    check_at_least,
+    check_label,
+    check_request,
+    evaluating,
+    kept,
+    labels_of,
+    reporting,
+    sample_cached,
+)
 from .heads import make_head
 from .image import label_embedding
 
@@ -47,10 +57,9 @@ class Layer(nn.Module):
         self.skip = nn.Conv1d(residual_channels, skip_channels, 1)
         self.residual = None if last else nn.Conv1d(residual_channels, residual_channels, 1)
 
-    def forward(self, x, label=None, local=None, state=None):
-        """x (B, R, T) to what goes on (B, R, T) and what skips (B, S, T). With `state`, x continues what the
-        layer has seen."""
-        h = self.conv(x) if state is None else self.conv.step(x, state)
+    def forward(self, x, label=None, local=None):
+        """x (B, R, T) to what goes on (B, R, T) and what skips (B, S, T)."""
+        h = self.conv(x)
         if self.label is not None:
             h = h + self.label(label).unsqueeze(2)
         if self.local is not None:
@@ -202,54 +211,30 @@ class WaveNet(nn.Module):
         builder.draw(self.head, y, x)
         return builder
 
-    def init_state(self, batch: int) -> list[Tensor]:
-        """What `step` has seen of `batch` sounds before their start: the state of each causal convolution."""
-        return [conv.init_state(batch) for conv in (self.input, *(layer.conv for layer in self.layers))]
-
-    @torch.no_grad()
-    def step(
-        self,
-        x: Tensor | None,
-        state: list[Tensor],
-        label: Tensor | None = None,
-        local: Tensor | None = None,
-    ) -> Tensor:
-        """The next sample's parameters (B, P), as `forward` gives them, from the sample `x` (B, 1) before it:
-        None at the start. `local` (B, local_channels) belongs to the next sample. `state`, from `init_state`,
-        changes in place."""
-        batch = len(state[0])
-        x = state[0].new_zeros(batch, 1) if x is None else x
-        if x.shape != (batch, 1):
-            raise ValueError(f"x: expected shape ({batch}, 1), as the state has, got {tuple(x.shape)}")
-        local = local if local is None else local.unsqueeze(2)
-        label = self._check_conditions(label, local, batch, 1)
-        return self.output(self._skips(x.unsqueeze(2), label, local, state)).squeeze(2)
-
     @torch.no_grad()
     def sample(
         self,
         n: int,
         *,
         seed: int | Tensor | torch.Generator | None = None,
-        method: str = "naive",
+        method: str = "cached",
         label: Tensor | int | None = None,
         temperature: float = 1.0,
         given: Tensor | None = None,
         mask: Tensor | None = None,
-        progress: bool = False,
+        progress: Progress = False,
         length: int | None = None,
         local: Tensor | None = None,
+        weights: str | None = None,
     ) -> Tensor:
-        """Draws `n` sounds, (n, 1, length) in [-1, 1], each sample from a pass over its receptive field.
+        """Draws `n` sounds, (n, 1, length) in [-1, 1]. Arguments are those of `ImageModel.sample`, and for a
+        model conditioned on them the features `local` (n, local_channels, length).
 
-        `seed` as in `discretized_logistic_mixture_sample`: sound i is the same whatever `n` is, and begins
-        the same whatever `length` is. `label`: one class or (n,) of them, and `local` (n, local_channels,
-        length), for a model conditioned on them. `temperature` below 1 sharpens each distribution. Where
-        `mask` is non-zero the values of `given` are kept, both of a shape that expands to the result's; the
-        rest is drawn, each sample given those before it. The model is in eval mode meanwhile and in its
-        former mode afterwards.
+        A sound begins the same whatever `length` is. With method="naive" a sample takes a pass over its
+        receptive field, unless it is given for all sounds. `gmfast.decode.compile` has the form for a stream
+        without end.
         """
-        check_request(n, method, temperature, "sounds")
+        check_request(n, method, temperature, weights, "sounds")
         if length is None:
             length = self.length if local is None else local.shape[-1]
         if length < 1:
@@ -261,27 +246,30 @@ class WaveNet(nn.Module):
         seed = _seed.as_tensor(seed, weight.device)
         past = weight.new_zeros(n, 1, length + 1)  # the sample at t is past[t + 1]
         x, keep = kept(given, mask, past[:, :, 1:])
-        # What all sounds are given needs no prediction.
-        times = (~keep.flatten(1).all(0)).nonzero().flatten().tolist()
+        noise = {"seed": seed, "temperature": temperature}
         with evaluating(self):
-            for t in with_bar(times, progress, "sample"):
-                seen = slice(max(0, t + 1 - self.receptive_field), t + 1)
-                skips = self._skips(past[:, :, seen], label, local if local is None else local[:, :, seen])
-                draw = self.head.sample(
-                    self.output(skips[:, :, -1:]), 1, seed=seed, temperature=temperature, position=t
-                )
-                here = x[:, :, t : t + 1]
-                here.copy_(torch.where(keep[:, :, t : t + 1], here, draw))
+            if method == "cached":
+                conditions = {"label": label, "local": local}
+                return sample_cached(self, x, keep, **noise, **conditions, weights=weights, progress=progress)
+            # What all sounds are given needs no prediction.
+            times = (~keep.flatten(1).all(0)).nonzero().flatten().tolist()
+            with reporting(progress, len(times), "sample") as advance:
+                for t in times:
+                    seen = slice(max(0, t + 1 - self.receptive_field), t + 1)
+                    features = local if local is None else local[:, :, seen]
+                    skips = self._skips(past[:, :, seen], label, features)
+                    draw = self.head.sample(self.output(skips[:, :, -1:]), 1, position=t, **noise)
+                    here = x[:, :, t : t + 1]
+                    here.copy_(torch.where(keep[:, :, t : t + 1], here, draw))
+                    advance(1)
         return x.contiguous()
 
-    def _skips(self, previous, label, local, state=None):
-        """Sum of what skips to the output, (B, S, T), where the sample at t - 1 is `previous` (B, 1, T) at t.
-        With `state`, `previous` continues what has been seen."""
-        states = [None] * (1 + len(self.layers)) if state is None else state
-        x = self.input(previous) if state is None else self.input.step(previous, states[0])
-        total = 0.0
-        for layer, layer_state in zip(self.layers, states[1:], strict=True):
-            x, skip = layer(x, label, local, layer_state)
+    def _skips(self, previous, label, local):
+        """Sum of what skips to the output, (B, S, T), where the sample at t - 1 is `previous` (B, 1, T) at
+        t."""
+        x, total = self.input(previous), 0.0
+        for layer in self.layers:
+            x, skip = layer(x, label, local)
             total = total + skip
         return total
 

@@ -6,7 +6,6 @@ One rule makes the masks of all layers: a unit sees those of a degree up to its 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -20,17 +19,6 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return F.linear(x, torch.where(mask, self.weight, 0.0), self.bias)
-
-
-@dataclass
-class OrderState:
-    """What a `MaskedMLP` knows of a batch, value after value."""
-
-    order: list[int]
-    x: Tensor  # (B, D): the values so far, in the order in which they came
-    hidden: list[Tensor]  # for each hidden layer (B, H): the units so far
-    offsets: list[Tensor]  # for each layer (B or 1, outputs): its bias, and what it makes of the context
-    rank: int = 0  # of the value that comes next
 
 
 class MaskedMLP(nn.Module):
@@ -135,40 +123,6 @@ class MaskedMLP(nn.Module):
                 taps, self.layers[-1].bias[rows], outputs=self.num_params, embedding=embedding, out=params
             )
             yield
-
-    def init_state(self, batch: int, order: Tensor, context: Tensor | None = None) -> OrderState:
-        """The state before the first value of `batch` samples in `order`."""
-        offsets = [layer.bias.unsqueeze(0) for layer in self.layers]
-        if self.context is not None:
-            offsets = [b + layer(context) for b, layer in zip(offsets, self.context, strict=True)]
-        new = self.direct.weight.new_zeros
-        hidden = [new(batch, layer.out_features) for layer in self.layers[:-1]]
-        return OrderState(order.tolist(), new(batch, self.num_inputs), hidden, offsets)
-
-    def step(self, x: Tensor | None, state: OrderState) -> Tensor:
-        """The numbers (B, num_params) about the next value in the order, given `x (B,)`, the value before it
-        (None for the first). `state` changes in place.
-
-        Each step computes the hidden units whose degree is reached, from the ones that are known: D of them
-        do the arithmetic of one full pass, less what is masked.
-        """
-        rank = state.rank
-        if (x is None) != (rank == 0):
-            raise ValueError(
-                f"x: expected {'a tensor' if rank else 'None'} at step {rank}, got {type(x).__name__}"
-            )
-        if rank > 0:
-            state.x[:, rank - 1] = x
-        seen, about = state.order[:rank], state.order[rank]
-        h, columns = state.x[:, :rank], seen
-        for layer, hidden, offset in zip(self.layers, state.hidden, state.offsets, strict=False):
-            new = slice(self._units_up_to(rank - 1, layer), self._units_up_to(rank, layer))
-            hidden[:, new] = F.relu(offset[:, new] + F.linear(h, layer.weight[new][:, columns]))
-            h, columns = hidden[:, : new.stop], slice(new.stop)
-        rows = slice(about * self.num_params, (about + 1) * self.num_params)
-        y = state.offsets[-1][:, rows] + F.linear(h, self.layers[-1].weight[rows][:, columns])
-        state.rank += 1
-        return y + F.linear(state.x[:, :rank], self.direct.weight[rows][:, seen])
 
     def _degrees(self, layer: MaskedLinear, device) -> Tensor:
         """The degree of each unit of a hidden layer."""

@@ -10,6 +10,8 @@ import math
 import pytest
 import torch
 
+from gmfast import decode
+
 HEADS = [(1, "categorical"), (3, "categorical"), (1, "mixture"), (3, "mixture")]
 heads = pytest.mark.parametrize(("channels", "head"), HEADS, ids=[f"{c}-{h}" for c, h in HEADS])
 
@@ -41,6 +43,17 @@ def assert_completes(model, label=None):
         again = model.head.sample(model(completed, labels), channels, seed=torch.tensor(5))
     assert torch.equal(completed, torch.where(keep, given, again))
     assert not torch.equal(torch.where(keep, 0, completed), torch.where(keep, 0, drawn))
+
+
+def assert_cached_is_naive(model, label=None):
+    """In float64, where no draw of these lies within rounding of a boundary; with completion and without."""
+    given = images(model, 3)
+    keep = torch.rand(3, 1, *model.image_shape[1:]) < 0.3
+    for options in ({}, {"temperature": 0.5}, {"given": given, "mask": keep}):
+        cached, naive = (
+            model.sample(3, seed=7, label=label, method=method, **options) for method in ("cached", "naive")
+        )
+        assert cached.unique().numel() > 2 and (cached - naive).abs().max() < 1e-9
 
 
 class Contracts:
@@ -189,26 +202,28 @@ class Contracts:
         given = torch.zeros(3, 4, 2)
         mask = torch.zeros(2, 3, 4, 2)
         mask[:, :, :2] = mask[:, 1] = mask[0, :, 2] = 1  # two rows; green; and of one image a third row
-        x = model.sample(2, label=label, given=given, mask=mask)
+        x = model.sample(2, label=label, given=given, mask=mask, method="naive")
         assert passes == [False] * 8 and model.training  # two rows of two pixels, red and blue
         assert (x[mask != 0] == 0).all()
 
     @heads
     def test_one_pixel_at_a_time_is_the_full_pass(self, channels, head):
-        """Each colour is known only once its turn has come."""
+        """By a decode program, which is fed each colour only once its turn has come."""
         model = self.build((channels, 5, 3), head)
         x, label = images(model, 2), self.label(model, 2)
         groups = channels if head == "categorical" else 1
         with torch.no_grad():
             full = model(x, label).flatten(2).unflatten(1, (groups, -1))
-        state = model.init_state(2) if label is None else model.init_state(2, label)
+        program, before = decode.compile(model).start(2, label), None
         for p, pixel in enumerate(x.flatten(2).unbind(2)):
-            for group in range(groups):
-                known = torch.where(torch.arange(channels) < group, pixel, 9.0)
-                params = model.step(known, state, advance=False).unflatten(1, (groups, -1))
-                assert (params[:, group] - full[:, group, :, p]).abs().max() < 1e-12
-            params = model.step(pixel, state).unflatten(1, (groups, -1))
-            assert (params - full[..., p]).abs().max() < 1e-12
+            for group, colours in enumerate(pixel.chunk(groups, 1)):
+                assert (program.step(before) - full[:, group, :, p]).abs().max() < 1e-12
+                before = colours
+
+    @heads
+    def test_cached_samples_are_the_naive_ones(self, channels, head):
+        model = self.build((channels, 4, 5), head)
+        assert_cached_is_naive(model, None if model.num_labels is None else 1)
 
     def test_config_builds_the_same_model(self):
         model = self.build((1, 3, 4), "mixture", nr_logistic_mix=3)

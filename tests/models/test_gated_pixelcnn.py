@@ -3,7 +3,7 @@ import torch
 from models.image_contracts import Contracts, heads, images
 
 from gmfast.models import GatedPixelCNN
-from gmfast.models.gated_pixelcnn import GatedLayer, VerticalConv2d
+from gmfast.models.gated_pixelcnn import VerticalConv2d
 
 
 class TestContracts(Contracts):
@@ -39,7 +39,7 @@ def test_every_parameter_is_used():
 
 @pytest.mark.parametrize("kernel_size", [3, 5, 7])
 def test_vertical_convolution_sees_its_rows_and_the_rows_above(kernel_size):
-    """As the square kernel whose lower rows are zero; and row after row the same."""
+    """As the square kernel whose lower rows are zero."""
     conv = VerticalConv2d(2, 3, kernel_size).double()
     x = torch.randn(2, 2, 6, 5, dtype=torch.double)
     weight = torch.zeros(3, 2, kernel_size, kernel_size, dtype=torch.double)
@@ -47,26 +47,6 @@ def test_vertical_convolution_sees_its_rows_and_the_rows_above(kernel_size):
     with torch.no_grad():
         y = conv(x)
         assert torch.allclose(y, torch.nn.functional.conv2d(x, weight, conv.bias, padding="same"), atol=1e-12)
-        state = conv.init_state(2, 5)
-        rows = torch.stack([conv.step_row(row, state) for row in x.unbind(2)], 2)
-        assert (rows - y).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize(("first", "last"), [(True, False), (False, False), (False, True)])
-def test_a_layer_one_pixel_at_a_time(first, last):
-    layer = GatedLayer(3 if first else 6, 6, 3, 3, num_labels=2, first=first, last=last).double()
-    v, h = (torch.randn(2, 3 if first else 6, 3, 4, dtype=torch.double) for _ in range(2))
-    label, state = torch.tensor([1, 0]), layer.init_state(2, 3, 4)
-    with torch.no_grad():
-        full_v, full_h, full_skip = layer(v, h, label)
-        for row in range(3):
-            for column in range(4):
-                step_h, skip = layer.step(h[:, :, row, column], column, state, label)
-                assert (skip - full_skip[:, :, row, column]).abs().max() < 1e-12
-                assert last or (step_h - full_h[:, :, row, column]).abs().max() < 1e-12
-            step_v = layer.step_row(v[:, :, row], state, label)
-            assert last or (step_v - full_v[:, :, row]).abs().max() < 1e-12
-    assert not last or full_v is full_h is step_h is step_v is None
 
 
 @pytest.mark.parametrize("kernel_size", [1, 4])

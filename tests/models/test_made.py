@@ -4,9 +4,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from gmfast import reference
+from gmfast import decode, reference
 from gmfast.models import MADE
 from gmfast.nn import MaskedLinear, MaskedMLP
 from gmfast.train import Settings, Trainer, load_run
@@ -104,48 +103,6 @@ def test_masks_are_those_of_the_paper(hidden):
         assert (layer.weight.grad[~mask] == 0).all() and (layer.weight.grad[mask] != 0).all()
         layer.weight.data[~mask] = math.nan
     assert torch.equal(net(x, order), y)
-    state, before = net.init_state(200, order), None
-    for index in order:
-        assert net.step(before, state).isfinite().all()
-        before = x[:, index]
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 3), (5,), (1,), (2, 1, 2)])
-@pytest.mark.parametrize("hidden", [(), (7,), (11, 5), (3, 20)])
-def test_steps_equal_the_full_pass(shape, hidden):
-    model = small(shape, hidden=hidden, num_labels=3, head="mixture", num_levels=5)
-    x, context = images(model, 4).flatten(1), F.one_hot(torch.tensor([0, 2, 1, 2])).double()
-    for order in model.orders:
-        full = model.net(x, order, context)
-        state, before = model.net.init_state(4, order, context), None
-        for index in order:
-            assert (model.net.step(before, state) - full[:, index]).abs().max() < 1e-12
-            before = x[:, index]
-
-
-@torch.no_grad()
-def test_all_steps_do_the_arithmetic_of_one_full_pass():
-    net, order = MaskedMLP(16, (40, 40), num_params=3), torch.randperm(16)
-    x = torch.randn(2, 16)
-    with FlopCounterMode(display=False) as full:
-        net(x, order)
-    with FlopCounterMode(display=False) as steps:
-        state, before = net.init_state(2, order), None
-        for index in order:
-            net.step(before, state)
-            before = x[:, index]
-    unmasked = 2 * 2 * sum(int(mask.sum()) for mask in paper_masks(net, order))
-    assert unmasked <= steps.get_total_flops() < 0.7 * full.get_total_flops()
-
-
-def test_steps_come_in_turn():
-    net = MaskedMLP(3, (4,), 1)
-    state = net.init_state(2, torch.arange(3))
-    with pytest.raises(ValueError, match="x: expected None at step 0, got Tensor"):
-        net.step(torch.zeros(2), state)
-    net.step(None, state)
-    with pytest.raises(ValueError, match="x: expected a tensor at step 1, got NoneType"):
-        net.step(None, state)
 
 
 # The model.
@@ -285,8 +242,10 @@ def test_sampling_restores_the_mode(training):
     model = small().train(training)
     model.net.register_forward_pre_hook(lambda *_: seen.add(model.training))
     seen = set()
+    model.sample(1, seed=1, method="naive")
+    assert seen == {False}
     model.sample(1, seed=1)
-    assert seen == {False} and all(module.training == training for module in model.modules())
+    assert all(module.training == training for module in model.modules())
 
 
 @pytest.mark.parametrize("order", [None, 2])
@@ -316,15 +275,55 @@ def test_each_sample_draws_its_order_from_the_seed_and_its_index():
     assert torch.equal(x[:5], model.sample(5, seed=3))
 
 
-def test_steps_of_the_model_are_its_full_pass():
-    model = small(num_labels=3, head="categorical")
-    x, label = images(model, 2), torch.tensor([2, 0])
-    for order in range(3):
+@pytest.mark.parametrize("shape", [(1, 3, 3), (5,), (1,), (2, 1, 2)])
+@pytest.mark.parametrize("hidden", [(), (7,), (11, 5), (3, 80)])
+def test_value_by_value_is_the_full_pass(shape, hidden):
+    """By a decode program."""
+    model = small(shape, hidden=hidden, num_labels=3, head="mixture", num_levels=5)
+    x, label = images(model, 4), torch.tensor([0, 2, 1, 2])
+    for order, indices in enumerate(model.orders):
         full = model(x, label, order).detach().flatten(2)
-        state, before = model.init_state(2, order, label), None
-        for index in model.orders[order]:
-            assert (model.step(before, state) - full[:, :, index]).abs().max() < 1e-12
-            before = x.flatten(1)[:, index]
+        program, before = decode.compile(model, order=order).start(4, label), None
+        for index in indices:
+            assert (program.step(before) - full[:, :, index]).abs().max() < 1e-12
+            before = x.flatten(1)[:, index, None]
+
+
+def test_cached_sampling_reads_no_masked_weight_and_does_the_arithmetic_of_one_pass():
+    model = small((16,), hidden=(160, 160), num_orders=1)
+    drawn = model.sample(3, seed=2)
+    layers, masks = [*model.net.layers, model.net.direct], paper_masks(model.net, model.orders[0])
+    for layer, mask in zip(layers, masks, strict=True):
+        layer.weight.data[~mask] = math.nan
+    assert torch.equal(model.sample(3, seed=2), drawn)
+    unmasked, full = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+    weights = decode.compile(model).weight_bytes // 8
+    assert unmasked <= weights < 0.75 * full
+
+
+@pytest.mark.parametrize("order", [None, 1])
+@pytest.mark.parametrize("head", HEADS)
+def test_cached_samples_are_the_naive_ones(head, order):
+    levels = 2 if head == "bernoulli" else 5
+    model = small((2, 3, 3), head=head, num_levels=levels, num_labels=3)
+    label, mask = torch.arange(7) % 3, torch.rand(7, 2, 3, 3) < 0.3
+    for completion in ({}, {"given": images(model, 7), "mask": mask}):
+        if completion and order is None:
+            continue
+        cached, naive = (
+            model.sample(7, seed=3, order=order, label=label, method=method, **completion)
+            for method in ("cached", "naive")
+        )
+        assert cached.unique().numel() == levels and (cached - naive).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(("method", "total"), [("cached", 7), ("naive", 9)])
+def test_progress_is_reported(method, total):
+    """In samples, of which each order has its own, or in values."""
+    model, calls = small(), []
+    model.sample(7, seed=3, method=method, progress=lambda *call: calls.append(call))
+    assert len(calls) == (3 if method == "cached" else 9)
+    assert calls[-1] == (total, total) and all(a < b for a, b in itertools.pairwise(calls))
 
 
 def test_completions_follow_the_conditional_distribution():
@@ -354,7 +353,7 @@ def test_given_values_are_kept_cost_no_pass_and_others_are_not_read():
     model.net.register_forward_pre_hook(lambda *_: passes.append(1))
     for order in range(3):
         passes.clear()
-        x = model.sample(4, seed=3, order=order, given=given, mask=mask.int())
+        x = model.sample(4, seed=3, order=order, given=given, mask=mask.int(), method="naive")
         assert len(passes) == 9
         draw = model.head.sample(model(x, order=order), 1, seed=torch.tensor(3)).squeeze(1)
         assert torch.equal(x, torch.where(mask, given, draw))
@@ -424,8 +423,8 @@ def test_wrong_inputs():
         model.sample(2, given=x, mask=torch.ones(()))
     with pytest.raises(ValueError, match="n: expected a number of samples, got -1"):
         model.sample(-1)
-    with pytest.raises(ValueError, match='method: expected "naive", the only one in this version'):
-        model.sample(1, method="cached")
+    with pytest.raises(ValueError, match='method: expected "cached" or "naive", got None'):
+        model.sample(1, method=None)
     with pytest.raises(ValueError, match=r"given: expected a shape that expands to \(2, 1, 3, 3\)"):
         model.sample(2, order=0, given=torch.zeros(2, 5), mask=torch.ones(()))
     with pytest.raises(

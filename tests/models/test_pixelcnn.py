@@ -1,9 +1,10 @@
+import copy
+
 import pytest
 import torch
 from models.image_contracts import Contracts, earlier, images
 
 from gmfast.models import PixelCNN
-from gmfast.models.pixelcnn import ResidualBlock
 
 
 class TestContracts(Contracts):
@@ -37,14 +38,12 @@ def test_the_blind_spot(nr_resnet):
     ]
 
 
-@pytest.mark.parametrize("channel_groups", [1, 3])
-def test_a_block_one_pixel_at_a_time(channel_groups):
-    block = ResidualBlock(3, channel_groups).double()
-    x = torch.randn(2, 6, 3, 4, dtype=torch.double)
-    state = block.init_state(2, 3, 4)
-    with torch.no_grad():
-        steps = torch.stack([block.step(pixel, state) for pixel in x.flatten(2).unbind(2)], 2)
-        assert (steps - block(x).flatten(2)).abs().max() < 1e-12
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_samples_in_float32(dtype):
+    model = TestContracts().build((3, 4, 4)).to(dtype)
+    x = model.sample(3, seed=1)
+    assert x.dtype == dtype and torch.equal(x, copy.deepcopy(model).float().sample(3, seed=1).to(dtype))
+    assert model.sample(3, seed=1, method="naive").dtype == dtype
 
 
 def test_parameter_count():

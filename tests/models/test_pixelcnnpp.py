@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from models.image_contracts import assert_completes
+from models.image_contracts import assert_cached_is_naive, assert_completes
 
 import gmfast.functional as GF
 from gmfast import reference
@@ -193,12 +193,33 @@ def test_completion(channels):
     assert_completes(small((channels, 4, 4)).float())
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cached_samples_are_the_naive_ones(channels):
+    assert_cached_is_naive(small((channels, 8, 12), num_labels=3), label=2)
+
+
+@pytest.mark.parametrize("method", ["cached", "naive"])
 @pytest.mark.parametrize("training", [True, False])
-def test_sampling_is_without_dropout_and_restores_the_mode(training):
+def test_sampling_is_without_dropout_and_restores_the_mode(training, method):
     model = small(dropout=0.5).float().train(training)
-    x = model.sample(2, seed=1)
+    x = model.sample(2, seed=1, method=method)
     assert all(module.training == training for module in model.modules())
-    assert torch.equal(x, model.eval().sample(2, seed=1))
+    assert torch.equal(x, model.eval().sample(2, seed=1, method=method))
+
+
+@pytest.mark.parametrize("method", ["cached", "naive"])
+def test_progress_is_reported_and_may_raise(method):
+    model, calls = small().float().train(), []
+    x = model.sample(2, seed=1, method=method, progress=lambda *call: calls.append(call))
+    done, totals = zip(*calls, strict=True)
+    assert set(totals) == {64} and done[-1] == 64 and all(a < b for a, b in itertools.pairwise(done))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.sample(2, seed=1, method=method, progress=interrupt)
+    assert model.training and torch.equal(x, model.sample(2, seed=1, method=method))
 
 
 def test_low_temperature_gives_the_mode():
@@ -278,10 +299,12 @@ def test_wrong_inputs():
     ]:
         with pytest.raises(ValueError, match=message):
             conditional.loss(x, label)
-    with pytest.raises(
-        ValueError, match="method: expected \"naive\", the only one in this version, got 'cached'"
-    ):
-        model.sample(1, method="cached")
+    with pytest.raises(ValueError, match='method: expected "cached" or "naive", got \'fast\''):
+        model.sample(1, method="fast")
+    with pytest.raises(ValueError, match="weights: expected None with method=\"naive\", got 'bfloat16'"):
+        model.sample(1, method="naive", weights="bfloat16")
+    with pytest.raises(TypeError, match="progress: expected True, False or a function, got int"):
+        model.sample(1, progress=1)
     for label, message in [
         (None, "label: expected 2 integers below 3, got None"),
         (3, "label: expected integers from 0 to 2, got values from 3 to 3"),

@@ -1,9 +1,14 @@
+import copy
 import itertools
 import math
+import os
+import signal
+import threading
 
 import pytest
 import torch
 
+from gmfast import decode
 from gmfast.models import WaveNet
 
 
@@ -109,16 +114,57 @@ def test_log_prob_is_the_sum_of_the_conditionals(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"kernel_size": 3, "head": "mixture"}, CONDITIONED])
-def test_step_equals_the_full_form(options):
+def test_sample_by_sample_is_the_full_pass(options):
+    """By a decode program."""
     model = small(**options)
     x = sounds(model, 3)
     label, local = conditions(3) if options is CONDITIONED else (None, None)
-    state = model.init_state(3)
+    program = decode.compile(model).start(3, label)
     steps = [
-        model.step(x[:, :, t - 1] if t else None, state, label, None if local is None else local[:, :, t])
+        program.step(x[:, :, t - 1] if t else None, None if local is None else local[:, :, t])
         for t in range(24)
     ]
     assert torch.allclose(torch.stack(steps, 2), model(x, label, local), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 3, "head": "mixture"}, CONDITIONED])
+@pytest.mark.parametrize("completing", [False, True])
+def test_cached_samples_are_the_naive_ones(options, completing):
+    model = small(**options)
+    label, local = conditions(3) if options is CONDITIONED else (None, None)
+    request = {"given": sounds(model, 3), "mask": torch.rand(3, 1, 24) < 0.4} if completing else {}
+    cached, naive = (
+        model.sample(3, seed=7, label=label, local=local, method=method, **request)
+        for method in ("cached", "naive")
+    )
+    assert cached.unique().numel() > 4 and (cached - naive).abs().max() < 1e-9
+
+
+def test_weights_in_bfloat16_are_those_of_a_rounded_model():
+    model = small().float()
+    rounded = copy.deepcopy(model)
+    for parameter in rounded.parameters():
+        if parameter.dim() > 1:
+            parameter.data = parameter.bfloat16().float()
+    x = model.sample(8, seed=5, length=1000, weights="bfloat16")
+    assert torch.equal(x, rounded.sample(8, seed=5, length=1000))
+    assert not torch.equal(x, model.sample(8, seed=5, length=1000))
+
+
+def test_ctrl_c_ends_sampling_and_leaves_the_model_as_it_was():
+    model = small().float().train()
+    began = threading.Event()
+
+    def interrupt():
+        began.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        model.sample(1, seed=1, length=10**7, progress=lambda *_: began.set())
+    thread.join()
+    assert model.training and model.sample(1, seed=1).shape == (1, 1, 24)
 
 
 @pytest.mark.parametrize("options", [{}, {"head": "mixture"}, CONDITIONED])
@@ -166,7 +212,7 @@ def test_completion_keeps_what_is_given_and_draws_the_rest(monkeypatch):
     passes = []
     forward = model.output.forward
     monkeypatch.setattr(model.output, "forward", lambda x: passes.append(1) or forward(x))
-    x = model.sample(3, seed=5, given=given, mask=mask)
+    x = model.sample(3, seed=5, given=given, mask=mask, method="naive")
     assert len(passes) == 24 - 12  # all sounds are given 12 samples
     assert torch.equal(x[mask > 0], given[mask > 0])
     again = model.head.sample(model(x), 1, seed=torch.tensor(5))
@@ -219,9 +265,7 @@ def test_wrong_inputs():
     assert torch.equal(x, conditioned.sample(2, seed=0, label=0, local=local.float(), length=24))
     with pytest.raises(ValueError, match=r"local: expected shape \(2, 5, 20\), got \(2, 5, 24\)"):
         conditioned.sample(2, label=0, local=local, length=20)
-    with pytest.raises(ValueError, match=r"x: expected shape \(2, 1\), as the state has, got \(3, 1\)"):
-        model.step(torch.zeros(3, 1), model.init_state(2))
-    with pytest.raises(ValueError, match="method: expected \"naive\", the only one in this version, got 'x'"):
+    with pytest.raises(ValueError, match='method: expected "cached" or "naive", got \'x\''):
         model.sample(1, method="x")
     with pytest.raises(ValueError, match="length: expected a positive number of samples, got 0"):
         model.sample(1, length=0)
