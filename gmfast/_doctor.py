@@ -19,7 +19,8 @@ OPERATIONS = (
 
 
 def doctor():
-    """A text: the versions, the build, and for each operation what each kind of device runs."""
+    """A text: the versions, the build, and what each kind of device runs for each operation and for decode
+    programs."""
     from . import __version__
 
     info = _library._C.build_info() if _library._C else {}
@@ -40,6 +41,7 @@ def doctor():
 
     rows = [("operation", "cpu", "cuda", "elsewhere")]
     rows += [(name, _implementation("cpu"), _implementation("cuda"), "plain PyTorch") for name in OPERATIONS]
+    rows.append(("decode programs", _executor("cpu"), _executor("cuda"), "plain PyTorch"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines.append("")
     lines += [
@@ -62,3 +64,12 @@ def _implementation(device):
     if "cuda" not in _library.devices:
         return "plain PyTorch (built without nvcc)"
     return "CUDA kernel" if torch.cuda.is_available() else "CUDA kernel (no GPU here)"
+
+
+def _executor(device):
+    """What runs decode programs."""
+    if "cpu" not in _library.devices:
+        return "plain PyTorch (no compiled library)"
+    if device == "cpu":
+        return f"C++ executor, {_library._C.cpu_level()}"
+    return "plain PyTorch (no executor for GPUs yet)"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,9 @@ app = typer.Typer(
 )
 
 DEVICE_HELP = "Where to run; by default a GPU where there is one."
+
+#: How often `--complete` draws the rest of each image.
+COMPLETIONS = 6
 
 
 def main() -> None:
@@ -152,6 +156,15 @@ def sample(
         bool,
         typer.Option("--complete", help="Draw the lower half of held-out images, six times each."),
     ] = False,
+    method: Annotated[
+        str, typer.Option(help="cached: nothing is computed twice; naive: a full pass for each value.")
+    ] = "cached",
+    weights: Annotated[
+        str | None, typer.Option(help="bfloat16: rounded to it, half the memory to read. For cached.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Draw the same with the other method too, and compare.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
 ) -> None:
     """Draw images from a trained model into a grid, or clips of sound, one after another, into a WAV file
@@ -176,22 +189,49 @@ def sample(
     if label is None and num_labels is not None and not complete:
         label = torch.arange(n, device=device) % num_labels
     options = {"label": label, "seed": seed, "temperature": temperature, "progress": True}
+    count, levels = n, model.config["num_levels"]
+    if sound:
+        options["length"] = length
+    elif complete:
+        originals, keep, completion = _completion(model, settings, n, label)
+        count = n * COMPLETIONS
+        options |= completion
+
+    def draw(method: str, weights: str | None = None) -> tuple[torch.Tensor, float]:
+        """What the model draws, and how many seconds that takes."""
+        started = time.perf_counter()
+        drawn = model.sample(count, method=method, weights=weights, **options).cpu()
+        return drawn, time.perf_counter() - started
+
     out.parent.mkdir(parents=True, exist_ok=True)
+    drawn, seconds = draw(method, weights)
+    if sound:
+        duration = drawn.numel() / settings.rate
+        print(
+            f"{duration:.2f} s of sound in {seconds:.2f} s: {duration / seconds:.1f} times real time",
+            file=sys.stderr,
+        )
+    if compare:
+        both = {method: (drawn, seconds)}
+        other = "naive" if method == "cached" else "cached"
+        both[other] = draw(other)
+        print(_comparison(*both["cached"], *both["naive"], levels, weights))
+
     if sound:
         from . import audio
 
-        wave = audio.ENCODINGS[settings.encoding].decode(model.sample(n, length=length, **options)).flatten()
+        wave = audio.ENCODINGS[settings.encoding].decode(drawn).flatten()
         audio.write(out, wave, settings.rate)
         audio.picture(out.with_suffix(".png"), wave, settings.rate)
     else:
         from .data import from_unit
-        from .image_grid import image_grid
+        from .image_grid import completion_grid, image_grid
 
+        images = from_unit(drawn, levels)
         if complete:
-            picture = _completions(model, settings, n, options)
+            picture = completion_grid(originals, keep, images.unflatten(0, (n, COMPLETIONS)), levels)
         else:
-            levels = model.config["num_levels"]
-            picture = image_grid(from_unit(model.sample(n, **options), levels), levels)
+            picture = image_grid(images, levels)
         picture.save(out, "PNG")
     print(out)
 
@@ -247,28 +287,42 @@ def bench(
     main(out=out, quick=quick)
 
 
-def _completions(model, settings, n: int, options: dict, draws: int = 6):
-    """The picture of `n` held-out images, their upper halves, and what the model makes of these."""
+def _completion(model, settings, n: int, label: int | None):
+    """`n` held-out images, where their upper halves are, and what asks `sample` for the rest of each."""
     import torch
 
-    from .data import from_unit, to_unit
-    from .image_grid import completion_grid
+    from .data import to_unit
 
     dataset, levels = settings.load_data(), model.config["num_levels"]
     if n > len(dataset.heldout):
         raise ValueError(f"n: expected at most the {len(dataset.heldout)} held-out images, got {n}")
     chosen = torch.arange(n) * len(dataset.heldout) // n
     originals = dataset.heldout[chosen]
-    if options["label"] is None and model.config.get("num_labels") is not None:
-        options["label"] = dataset.heldout_labels[chosen].repeat_interleave(draws)
-    if settings.model == "made":
-        options["order"] = 0  # the raster order, in which the upper half comes first
     keep = torch.zeros(originals.shape[2:], dtype=torch.bool)
     keep[: len(keep) // 2] = True
-    given = to_unit(originals, levels).repeat_interleave(draws, 0)
-    drawn = model.sample(n * draws, given=given, mask=keep, **options)
-    completions = from_unit(drawn, levels).cpu().unflatten(0, (n, draws))
-    return completion_grid(originals, keep, completions, levels)
+    options = {"given": to_unit(originals, levels).repeat_interleave(COMPLETIONS, 0), "mask": keep}
+    if label is None and model.config.get("num_labels") is not None:
+        options["label"] = dataset.heldout_labels[chosen].repeat_interleave(COMPLETIONS)
+    if settings.model == "made":
+        options["order"] = 0  # the raster order, in which the upper half comes first
+    return originals, keep, options
+
+
+def _comparison(cached, cached_seconds, naive, naive_seconds, num_levels: int, weights: str | None) -> str:
+    """What `--compare` says of the same samples drawn in both ways, and of the seconds it took."""
+    from .data import from_unit
+
+    ratio = naive_seconds / cached_seconds
+    times = f"cached {cached_seconds:.2f} s, naive {naive_seconds:.2f} s: {ratio:.1f} times as long\n"
+    equal = (from_unit(cached, num_levels) == from_unit(naive, num_levels)).flatten(1)
+    agree = f"{int(equal.sum()):,} of {equal.numel():,} values agree"
+    if equal.all():
+        return times + agree
+    rounding = "rounding" if weights is None else f"the rounding of the weights to {weights}"
+    return times + (
+        f"{agree}: in {int((~equal.all(1)).sum())} of {len(equal)} samples a draw lay within {rounding} of a "
+        "boundary between two levels, and what follows it is another draw"
+    )
 
 
 def _options(pairs: list[str]) -> dict:

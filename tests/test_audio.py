@@ -2,6 +2,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import re
 import struct
 import sys
 
@@ -230,7 +231,9 @@ def test_the_command(monkeypatch, capsys, tmp_path, recording):
     assert model.startswith("wavenet at step 2: ") and model.endswith(" bits per sample on 2 clips")
     dataset = load(recording, rate=4000, size=200)
     assert histogram == f"histogram of all samples: {dataset.histogram_bits_per_dim():.4f} bits per sample"
-    assert command("sample", run, "--n=2", "--length=60", "--out", out).out == f"{out}\n"
+    sampled = command("sample", run, "--n=2", "--length=60", "--out", out)
+    assert sampled.out == f"{out}\n"
+    assert re.search(r"0\.03 s of sound in \d+\.\d\d s: \d+\.\d times real time\n$", sampled.err)
     wave, rate = audio.read(out)
     assert rate == 4000 and len(wave) == 120
     expected = load_run(run)[0].sample(2, seed=0, length=60)

@@ -1,13 +1,15 @@
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 import gmfast
 from gmfast import cli
-from gmfast.data import BUILT_IN, load
+from gmfast.data import BUILT_IN, load, to_unit
 from gmfast.image_grid import image_grid
 from gmfast.models import MODELS
 
@@ -74,6 +76,28 @@ def test_train_resume_evaluate_sample(gmfast_command, tmp_path):
         assert list(again.convert("RGB").crop(box).get_flattened_data()) == list(
             first.crop(box).get_flattened_data()
         )
+    for method in ("cached", "naive"):
+        other = tmp_path / f"{method}.png"
+        options = [
+            "--device",
+            "cpu",
+            "--n",
+            "3",
+            "--seed",
+            "3",
+            "--method",
+            method,
+            "--compare",
+            "--out",
+            other,
+        ]
+        status, out, _ = gmfast_command("sample", run, *options)
+        times, values, path = out.splitlines()
+        assert status == 0 and path == str(other) and other.read_bytes() == picture.read_bytes()
+        assert re.fullmatch(r"cached \d+\.\d\d s, naive \d+\.\d\d s: \d+\.\d times as long", times)
+        assert values == "192 of 192 values agree"
+    status, _, err = gmfast_command("sample", run, "--method", "naive", "--weights", "bfloat16")
+    assert status == 2 and "weights: expected None with method=\"naive\", got 'bfloat16'" in err
     status, out, _ = gmfast_command("sample", run, "--complete", "--n", "2", "--out", picture)
     assert (status, out) == (0, f"{picture}\n")
     with Image.open(picture) as completions:  # rows of a held-out digit, its upper half, and six completions
@@ -131,6 +155,25 @@ def test_a_missing_package_is_named(gmfast_command, monkeypatch):
     assert (
         status == 2 and err == "gmfast: safetensors.torch is missing: pip install 'gmfast[train]' brings it\n"
     )
+
+
+def test_comparison_counts_the_draws_that_rounding_moved():
+    cached = to_unit(torch.randint(17, (4, 1, 2, 3)), 17)
+    naive = cached.clone()
+    naive[0, 0, 0, 0] *= 1 + 1e-6  # the same level
+    assert cli._comparison(cached, 0.5, naive, 4.0, 17, None) == (
+        "cached 0.50 s, naive 4.00 s: 8.0 times as long\n24 of 24 values agree"
+    )
+    naive[1, 0, 1] = -cached[1, 0, 1] + 1 / 8
+    naive[3, 0, 1, 2] = -cached[3, 0, 1, 2] + 1 / 8
+    for weights, rounding in (
+        (None, "rounding"),
+        ("bfloat16", "the rounding of the weights to bfloat16"),
+    ):
+        assert cli._comparison(cached, 0.5, naive, 4.0, 17, weights).splitlines()[1] == (
+            f"20 of 24 values agree: in 2 of 4 samples a draw lay within {rounding} of a boundary between "
+            "two levels, and what follows it is another draw"
+        )
 
 
 def test_doctor_prints_what_the_library_says(gmfast_command):

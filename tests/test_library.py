@@ -61,6 +61,7 @@ def test_public_names():
     assert issubclass(gmfast.nn.ConcatELU, torch.nn.Module)
     assert issubclass(gmfast.nn.MaskedConv2d, torch.nn.Conv2d)
     assert issubclass(gmfast.nn.CausalConv1d, torch.nn.Conv1d)
+    assert callable(gmfast.decode.compile) and gmfast.decode.Program.__doc__
     assert gmfast.__version__.count(".") == 2
 
 
@@ -91,6 +92,8 @@ def test_doctor():
         assert (
             "CUDA kernel" in rows[name] if "cuda" in _library.devices else "built without nvcc" in rows[name]
         )
+    expected = f"C++ executor, {_library._C.cpu_level()}" if _library._C else "plain PyTorch"
+    assert rows["decode"].startswith("decode programs ") and expected in rows["decode"]
 
 
 def test_without_the_compiled_library():
@@ -126,7 +129,7 @@ def test_without_the_compiled_library():
     """
     )
     assert "compiled library: none (" in shown and "gmfast._C" in shown
-    assert shown.count("plain PyTorch (no compiled library)") == 2 * len(SIGNATURES)
+    assert shown.count("plain PyTorch (no compiled library)") == 2 * (len(SIGNATURES) + 1)
 
 
 @pytest.mark.skipif(_library._C is None, reason="compares with the compiled library")
