@@ -1,4 +1,5 @@
 # make demo    a model trained on real digits, its samples and timings, in out/
+# make sound   a WaveNet trained on a flute, and seconds of what it plays, in out/
 # make test    all tests (and `make lint`, `make ptxas`: what CI runs besides)
 # make wheel, make sdist, make bench, make clean
 #
@@ -12,10 +13,13 @@ PIP := $(PY) -m pip --disable-pip-version-check
 build_inputs := CMakeLists.txt setup.py pyproject.toml tools/build_paths.py $(shell find csrc -type f)
 cpp_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test lint ptxas wheel sdist bench clean
+.PHONY: demo sound test lint ptxas wheel sdist bench clean
 
 demo: $(VENV)/.built
 	$(PY) examples/demo.py
+
+sound: $(VENV)/.built
+	$(PY) examples/sound.py
 
 test: $(VENV)/.built
 	$(PY) -m pytest
