@@ -133,8 +133,31 @@ inline int64_t decode_panel(int64_t element_size) {
   }
 }
 
-#pragma GCC visibility push(default)  // the Python module calls it
+// On a GPU: sums in a panel, in every dtype, and the most channels of a strip. Each lane of a warp
+// has one; a gate's second sums are in the upper half.
+constexpr int decode_cuda_panel = 32;
+
+// A tap for the GPU, or channels of one, with all that leads to its numbers.
+struct DecodeStrip {
+  DecodeValue value;
+  int64_t row, column, channel, channels, depthwise;  // as in DecodeTap
+  const void* weight;                                 // its first row in the layer's first panel
+  int64_t panel_size;                                 // to the same row of the next panel
+};
+
+// A run on a GPU. All memory but the program's structs and the cursor is the device's. Kernels read
+// there what changes from one position to the next, so that launches may be captured as a graph and
+// replayed at any position where the same layers run.
+struct DecodeCudaRun {
+  DecodeRun run;              // without taps: a layer's are `strips` from its first_tap on
+  const DecodeStrip* strips;  // on the device
+  int64_t* position;          // where the run is; it moves on behind each position
+  const int64_t* seed;
+};
+
+#pragma GCC visibility push(default)  // the Python module calls them
 GMFAST_CPU_KERNEL(decode, DecodeRun);
+void decode_cuda(const DecodeCudaRun& args, void* stream);
 #pragma GCC visibility pop
 
 }  // namespace gmfast

@@ -152,8 +152,11 @@ GMFAST_HD void decode_draw(const DecodeRun& run, const DecodeDraw& draw, int64_t
         x[0] = drawn[0];
       }
     } else {
-      x[0] = draw_level<V>(params, draw.head == DecodeHead::bernoulli, draw.levels,
-                           uniform[draw.first_channel], temperature);
+      S own = uniform[0];
+      GMFAST_UNROLL
+      for (int c = 1; c < 4; ++c) own = draw.first_channel == c ? uniform[c] : own;
+      x[0] =
+          draw_level<V>(params, draw.head == DecodeHead::bernoulli, draw.levels, own, temperature);
     }
   }
   for (int64_t c = 0; c < draw.channels; ++c) value[c] = x[c * run.x_positions];

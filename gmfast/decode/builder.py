@@ -76,6 +76,12 @@ class When:
     whole_row: bool = False
     first_row: int = 0
 
+    def runs(self, row: int, column: int) -> bool:
+        """Whether it runs at a position; with `whole_row` at the row's first."""
+        if row < self.first_row or row % self.row_step != self.row_phase:
+            return False
+        return column == 0 if self.whole_row else column % self.column_step == self.column_phase
+
 
 @dataclass(eq=False)
 class Layer:

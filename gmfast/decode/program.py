@@ -1,7 +1,8 @@
 """Decode programs: a model compiled to layers that run for one position after another."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,12 +47,14 @@ class Program:
                 raise ValueError("weights: expected None for a model in float64, got 'bfloat16'")
             self.weight_dtype = torch.bfloat16
         self._stages = builder.stages()
+        # Whose kernels run it; None: the reference does.
+        self._kernels = self.device.type if self.device.type in _library.devices else None
         self._packed = _pack_all(self) if self._compiled else None
         self.batch = None
 
     @property
     def _compiled(self) -> bool:
-        return self.device.type == "cpu" and "cpu" in _library.devices
+        return self._kernels is not None
 
     @property
     def length(self) -> int | None:
@@ -91,7 +94,8 @@ class Program:
             memory = torch.zeros(math.prod(shape) + 64, dtype=self.dtype, device=self.device)
             self._values.append(memory[: math.prod(shape)].view(shape))
             self._left.append(left)
-        self._decoder = (_Decoder if self._compiled else ReferenceDecoder)(self)
+        decoders = {"cpu": _Decoder, "cuda": _CudaDecoder, None: ReferenceDecoder}
+        self._decoder = decoders[self._kernels](self)
         return self
 
     def step(self, x: Tensor | None = None, local: Tensor | None = None) -> Tensor:
@@ -221,51 +225,76 @@ class Program:
         return self._values[value.index][0, 0, :, channel : channel + channels].clone()
 
 
+class _Structs(NamedTuple):
+    """A program as the kernels take it: the structs of csrc/decode.h as tuples of their fields."""
+
+    dtype: str
+    weight_dtype: str
+    values: list[tuple[int, ...]]
+    taps: list[tuple[int, ...]]
+    layers: list[tuple[int, ...]]
+    draws: list[tuple[int, ...]]
+    steps: list[tuple[int, ...]]
+    columns: int
+    features: tuple[int, int]
+    num_features: int
+    log_scale_min: float
+
+
+def _structs(program: Program, taps_of: Callable) -> tuple[_Structs, list]:
+    """Of a program that has been started, and the tensors they point to. `taps_of(layer, weight, values)`
+    gives the fields of a layer's taps, `weight` being packed and `values` the fields of all values."""
+    values = []
+    for value, memory, left in zip(program._builder.values, program._values, program._left, strict=True):
+        row, column, sample, _ = memory.stride()
+        data = memory.data_ptr() + left * column * memory.element_size()
+        values.append((data, value.scale, len(memory), row, 0 if value.local else column, sample))
+    taps, layers, draws, steps = [], [], [], []
+    memory = [*program._values]
+    log_scale_min = -7.0
+    for stage in program._steps():
+        if stage is None:
+            steps.append((_FEATURES, 0, 0))
+        elif isinstance(stage, Draw):
+            steps.append((_DRAW, len(draws), 0))
+            draws.append(_draw_fields(stage))
+            log_scale_min = getattr(stage.head, "log_scale_min", log_scale_min)
+        else:
+            steps.append((_LAYERS, len(layers), len(layers) + len(stage)))
+            for layer in stage:
+                weight, bias = program._packed[len(layers)]
+                context = None
+                if layer.embedding is not None:
+                    context = _pack_sums(program, layer, layer.embedding[program._label])
+                    memory.append(context)
+                memory += weight, bias
+                own = taps_of(layer, weight, values)
+                layers.append(_layer_fields(layer, len(taps), len(own), weight, bias, context))
+                taps += own
+    features = program._builder.features
+    structs = _Structs(
+        str(program.dtype)[6:],
+        str(program.weight_dtype)[6:],
+        values,
+        taps,
+        layers,
+        draws,
+        steps,
+        program._builder.width,
+        (-1, 0) if features is None else (features.index, 0),
+        0 if features is None else features.channels,
+        log_scale_min,
+    )
+    return structs, memory
+
+
 class _Decoder:
     """Runs a program in C++ on the CPU."""
 
     def __init__(self, program: Program):
         self._batch = program.batch
-        values = []
-        for value, memory, left in zip(program._builder.values, program._values, program._left, strict=True):
-            row, column, sample, _ = memory.stride()
-            data = memory.data_ptr() + left * column * memory.element_size()
-            values.append((data, value.scale, len(memory), row, 0 if value.local else column, sample))
-        taps, layers, draws, steps = [], [], [], []
-        self._memory = [program._packed, program._values]
-        log_scale_min = -7.0
-        for stage in program._steps():
-            if stage is None:
-                steps.append((_FEATURES, 0, 0))
-            elif isinstance(stage, Draw):
-                steps.append((_DRAW, len(draws), 0))
-                draws.append(_draw_fields(stage))
-                log_scale_min = getattr(stage.head, "log_scale_min", log_scale_min)
-            else:
-                steps.append((_LAYERS, len(layers), len(layers) + len(stage)))
-                for layer in stage:
-                    weight, bias = program._packed[len(layers)]
-                    context = None
-                    if layer.embedding is not None:
-                        context = _pack_sums(program, layer, layer.embedding[program._label])
-                        self._memory.append(context)
-                    layers.append(_layer_fields(layer, len(taps), weight, bias, context))
-                    taps.extend(map(_tap_fields, layer.taps))
-        features = program._builder.features
-        self._decoder = _library._C.Decoder(
-            str(program.dtype)[6:],
-            str(program.weight_dtype)[6:],
-            values,
-            taps,
-            layers,
-            draws,
-            steps,
-            program._builder.width,
-            (-1, 0) if features is None else (features.index, 0),
-            0 if features is None else features.channels,
-            log_scale_min,
-            torch.get_num_threads(),
-        )
+        structs, self._memory = _structs(program, _taps)
+        self._decoder = _library._C.Decoder(_library._C.DecodeProgram(*structs), torch.get_num_threads())
 
     @property
     def cursor(self) -> tuple[int, int]:
@@ -294,6 +323,117 @@ class _Decoder:
         )
 
 
+class _CudaDecoder:
+    """Runs a program on a GPU.
+
+    Kernels find the position in the GPU's memory, so launches are the same wherever the same layers run.
+    `sample` launches those of a kind of position one by one when it first comes to it, captures them as a
+    CUDA graph the second time, and replays that from then on. It waits for the GPU at its end only, or, to
+    call `progress`, also now and then.
+    """
+
+    def __init__(self, program: Program):
+        self._batch, self._device = program.batch, program.device
+        structs, memory = _structs(program, _strips)
+        strips = torch.tensor(structs.taps, dtype=torch.int64).to(self._device)
+        self._position = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._memory = [memory, strips]
+        self._decoder = _library._C.CudaDecoder(
+            _library._C.DecodeProgram(*structs._replace(taps=[])), _pointer(strips), _pointer(self._position)
+        )
+        self._kind_of = _kind_of(program)
+        # A position of a sound is like any other, and short: a graph has several.
+        self._longest = 16 if program.length is None else 1
+
+    @property
+    def cursor(self) -> tuple[int, int]:
+        return self._decoder.cursor
+
+    @cursor.setter
+    def cursor(self, cursor: tuple[int, int]) -> None:
+        self._decoder.cursor = cursor
+        self._position.fill_(cursor[0])
+
+    def step(self, fed, features, end):
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream().cuda_stream
+            self._decoder.step(self._batch, end, _pointer(fed), _pointer(features), stream)
+
+    def sample(self, x, keep, samples, features, seed, temperature, end, progress):
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+
+        def launch(end):
+            self._decoder.sample(
+                self._batch,
+                end,
+                _pointer(x),
+                x.shape[1],
+                x.shape[2],
+                _pointer(keep),
+                _pointer(samples),
+                _pointer(features),
+                _pointer(seed),
+                temperature,
+                stream.cuda_stream,
+            )
+
+        start, graphs = self.cursor, {}
+        reported = start[0]
+        try:
+            with torch.cuda.stream(stream):
+                for behind, kind in _stretches(start, end, self._longest, self._kind_of):
+                    if kind in graphs:
+                        if graphs[kind] is None:
+                            graphs[kind] = _captured(lambda behind=behind: launch(behind))
+                        graphs[kind].replay()
+                        self._decoder.cursor = (behind, 0)
+                    else:
+                        launch(behind)
+                        graphs[kind] = None
+                    due = behind == end or behind - reported >= 64 * self._longest
+                    if progress is not None and due:
+                        stream.synchronize()
+                        progress(behind - reported)
+                        reported = behind
+        finally:
+            stream.synchronize()
+            # Interrupted between a replay and the next line, only the GPU knows how far it is.
+            position = int(self._position)
+            if position != start[0]:
+                self._decoder.cursor = (position, 0)
+
+
+def _kind_of(program: Program) -> Callable[[range], tuple[bool, ...]]:
+    """A function that says which layers run at each of some positions: where it says the same, the launches
+    are the same."""
+    width = program._builder.width
+    whens = list(dict.fromkeys(layer.when for layer in program._layers()))
+    return lambda positions: tuple(when.runs(*divmod(p, width)) for p in positions for when in whens)
+
+
+def _stretches(cursor: tuple[int, int], end: int, longest: int, kind_of: Callable) -> Iterator[tuple]:
+    """The way from the cursor to `end` in stretches of `longest` positions, or of one where those do not fit:
+    the position behind each and its kind, None for what is left of a position that has begun."""
+    position, step = cursor
+    while position < end:
+        length = longest if step == 0 and position + longest <= end else 1
+        kind = None if step else kind_of(range(position, position + length))
+        position, step = position + length, 0
+        yield position, kind
+
+
+def _captured(launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """What `launch` puts on the current stream, as a graph; none of it runs."""
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin(capture_error_mode="thread_local")
+    try:
+        launch()
+    finally:
+        graph.capture_end()
+    return graph
+
+
 def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -307,11 +447,30 @@ def _tap_fields(tap) -> tuple[int, ...]:
     return tap.value.index, tap.row, tap.column, tap.channel, channels, tap.depthwise
 
 
-def _layer_fields(layer: Layer, first_tap: int, weight, bias, context) -> tuple[int, ...]:
+def _taps(layer: Layer, weight, values) -> list[tuple[int, ...]]:
+    return [_tap_fields(tap) for tap in layer.taps]
+
+
+def _strips(layer: Layer, weight: Tensor, values: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Taps for the GPU, in strips of as many channels as a panel has sums."""
+    strips, row, panel = [], 0, _library._C.decode_cuda_panel
+    for tap in layer.taps:
+        value, row_away, column_away, channel, channels, depthwise = _tap_fields(tap)
+        width = channels if depthwise else panel
+        for first in range(0, channels, width):
+            count = min(width, channels - first)
+            data = weight.data_ptr() + row * panel * weight.element_size()
+            place = row_away, column_away, channel + first, count, depthwise
+            strips.append((*values[value], *place, data, weight.stride(0)))
+            row += 1 if depthwise else count
+    return strips
+
+
+def _layer_fields(layer: Layer, first_tap: int, taps: int, weight, bias, context) -> tuple[int, ...]:
     when = layer.when
     return (
         first_tap,
-        len(layer.taps),
+        taps,
         _pointer(weight),
         _pointer(bias),
         _pointer(context),
@@ -357,20 +516,20 @@ def _pack_all(program: Program) -> list[tuple[Tensor, Tensor]]:
             if layer.taps:
                 weight = _pack_weight(program, layer)
             else:
-                weight = torch.zeros(0, dtype=program.weight_dtype)
-            bias = torch.zeros(layer.sums) if layer.bias is None else layer.bias
+                weight = torch.zeros(0, dtype=program.weight_dtype, device=program.device)
+            bias = torch.zeros(layer.sums, device=program.device) if layer.bias is None else layer.bias
             packed.append((weight, _pack_sums(program, layer, bias.unsqueeze(0))))
     return packed
 
 
 def _pack_weight(program: Program, layer: Layer) -> Tensor:
-    """The matrices of all taps, [panel][channel][panel's sums]; in bfloat16 two channels of a tap share a
-    row: [panel][pair][panel's sums][2]."""
-    pairs = program.weight_dtype == torch.bfloat16
+    """The matrices of all taps, [panel][channel][panel's sums]; in bfloat16, on the CPU, two channels of a
+    tap share a row: [panel][pair][panel's sums][2]."""
+    pairs = program.weight_dtype == torch.bfloat16 and program._kernels == "cpu"
     matrices = [tap.matrix.to(program.weight_dtype) for tap in layer.taps]
     if pairs:
         matrices = [torch.nn.functional.pad(m, (0, m.shape[1] % 2)) for m in matrices]
-    panels = _pack_rows(layer, torch.cat(matrices, 1), program.dtype.itemsize)
+    panels = _pack_rows(program, layer, torch.cat(matrices, 1))
     if pairs:
         panels = panels.unflatten(2, (-1, 2))
     return panels.transpose(1, 2).contiguous()
@@ -379,13 +538,16 @@ def _pack_weight(program: Program, layer: Layer) -> Tensor:
 def _pack_sums(program: Program, layer: Layer, rows: Tensor) -> Tensor:
     """(N, sums) to [n][panel][panel's sums]."""
     rows = rows.detach().to(program.dtype)
-    packed = _pack_rows(layer, rows.t(), program.dtype.itemsize)
+    packed = _pack_rows(program, layer, rows.t())
     return packed.permute(2, 0, 1).contiguous()
 
 
-def _pack_rows(layer: Layer, rows: Tensor, itemsize: int) -> Tensor:
+def _pack_rows(program: Program, layer: Layer, rows: Tensor) -> Tensor:
     """(sums, N) to (panels, sums of a panel, N); zeros where a panel has more."""
-    width = _library._C.decode_panel(itemsize)
+    if program._kernels == "cuda":
+        width = _library._C.decode_cuda_panel
+    else:
+        width = _library._C.decode_panel(program.dtype.itemsize)
     parts = rows.split(layer.outputs) if layer.activation in GATES else (rows,)
     width //= len(parts)
     missing = -layer.outputs % width

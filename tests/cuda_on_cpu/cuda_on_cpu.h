@@ -158,6 +158,7 @@ void run(int64_t blocks, int threads, size_t shared_bytes, const Kernel& kernel)
 }  // namespace cuda_on_cpu
 
 inline void __syncthreads() { cuda_on_cpu::block->all.arrive_and_wait(); }
+inline void __syncwarp() { cuda_on_cpu::block->warp().arrive_and_wait(); }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
