@@ -123,6 +123,13 @@ graphs() {
   "$python" gmfast/benchmarks/gpu_kernels.py graphs
 }
 
+decode() {
+  [[ -n $gpu ]] || skip "no GPU"
+  enter
+  "$python" gmfast/benchmarks/gpu_decode.py check
+  "$python" gmfast/benchmarks/gpu_decode.py times
+}
+
 bench() {
   enter
   "$python" -c '
@@ -132,7 +139,7 @@ device = "cuda" if os.environ["gpu"] else "cpu"
 main(out=os.environ["out"], device=device, quick=device == "cpu", seconds=0.7 * float(os.environ["limit"]))'
 }
 
-export -f skip enter machine build tests sanitizer graphs bench
+export -f skip enter machine build tests sanitizer graphs decode bench
 
 # ---- One stage after the other, all within the deadline --------------------------------------------
 
@@ -179,5 +186,6 @@ stage build 240
 stage tests 140
 stage sanitizer 90
 stage graphs 40
+stage decode 60
 stage bench 180
 exit $failed
