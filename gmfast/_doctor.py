@@ -40,8 +40,8 @@ def doctor():
         lines.append(f"GPU: {torch.cuda.get_device_name()}")
 
     rows = [("operation", "cpu", "cuda", "elsewhere")]
-    rows += [(name, _implementation("cpu"), _implementation("cuda"), "plain PyTorch") for name in OPERATIONS]
-    rows.append(("decode programs", _executor("cpu"), _executor("cuda"), "plain PyTorch"))
+    names = (*OPERATIONS, "decode programs")
+    rows += [(name, _implementation("cpu"), _implementation("cuda"), "plain PyTorch") for name in names]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines.append("")
     lines += [
@@ -64,12 +64,3 @@ def _implementation(device):
     if "cuda" not in _library.devices:
         return "plain PyTorch (built without nvcc)"
     return "CUDA kernel" if torch.cuda.is_available() else "CUDA kernel (no GPU here)"
-
-
-def _executor(device):
-    """What runs decode programs."""
-    if "cpu" not in _library.devices:
-        return "plain PyTorch (no compiled library)"
-    if device == "cpu":
-        return f"C++ executor, {_library._C.cpu_level()}"
-    return "plain PyTorch (no executor for GPUs yet)"
