@@ -87,13 +87,11 @@ def test_doctor():
     text = gmfast.doctor()
     assert text.startswith(f"gmfast {gmfast.__version__}, torch {torch.__version__}, ")
     rows = {line.split()[0]: line for line in text.splitlines() if line}
-    for name in SIGNATURES:
+    for name in (*SIGNATURES, "decode"):
         assert (f"C++ kernel, {_library._C.cpu_level()}" if _library._C else "plain PyTorch") in rows[name]
         assert (
             "CUDA kernel" in rows[name] if "cuda" in _library.devices else "built without nvcc" in rows[name]
         )
-    expected = f"C++ executor, {_library._C.cpu_level()}" if _library._C else "plain PyTorch"
-    assert rows["decode"].startswith("decode programs ") and expected in rows["decode"]
 
 
 def test_without_the_compiled_library():
