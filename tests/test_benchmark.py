@@ -233,6 +233,12 @@ def test_gpu_kernels_script():
     gpu_kernels.check(torch.device("cpu"))
 
 
+def test_gpu_decode_script():
+    from gmfast.benchmarks import gpu_decode
+
+    gpu_decode.check(torch.device("cpu"))
+
+
 @pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="not in the source tree")
 def test_gpu_check_says_how_it_is_used():
     script = BENCHMARKS / "gpu_check.sh"
