@@ -29,6 +29,7 @@ class __attribute__((visibility("default"))) Team {
   void barrier();
 
  private:
+  void leave();
   void start();
   void work(int thread, uint32_t seen);
 
@@ -38,8 +39,13 @@ class __attribute__((visibility("default"))) Team {
   void (*body_)(void*, int) = nullptr;
   void* context_ = nullptr;
   bool stop_ = false;
-  std::mutex mutex_;
-  std::condition_variable wake_;
+  // Where threads sleep that nobody has called for long. A fork needs another: its parent's stays
+  // locked, or waited at, by threads that the fork does not have.
+  struct Sleep {
+    std::mutex mutex;
+    std::condition_variable wake;
+  };
+  std::unique_ptr<Sleep> sleep_;
   alignas(64) std::atomic<uint32_t> generation_{0};  // of calls to run()
   alignas(64) std::atomic<uint32_t> epoch_{0};       // of barriers
   alignas(64) std::atomic<int> arrived_{0};

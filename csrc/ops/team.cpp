@@ -35,22 +35,28 @@ Team::Team(int size) : size_(size) {}
 
 Team::~Team() {
   if (process_ != getpid()) {
-    // Threads of another process: there is nothing to join.
-    for (auto& thread : threads_) new std::thread(std::move(thread));
+    leave();
     return;
   }
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(sleep_->mutex);
     stop_ = true;
     generation_.fetch_add(1, std::memory_order_release);
   }
-  wake_.notify_all();
+  sleep_->wake.notify_all();
   for (auto& thread : threads_) thread.join();
 }
 
-void Team::start() {
+// Drops what belongs to another process, where there is nothing to join or to destroy.
+void Team::leave() {
   for (auto& thread : threads_) new std::thread(std::move(thread));
   threads_.clear();
+  sleep_.release();
+}
+
+void Team::start() {
+  leave();
+  sleep_ = std::make_unique<Sleep>();
   process_ = getpid();
   arrived_.store(0);
   for (int i = 1; i < size_; ++i)
@@ -61,12 +67,12 @@ void Team::run(void (*body)(void*, int), void* context) {
   if (size_ == 1) return body(context, 0);
   if (process_ != getpid()) start();
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(sleep_->mutex);
     body_ = body;
     context_ = context;
     generation_.fetch_add(1, std::memory_order_release);
   }
-  wake_.notify_all();
+  sleep_->wake.notify_all();
   body(context, 0);
   barrier();
 }
@@ -77,8 +83,8 @@ void Team::work(int thread, uint32_t seen) {
     while (generation_.load(std::memory_order_acquire) == seen && patience.wait()) {
     }
     if (generation_.load(std::memory_order_acquire) == seen) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
+      std::unique_lock<std::mutex> lock(sleep_->mutex);
+      sleep_->wake.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
     }
     ++seen;
     if (stop_) return;
