@@ -201,7 +201,7 @@ class Builder:
             num_params = 0 if params is None else params.channels * channels // total_channels
         else:
             num_params = head.num_params(channels)
-        params_channel = num_params // channels * first_channel
+        params_channel = num_params * first_channel // channels
         value = Slot(value) if isinstance(value, Value) else value
         self.steps.append(
             Draw(

@@ -16,6 +16,7 @@ _ELEMENTWISE = {
     ConcatELU: "concat_elu",
     GatedActivation: "gate",
 }
+_CHANNELS = {"gate": 0.5, "concat_elu": 2}  # that come out of an activation, for each that goes in
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 
@@ -38,9 +39,9 @@ def compile(
             arithmetic stays in float32.
         options: what a model's `decoder` takes, such as MADE's `order`.
 
-    A `Sequential` that begins with type A predicts: its program takes None first, then each value, and
-    returns what is said about the next. Any other takes the input at a position and returns its output.
-    Colours of a masked convolution with `channel_groups` are positions of their own.
+    A `Sequential` whose first masked convolution is of type A predicts: its program takes None first, then
+    each value, and returns what is said about the next. Any other takes the input at a position and returns
+    its output. Colours of a masked convolution with `channel_groups` are positions of their own.
 
     The weights are those of now: after further training, compile again.
 
@@ -78,10 +79,10 @@ def _sequential(modules: list[nn.Module], image_size: tuple[int, int] | None) ->
             "module: expected a Sequential with CausalConv1d, or one with MaskedConv2d, got "
             + ("both" if sound else "neither")
         )
-    if (image_size is None) != bool(sound):
-        raise ValueError(
-            f"image_size: expected {'(height, width)' if image else 'None for sound'}, got {image_size}"
-        )
+    fits = image_size is None if sound else _is_size(image_size)
+    if not fits:
+        expected = "None for sound" if sound else "a positive height and width"
+        raise ValueError(f"image_size: expected {expected}, got {image_size!r}")
     groups = image[0].channel_groups if image else 1
     for conv in image:
         if conv.channel_groups != groups:
@@ -95,10 +96,11 @@ def _sequential(modules: list[nn.Module], image_size: tuple[int, int] | None) ->
     if groups > 1 and not predicts:
         raise ValueError("module: expected mask type A in the first convolution of several channel_groups")
     height, width = image_size or (None, 1)
-    if image_size is not None and (height < 1 or width < 1):
-        raise ValueError(f"image_size: expected a positive height and width, got {image_size}")
-
     return _build(Builder(height, width), _fuse(modules, groups), groups, predicts)
+
+
+def _is_size(size) -> bool:
+    return isinstance(size, (tuple, list)) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
 
 
 def _fuse(modules: list[nn.Module], groups: int) -> list[tuple[nn.Module | None, str]]:
@@ -108,7 +110,7 @@ def _fuse(modules: list[nn.Module], groups: int) -> list[tuple[nn.Module | None,
         activation = _ELEMENTWISE.get(type(module))
         if activation is None:
             own = getattr(module, "activation", None) or "none"
-            layers.append((_check_conv(module), "none"))
+            layers.append((_check_conv(module, groups), "none"))
             if own == "none":
                 continue
             activation = "gate" if own == "gated" else own
@@ -127,54 +129,71 @@ def _fuse(modules: list[nn.Module], groups: int) -> list[tuple[nn.Module | None,
 
 
 def _build(builder: Builder, layers, groups: int, predicts: bool) -> Builder:
-    channels = _input_channels(layers)
-    source = builder.value(channels)
-    values = []  # what each layer makes: groups of channels fill it in turn
+    source = builder.value(_input_channels(layers))
+    network = []  # each layer with what it sees and what it makes: groups of channels fill that in turn
+    below, channels = source, source.channels
     for conv, activation in layers:
-        channels = conv.out_channels if conv is not None else channels
-        channels = channels // 2 if activation == "gate" else channels
-        channels = channels * 2 if activation == "concat_elu" else channels
-        values.append(builder.value(channels))
+        if conv is not None:
+            if conv.in_channels != channels:
+                raise ValueError(f"module: expected a convolution of {channels} channels, got {conv}")
+            channels = conv.out_channels
+        if activation == "gate" and channels % 2:
+            raise ValueError(f"module: expected an even number of channels for a gate, got {channels}")
+        channels = int(channels * _CHANNELS.get(activation, 1))
+        made = builder.value(channels)
+        network.append((conv, activation, below, made))
+        below = made
+    # What comes before a convolution of type A sees a position's own value, and so waits until it is known.
+    masked = [isinstance(conv, MaskedConv2d) for conv, _ in layers]
+    waiting = masked.index(True) if predicts else 0
     if not predicts:
         builder.draw(None, None, source, channels=source.channels)
+        builder.output = below
     for group in range(groups):
-        value = source
-        for (conv, activation), made in zip(layers, values, strict=True):
-            if conv is None:
-                share = value.channels // groups
-                operands = [([], None, share // (2 if activation == "gate" else 1), group * share)]
-            else:
-                operands = [(taps, bias, None, None) for taps, bias in _taps(value, conv, group)]
-            first = group * made.channels // groups
-            for taps, bias, outputs, add in operands:
-                form = {"activation": activation, "out": made[first]}
-                if activation == "concat_elu":
-                    form = {"activated": made, "activated_by": activation}
-                builder.layer(taps, bias, outputs=outputs, add=None if add is None else value[add], **form)
-                first += builder.steps[-1].outputs
-            value = made
+        for layer in network[waiting:]:
+            _append(builder, *layer, group, groups)
         if predicts:
             own = source.channels // groups
             builder.draw(
                 None,
-                value,
+                below,
                 source[group * own],
                 channels=own,
                 first_channel=group * own,
                 total_channels=source.channels,
             )
-        else:
-            builder.output = value
+        for layer in network[:waiting]:
+            _append(builder, *layer, group, groups)
     return builder
+
+
+def _append(
+    builder: Builder, conv, activation: str, below: Value, made: Value, group: int, groups: int
+) -> None:
+    """Appends what computes a group's channels of `made`."""
+    halves = 2 if activation == "gate" else 1
+    first = group * made.channels // groups
+    if conv is None:
+        share = below.channels // groups
+        operands = [([], None, share // halves, below[group * share])]
+    else:
+        outputs = conv.out_channels // groups // halves
+        operands = [(taps, bias, outputs, None) for taps, bias in _taps(below, conv, group)]
+    for taps, bias, outputs, add in operands:
+        form = {"activation": activation, "out": made[first]}
+        if activation == "concat_elu":
+            form = {"activated": made, "activated_by": activation}
+        builder.layer(taps, bias, outputs=outputs, add=add, **form)
+        first += builder.steps[-1].outputs
 
 
 def _input_channels(layers) -> int:
     """Channels of the input, from the first convolution's and the activations before it."""
-    double = 1.0
+    share = 1.0
     for conv, activation in layers:
         if conv is not None:
-            return int(conv.in_channels * double)
-        double *= {"gate": 2, "concat_elu": 0.5}.get(activation, 1)
+            return int(conv.in_channels / share)
+        share *= _CHANNELS.get(activation, 1)
 
 
 def _is_split(conv: nn.Module | None) -> bool:
@@ -194,11 +213,15 @@ def _taps(value: Value, conv: nn.Module, group: int) -> list[tuple[list[Tap], to
     return [(causal_conv_taps(value, conv, group=g), bias) for g, bias in enumerate(biases)]
 
 
-def _check_conv(module: nn.Module) -> nn.Module:
+def _check_conv(module: nn.Module, channel_groups: int) -> nn.Module:
     """The convolution. Raises TypeError for what is none that can be compiled."""
     if isinstance(module, (CausalConv1d, MaskedConv2d)):
         return module
     if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        if channel_groups > 1:
+            raise TypeError(
+                f"module: expected only masked convolutions with several channel_groups, got {module}"
+            )
         once = all(size == 1 for size in (*module.kernel_size, *module.stride))
         if once and module.groups == 1 and not any(module.padding):
             return module

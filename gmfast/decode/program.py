@@ -1,5 +1,6 @@
 """Decode programs: a model compiled to layers that run for one position after another."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from ..ops import _seed
+from ..ops import _check, _seed
 from ..reference.decode import Decoder as ReferenceDecoder
 from .builder import ACTIVATIONS, GATES, Builder, Draw, Layer, Slot, Value
 
@@ -50,6 +51,7 @@ class Program:
         # Whose kernels run it; None: the reference does.
         self._kernels = self.device.type if self.device.type in _library.devices else None
         self._packed = _pack_all(self) if self._compiled else None
+        self._copy_weights()
         self.batch = None
 
     @property
@@ -61,6 +63,11 @@ class Program:
         """Positions, or None without end."""
         height = self._builder.height
         return None if height is None else height * self._builder.width
+
+    @property
+    def _end(self) -> int:
+        """The position behind the last."""
+        return 2**62 if self.length is None else self.length
 
     @property
     def position(self) -> int:
@@ -78,24 +85,18 @@ class Program:
         conditional model. Returns the program."""
         if batch < 0:
             raise ValueError(f"batch: expected a number of samples, got {batch}")
-        conditional = any(layer.embedding is not None for layer in self._layers())
-        if conditional != (label is not None):
-            expected = f"{batch} classes" if conditional else "None, because the model is not conditional"
-            raise ValueError(f"label: expected {expected}, got {'classes' if label is not None else 'None'}")
-        if label is not None and label.shape != (batch,):
-            raise ValueError(f"label: expected {batch} classes, got shape {tuple(label.shape)}")
-        self.batch, self._label = batch, label
+        self.batch, self._label = batch, self._check_label(label, batch)
         self._values, self._left = [], []
         for value in self._builder.values:
-            columns = 1 if value.local else math.ceil(self._builder.width / value.scale)
-            left, right = (0, 0) if value.local else (value.left, value.right)
-            shape = (value.above + 1, left + columns + right, batch, -(-value.channels // 16) * 16)
+            shape = self._shape(value, batch)
             # A vector may read beyond the last channel.
             memory = torch.zeros(math.prod(shape) + 64, dtype=self.dtype, device=self.device)
             self._values.append(memory[: math.prod(shape)].view(shape))
-            self._left.append(left)
+            self._left.append(0 if value.local else value.left)
         decoders = {"cpu": _Decoder, "cuda": _CudaDecoder, None: ReferenceDecoder}
         self._decoder = decoders[self._kernels](self)
+        if self._builder.output is not None:  # layers of whole rows come before the input
+            self._decoder.step(None, None, self._end)
         return self
 
     def step(self, x: Tensor | None = None, local: Tensor | None = None) -> Tensor:
@@ -110,24 +111,24 @@ class Program:
         """
         self._check_started()
         waiting = self._at_draw()
-        if self.length is not None and self.position >= self.length:
+        if self.position == self.length or self._at_last_draw():
             raise ValueError(f"x: expected a position to come, got one behind all {self.length}")
         if (x is None) == (waiting is not None):
             raise ValueError(f"x: expected {'None at the start' if x is not None else 'a tensor'}")
         if x is not None:
+            if not isinstance(x, Tensor):
+                raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
             if tuple(x.shape) != (self.batch, waiting.channels):
                 raise ValueError(
                     f"x: expected shape ({self.batch}, {waiting.channels}), got {tuple(x.shape)}"
                 )
             x = x.to(self.device, self.dtype).contiguous()
-        features = self._check_features(None if local is None else local.unsqueeze(2), 1)
-        self._decoder.step(x, features, 2**62 if self.length is None else self.length)
-        at = self._at_draw()
-        if at is not None and at.params is not None:
-            return self._read(at.params, at.params_channel, at.num_params)
+        features = self._check_features(local)
+        self._decoder.step(x, features, self._end)
         if self._builder.output is not None:
             return self._read(self._builder.output, 0, self._builder.output.channels)
-        raise ValueError(f"x: expected a position to come, got the last of all {self.length}")
+        at = self._at_draw()
+        return self._read(at.params, at.params_channel, at.num_params)
 
     def sample(
         self,
@@ -143,25 +144,28 @@ class Program:
         """Fills `x` (batch, channels, positions), of the program's dtype and contiguous, from where the
         program is; what `keep` marks (a tensor like x) is taken as given. Returns x.
 
-        `samples` (batch,): the index of each sample in the noise, by default 0, 1, …. `progress(n)` is called
-        now and then, after n more positions. Ctrl-C stops between positions and leaves x drawn up to there.
+        `samples` (batch,): the index of each sample in the noise, all different, by default 0, 1, ….
+        `progress(n)` is called now and then, after n more positions. Ctrl-C, or an exception from `progress`,
+        stops between positions and leaves x drawn up to there; another call goes on.
         """
         self._check_started()
-        x_positions = x.shape[2]
         draws = [stage for stage in self._stages if isinstance(stage, Draw)]
         if any(draw.head is None for draw in draws):
             raise ValueError("sample: expected a program that ends in a distribution, got one without a head")
-        if x.shape[0] != self.batch or x.dtype != self.dtype or not x.is_contiguous():
-            raise ValueError(
-                f"x: expected {self.batch} contiguous samples of {self.dtype}, got {x.dtype} "
-                f"of shape {tuple(x.shape)}"
-            )
+        _check.number("temperature", temperature, 0, 1e30)
+        self._check_drawn(x, draws)
+        keep = None if keep is None else self._check_keep(keep, x, draws)
         if samples is None:
             samples = torch.arange(self.batch, device=self.device)
-        keep = None if keep is None else keep.expand(x.shape).to(torch.uint8).contiguous()
-        features = self._check_features(local, x_positions)
+        elif samples.shape != (self.batch,) or samples.dtype != torch.int64 or samples.device != self.device:
+            raise ValueError(
+                f"samples: expected {self.batch} int64 indices on {self.device}, got {samples.dtype} of "
+                f"shape {tuple(samples.shape)} on {samples.device}"
+            )
+        samples = samples.contiguous()
+        features = self._check_features(local, x.shape[2])
         seed = _seed.as_tensor(seed, self.device)
-        end = x_positions if self.length is None else self.length
+        end = x.shape[2] if self.length is None else self.length
         if self.batch:
             self._decoder.sample(x, keep, samples, features, seed, temperature, end, progress)
         return x
@@ -177,17 +181,20 @@ class Program:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> "Program":
         """Continues from a `state_dict`. Raises ValueError for one of another model."""
-        first = state.get("values.0")
-        if first is None or first.dim() != 4:
-            raise ValueError("state: expected what state_dict of a program returns, got no values")
-        label = state.get("label")
-        self.start(first.shape[2], None if label is None else label.to(self.device))
-        for i, value in enumerate(self._values):
-            saved = state.get(f"values.{i}")
-            if saved is None or saved.shape != value.shape:
+        first, label = state.get("values.0"), state.get("label")
+        if first is None or first.dim() != 4 or "cursor" not in state:
+            raise ValueError(
+                "state: expected what state_dict of a program returns, got no values or no cursor"
+            )
+        batch = first.shape[2]
+        for i, value in enumerate(self._builder.values):
+            saved, expected = state.get(f"values.{i}"), self._shape(value, batch)
+            if saved is None or tuple(saved.shape) != expected:
                 came = None if saved is None else tuple(saved.shape)
-                raise ValueError(f"state: expected values.{i} of shape {tuple(value.shape)}, got {came}")
-            value.copy_(saved)
+                raise ValueError(f"state: expected values.{i} of shape {expected}, got {came}")
+        self.start(batch, None if label is None else label.to(self.device))
+        for i, value in enumerate(self._values):
+            value.copy_(state[f"values.{i}"])
         self._decoder.cursor = tuple(state["cursor"].tolist())
         return self
 
@@ -198,17 +205,85 @@ class Program:
         if self.batch is None:
             raise ValueError("start: expected a call of start before this one")
 
-    def _check_features(self, features: Tensor | None, length: int) -> Tensor | None:
+    def _check_label(self, label: Tensor | None, batch: int) -> Tensor | None:
+        """A copy of the labels as int64. Their values are looked at on the CPU only."""
+        embedding = next((layer.embedding for layer in self._layers() if layer.embedding is not None), None)
+        if (embedding is None) != (label is None):
+            expected = (
+                "None, because the model is not conditional" if embedding is None else f"{batch} classes"
+            )
+            raise ValueError(f"label: expected {expected}, got {'None' if label is None else 'classes'}")
+        if label is None:
+            return None
+        integers = not (label.is_floating_point() or label.is_complex() or label.dtype == torch.bool)
+        if label.shape != (batch,) or not integers:
+            raise ValueError(
+                f"label: expected {batch} classes, got {label.dtype} of shape {tuple(label.shape)}"
+            )
+        label, last = label.to(self.device, torch.int64, copy=True), len(embedding) - 1
+        if label.device.type == "cpu" and batch and (label.min() < 0 or label.max() > last):
+            raise ValueError(
+                f"label: expected classes from 0 to {last}, got values from {label.min()} to {label.max()}"
+            )
+        return label
+
+    def _check_drawn(self, x: Tensor, draws: list[Draw]) -> None:
+        """Raises ValueError unless the draws fill `x`."""
+        positions = x.shape[-1] if self.length is None else self.length
+        if any(draw.position is not None for draw in draws):
+            positions = 1 + max(draw.position for draw in draws)
+        expected = (self.batch, draws[0].total_channels, positions)
+        fits = x.dtype == self.dtype and x.device == self.device and x.is_contiguous()
+        if tuple(x.shape) != expected or not fits:
+            raise ValueError(
+                f"x: expected a contiguous tensor of {self.dtype} of shape {expected} on {self.device}, got "
+                f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"
+            )
+
+    def _check_keep(self, keep: Tensor, x: Tensor, draws: list[Draw]) -> Tensor:
+        """What is kept of each number in `x`, as bytes."""
+        try:
+            keep = (keep != 0).expand(x.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"keep: expected a shape that expands to {tuple(x.shape)}, got {tuple(keep.shape)}"
+            ) from None
+        if draws[0].channels > 1 and (keep != keep[:, :1]).any():
+            raise ValueError("keep: expected the same for all channels, which are drawn together")
+        return keep.to(torch.uint8).contiguous()
+
+    def _check_features(self, features: Tensor | None, *length: int) -> Tensor | None:
+        """Local features of a length, or of one position, as (batch, features, length)."""
         value = self._builder.features
         if value is None:
             if features is not None:
                 raise ValueError("local: expected None, because the model takes none, got features")
             return None
-        expected = (self.batch, value.channels, length)
+        expected = (self.batch, value.channels, *length)
         if features is None or tuple(features.shape) != expected:
             came = None if features is None else tuple(features.shape)
             raise ValueError(f"local: expected shape {expected}, got {came}")
+        features = features if length else features.unsqueeze(2)
         return features.to(self.device, self.dtype).contiguous()
+
+    def _shape(self, value: Value, batch: int) -> tuple[int, ...]:
+        """Rows, columns, samples and channels that are kept of a value."""
+        columns = 1
+        if not value.local:
+            columns = value.left + math.ceil(self._builder.width / value.scale) + value.right
+        return value.above + 1, columns, batch, -(-value.channels // 16) * 16
+
+    def _copy_weights(self) -> None:
+        """Lets further training of the model leave the program as it is."""
+
+        def copy(weight):
+            return None if weight is None else weight.detach().clone()
+
+        for layer in self._layers():
+            layer.embedding = copy(layer.embedding)
+            if not self._compiled:  # else they are packed
+                layer.bias = copy(layer.bias)
+                layer.taps = [dataclasses.replace(tap, weight=copy(tap.weight)) for tap in layer.taps]
 
     def _steps(self) -> list[list[Layer] | Draw | None]:
         """The stages; None stands for taking the features in."""
@@ -220,6 +295,16 @@ class Program:
             return None
         at = self._steps()[step]
         return at if isinstance(at, Draw) else None
+
+    def _at_last_draw(self) -> bool:
+        """Whether nothing is said after what is waited for."""
+        position, step = self._decoder.cursor
+        if self._builder.output is not None or position + 1 != self.length:
+            return False
+        return (
+            not any(isinstance(stage, Draw) for stage in self._steps()[step + 1 :])
+            and self._at_draw() is not None
+        )
 
     def _read(self, value: Value, channel: int, channels: int) -> Tensor:
         return self._values[value.index][0, 0, :, channel : channel + channels].clone()

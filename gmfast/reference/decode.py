@@ -27,19 +27,16 @@ class Decoder:
         self._weights, self._offsets = {}, {}
         for layer in program._layers():
             with torch.no_grad():
-                if layer.taps:
-                    weight = torch.cat(
-                        [tap.matrix for tap in layer.taps if not tap.depthwise]
-                        or [layer.taps[0].matrix[:, :0]],
-                        1,
-                    )
-                    self._weights[layer] = weight.to(program.weight_dtype).to(program.dtype)
-                offset = 0 if layer.bias is None else layer.bias
+                dense = [tap.matrix for tap in layer.taps if not tap.depthwise]
+                if dense:
+                    weight = torch.cat(dense, 1).to(program.weight_dtype)
+                    self._weights[layer] = weight.to(program.dtype)
+                offset = torch.zeros(layer.sums, dtype=program.dtype, device=program.device)
+                if layer.bias is not None:
+                    offset = offset + layer.bias
                 if layer.embedding is not None:
                     offset = offset + layer.embedding[program._label]
-                self._offsets[layer] = (
-                    offset if layer.bias is None and layer.embedding is None else offset.to(program.dtype)
-                )
+                self._offsets[layer] = offset.to(program.dtype)
 
     @torch.no_grad()
     def step(self, fed, features, end):
@@ -148,10 +145,10 @@ class Decoder:
         if kept is None or not kept.all():
             count = draw.head.num_params(draw.total_channels)
             params = self._at(draw.params, position)[:, :count].unsqueeze(2)
-            if len(samples) and int(samples.max()) + 1 != len(samples):  # the head counts from 0
-                params = params.new_zeros(int(samples.max()) + 1, *params.shape[1:]).index_copy(
-                    0, samples, params
-                )
+            if not torch.equal(samples, torch.arange(len(samples), device=samples.device)):
+                # The head counts from 0.
+                rows = params.new_zeros(int(samples.max()) + 1, *params.shape[1:])
+                params = rows.index_copy(0, samples, params)
             drawn = draw.head.sample(
                 params, draw.total_channels, seed=seed, temperature=temperature, position=at
             )[samples][:, mine, 0]
