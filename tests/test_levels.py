@@ -41,6 +41,17 @@ def test_operations_under(level, device):
     assert f"SIMD level {level}" in done.stdout
 
 
+@pytest.mark.parametrize("level", lower_levels())
+def test_decode_programs_under(level, device):
+    if device.type != "cpu":
+        pytest.skip("SIMD levels are the CPU's")
+    kept = "(parameters or bits or convolutions or wide or bfloat16) and not reference"
+    tests = [str(TESTS.parent / "decode" / name) for name in ("test_compile.py", "test_models.py")]
+    done = run(level, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-k", kept, *tests)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert f"SIMD level {level}" in done.stdout
+
+
 def test_level_that_the_machine_lacks_is_not_used():
     """GMFAST_CPU_ISA only lowers the level."""
     if not lower_levels():

@@ -46,6 +46,11 @@ def execute(program, *arguments):
 
 def run(name, sanitizer, cases):
     """Runs the driver's kernels on `cases`; a sanitizer's report fails the test."""
+    run_program(compile_driver(name, sanitizer), cases)
+
+
+def run_program(program, cases):
+    """As `run`, with any program that driver.h makes."""
     memories = []
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder, "cases"), Path(folder, "results")
@@ -55,9 +60,9 @@ def run(name, sanitizer, cases):
                     if isinstance(item, torch.Tensor):
                         memories.append(_bytes_of(item))
                     file.write(_encode(item))
-        result = execute(compile_driver(name, sanitizer), inputs, outputs)
+        result = execute(program, inputs, outputs)
         if result.returncode:
-            raise AssertionError(f"{name} with -fsanitize={sanitizer}:\n{result.stderr[-6000:]}")
+            raise AssertionError(f"{program.name}:\n{result.stderr[-6000:]}")
         data = bytearray(outputs.read_bytes())
     position = 0
     for memory in memories:

@@ -1,0 +1,140 @@
+"""The executor and its threads by themselves (tests/native/decode.cpp), under ThreadSanitizer, and under
+AddressSanitizer with UndefinedBehaviorSanitizer, on decode programs recorded here."""
+
+import pytest
+import torch
+from cuda_on_cpu.emulator import DTYPES, SANITIZERS, run_program
+from decode.stepping import started
+from decode.test_models import CASES
+from native.harness import build, simd_levels
+
+from gmfast import _library, decode
+from gmfast.decode.builder import Builder, Tap
+from gmfast.models.heads import Categorical
+
+pytestmark = pytest.mark.skipif(_library._C is None, reason="needs the compiled library")
+
+#: Not v4, whose masked loads and stores no sanitizer sees.
+LEVEL = [level for level in simd_levels() if level != "v4"][-1]
+
+
+class Depthwise(torch.nn.Module):
+    """Depthwise taps, by themselves, with others and in a gate, which no model has: of 19 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.input = torch.nn.Parameter(torch.randn(38, 1) * 2)
+        self.depthwise = torch.nn.Parameter(torch.randn(4, 38))
+        self.output = torch.nn.Parameter(torch.randn(9, 19))
+
+    def decoder(self):
+        builder = Builder(None, 1)
+        x, wide, mixed, gated, params = (builder.value(channels) for channels in (1, 38, 76, 19, 9))
+        builder.layer([Tap(x, self.input, -1)], out=wide, activation="silu")
+        taps = [Tap(wide, weight, row) for row, weight in enumerate(self.depthwise[:3], -2)]
+        builder.layer(taps, activated=mixed, activated_by="concat_elu")
+        taps = [Tap(mixed, self.depthwise[3], channel=38), Tap(x, self.input, -3)]
+        builder.layer(taps, activation="gate", out=gated)
+        builder.layer([Tap(gated, self.output)], out=params)
+        builder.draw(Categorical(9), params, x)
+        return builder
+
+
+def compile_program(sanitizer):
+    flags = [*simd_levels()[LEVEL], f"-DGMFAST_LEVEL={LEVEL}", "-std=c++20", "-O1", "-g1", "-pthread"]
+    flags += ["-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # as CMakeLists.txt
+    flags += [f"-fsanitize={SANITIZERS[sanitizer]}", "-fno-sanitize-recover=undefined"]
+    flags += ["-Wl,--wrap=_ZN6gmfast4Team7barrierEv"]
+    sources = ["tests/native/decode.cpp", "csrc/cpu/decode.cpp", "csrc/ops/team.cpp"]
+    return build(sources, flags=flags, name=f"decode-{LEVEL}-{sanitizer}")
+
+
+def record(monkeypatch, program, label, x, keep=None, local=None, *, barriers=True):
+    """The items of a case (tests/native/decode.cpp): the program at its start, and how it samples."""
+    recorded = []
+    with monkeypatch.context() as patch:
+        patch.setattr(_library._C, "Decoder", lambda *fields: recorded.extend(fields))
+        memory = program.start(len(x), label)._decoder._memory
+    dtype, weight_dtype, values, taps, layers, draws, steps, columns, features, size, scale, _ = recorded
+
+    blocks = []  # what Python keeps alive for the executor, as bytes
+    for tensor in _tensors(memory):
+        storage = tensor.untyped_storage()
+        blocks.append((storage.data_ptr(), storage.nbytes(), tensor))
+
+    def relocate(fields, pointers):
+        return [p if i not in pointers or p == 0 else _place(p, blocks) for i, p in enumerate(fields)]
+
+    values = [relocate(fields, {0}) for fields in values]
+    layers = [relocate(fields, {2, 3, 4}) for fields in layers]
+    dtypes = [DTYPES.index(getattr(torch, name)) for name in (dtype, weight_dtype)]
+    case = [int(not barriers), *dtypes, columns, *features, size, float(scale)]
+    for structs in (values, taps, layers, draws, steps):
+        fields = [int(field) for struct in structs for field in struct]
+        case += [len(structs), torch.tensor(fields, dtype=torch.int64)]
+    case.append(len(blocks))
+    for _, nbytes, tensor in blocks:
+        case += [nbytes, tensor]
+    end = x.shape[2] if program.length is None else program.length
+    case += [len(x), end, x.shape[1], x.shape[2], 5, 1.0, x]
+    keep = None if keep is None else keep.to(torch.uint8).contiguous()
+    return [*case, keep, torch.arange(len(x)), None if local is None else local.to(program.dtype)]
+
+
+def _tensors(memory):
+    if isinstance(memory, torch.Tensor):
+        return [memory]
+    return [tensor for part in memory for tensor in _tensors(part)]
+
+
+def _place(pointer, blocks):
+    for index, (start, nbytes, _) in enumerate(blocks):
+        if start <= pointer < start + nbytes:
+            return 1 + (index << 40) + pointer - start
+    raise AssertionError("a pointer to memory that nobody keeps")
+
+
+def cases(monkeypatch):
+    """Recorded programs, of all kinds of layers and draws, and what they sample in this process: one sample,
+    two and many, because these are computed in tiles of their own."""
+    panel = {"v3": 64}.get(LEVEL, 32)  # bytes
+    monkeypatch.setattr(_library._C, "decode_panel", lambda itemsize: panel // itemsize)
+    names = ["gated", "pixelcnnpp", "pixelcnnpp-grey", "wavenet-conditional", "pixelcnn-bernoulli", "made"]
+    forms = [(torch.float64, None), (torch.float32, None), (torch.float32, "bfloat16")]
+    for i, name in enumerate(names):
+        case, (dtype, weights) = CASES[name], forms[i % 3]
+        for n in (1, 2, 11) if name == "gated" else ((1, 2, 11)[i % 3],):
+            program = case.program(dtype, weights)
+            given, keep = case.given(n) if i % 2 else (torch.zeros(n, *case.positions), None)
+            x = given.to(dtype)
+            yield program, case.label(n), x, keep, case.local(n)
+    torch.manual_seed(2)
+    module = Depthwise()
+    for n in (1, 2, 11):
+        for weights in (None, "bfloat16"):
+            yield decode.compile(module, weights=weights), None, torch.zeros(n, 1, 12), None, None
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_nothing_is_reported(sanitizer, monkeypatch):
+    """No race and no access out of bounds on 1 to 4 threads, which all leave the same bits; and what is drawn
+    is what the reference draws."""
+    items, drawn = [], []
+    for program, label, x, keep, local in cases(monkeypatch):
+        expected = started(program, "reference", len(x), label)
+        expected.sample(y := x.clone(), keep, seed=5, local=local)
+        items.append(record(monkeypatch, program, label, x, keep, local))
+        drawn.append((x, y))
+    run_program(compile_program(sanitizer), items)
+    for x, expected in drawn:
+        assert x.unique().numel() > 1
+        if x.dtype == torch.float64:  # a draw in float32 may lie within rounding of a boundary
+            assert torch.equal(x, expected)
+
+
+def test_a_missing_barrier_is_a_race(monkeypatch):
+    """The sanitizer would see it: without its barriers the executor's threads read what others write."""
+    program, label, x, keep, local = next(cases(monkeypatch))
+    case = record(monkeypatch, program, label, x, keep, local, barriers=False)
+    with pytest.raises(AssertionError, match="data race"):
+        run_program(compile_program("thread"), [case])

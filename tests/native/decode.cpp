@@ -1,0 +1,210 @@
+// Runs decode programs, which tests/decode/test_sanitizers.py records, with a sanitizer.
+//
+// Each runs on teams of 1 to 4 threads, a few positions at a time, with pauses in which the
+// threads fall asleep, and once more with its draws fed one by one. All must end with the same
+// bits.
+#include "../../csrc/decode.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/cpu/team.h"
+#include "../cuda_on_cpu/driver.h"
+
+using namespace gmfast;
+
+// The executor's barriers come here (the linker's --wrap), those inside Team do not.
+bool without_barrier = false;
+extern "C" void __real__ZN6gmfast4Team7barrierEv(Team* team);
+extern "C" void __wrap__ZN6gmfast4Team7barrierEv(Team* team) {
+  if (!without_barrier) __real__ZN6gmfast4Team7barrierEv(team);
+}
+
+namespace {
+
+// Memory that is allocated by itself and just so long: AddressSanitizer knows its end.
+using Block = std::vector<char>;
+
+template <class T>
+struct Structs {
+  int64_t count;
+  T* data;
+};
+
+template <class T>
+Structs<T> structs(Cases& cases) {
+  const int64_t count = cases.integer();
+  return {count, reinterpret_cast<T*>(cases.memory())};
+}
+
+// A recorded pointer: 0, or 1 + the number of a block * 2^40 + bytes from its start.
+template <class Pointer>
+void relocate(Pointer& pointer, std::vector<Block>& blocks) {
+  const int64_t recorded = reinterpret_cast<int64_t>(pointer) - 1;
+  pointer = nullptr;
+  if (recorded < 0) return;
+  pointer = blocks[recorded >> 40].data() + (recorded & ((int64_t(1) << 40) - 1));
+}
+
+struct Case {
+  explicit Case(Cases& cases) {
+    DecodeProgram& program = run.program;
+    program.dtype = DType(cases.integer());
+    program.weight_dtype = DType(cases.integer());
+    program.columns = cases.integer();
+    program.features.value = cases.integer();
+    program.features.channel = cases.integer();
+    program.num_features = cases.integer();
+    program.log_scale_min = cases.real();
+    values = structs<DecodeValue>(cases);
+    program.taps = structs<DecodeTap>(cases).data;
+    layers = structs<DecodeLayer>(cases);
+    program.draws = structs<DecodeDraw>(cases).data;
+    const auto steps = structs<DecodeStep>(cases);
+    program.steps = steps.data;
+    program.num_steps = steps.count;
+    for (int64_t count = cases.integer(); count > 0; --count) {
+      const int64_t bytes = cases.integer();
+      blocks.emplace_back(bytes);
+      std::copy_n(cases.memory(), bytes, blocks.back().data());
+    }
+    run.batch = cases.integer();
+    run.end = cases.integer();
+    run.x_channels = cases.integer();
+    run.x_positions = run.features_positions = cases.integer();
+    run.seed = cases.integer();
+    run.temperature = cases.real();
+    run.x = cases.memory();
+    run.keep = reinterpret_cast<uint8_t*>(cases.memory());
+    run.samples = reinterpret_cast<int64_t*>(cases.memory());
+    run.features = cases.memory();
+  }
+
+  int64_t element_size() const { return run.program.dtype == DType::float64 ? 8 : 4; }
+  int64_t x_bytes() const { return run.batch * run.x_channels * run.x_positions * element_size(); }
+
+  DecodeRun run{};
+  Structs<DecodeValue> values;
+  Structs<DecodeLayer> layers;
+  std::vector<Block> blocks;  // of weights and values
+};
+
+// What a program leaves: its memory, and what it drew behind that.
+class Execution {
+ public:
+  Execution(const Case& from, int threads)
+      : case_(from),
+        team_(threads),
+        run_(from.run),
+        values_(from.values.data, from.values.data + from.values.count),
+        layers_(from.layers.data, from.layers.data + from.layers.count),
+        blocks_(from.blocks) {
+    for (DecodeValue& value : values_) relocate(value.data, blocks_);
+    for (DecodeLayer& layer : layers_) {
+      relocate(layer.weight, blocks_);
+      relocate(layer.bias, blocks_);
+      relocate(layer.context, blocks_);
+    }
+    blocks_.emplace_back(from.x_bytes());
+    std::copy_n(static_cast<char*>(run_.x), from.x_bytes(), blocks_.back().data());
+    run_.x = blocks_.back().data();
+    run_.program.values = values_.data();
+    run_.program.layers = layers_.data();
+    run_.team = &team_;
+    run_.cursor = cursor_;
+  }
+
+  void sample() {
+    for (int64_t piece = 1; cursor_[0] < case_.run.end; ++piece) {
+      go(std::min(case_.run.end, cursor_[0] + piece));
+      if (piece < 3) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+  }
+
+  // As `sample`, with `x` in place of what is drawn.
+  void feed(const char* x) {
+    run_.stop_at_draw = true;
+    run_.features_positions = 1;
+    const char* features = static_cast<const char*>(case_.run.features);
+    const int64_t size = case_.element_size();
+    const auto pick = [&](const char* from, int64_t rows, int64_t row_length, int64_t at) {
+      Block picked(rows * size);
+      for (int64_t row = 0; row < rows; ++row) {
+        std::copy_n(from + (row * row_length + at) * size, size, picked.data() + row * size);
+      }
+      return picked;
+    };
+    Block fed(0);
+    while (true) {
+      const int64_t position = cursor_[0] + (cursor_[1] > 0);  // whose layers run
+      Block local(0);
+      if (features && position < case_.run.end) {
+        local = pick(features, run_.batch * run_.program.num_features, run_.x_positions, position);
+      }
+      run_.features = local.data();
+      run_.first_feature = position;
+      go(case_.run.end);
+      if (cursor_[0] == case_.run.end) return;
+      const DecodeStep& step = run_.program.steps[cursor_[1]];
+      const DecodeDraw& draw = run_.program.draws[step.begin];
+      fed = Block(run_.batch * draw.channels * size);
+      for (int64_t b = 0; b < run_.batch; ++b) {
+        const int64_t first = (b * run_.x_channels + draw.first_channel) * run_.x_positions;
+        const Block values = pick(x + first * size, draw.channels, run_.x_positions,
+                                  draw.position < 0 ? cursor_[0] : draw.position);
+        std::copy_n(values.data(), values.size(), fed.data() + b * values.size());
+      }
+      run_.fed = fed.data();
+    }
+  }
+
+  const Block& x() const { return blocks_.back(); }
+
+  // Whether both remember the same.
+  bool operator==(const Execution& other) const {
+    return std::equal(blocks_.begin(), blocks_.end() - 1, other.blocks_.begin());
+  }
+
+ private:
+  void go(int64_t end) {
+    run_.position = cursor_[0];
+    run_.step = cursor_[1];
+    run_.end = end;
+    GMFAST_JOIN(decode, GMFAST_LEVEL)(run_);
+  }
+
+  const Case& case_;
+  Team team_;
+  DecodeRun run_;
+  std::vector<DecodeValue> values_;
+  std::vector<DecodeLayer> layers_;
+  std::vector<Block> blocks_;
+  int64_t cursor_[2] = {0, 0};
+};
+
+void check(bool same, const char* what) {
+  if (same) return;
+  std::fprintf(stderr, "other bits %s\n", what);
+  std::exit(1);
+}
+
+}  // namespace
+
+void run_case(Cases& cases) {
+  without_barrier = cases.integer();
+  const Case program(cases);
+  Execution alone(program, 1);
+  alone.sample();
+  for (int threads = 2; threads <= 4; ++threads) {
+    Execution together(program, threads);
+    together.sample();
+    check(together == alone && together.x() == alone.x(), "of several threads");
+  }
+  Execution fed(program, 2);
+  fed.feed(alone.x().data());
+  check(fed == alone, "when fed");
+  std::copy_n(alone.x().data(), alone.x().size(), static_cast<char*>(program.run.x));
+}
