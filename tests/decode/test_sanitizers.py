@@ -9,6 +9,7 @@ from decode.test_models import CASES
 from native.harness import build, simd_levels
 
 from gmfast import _library, decode
+from gmfast.decode import program as programs
 from gmfast.decode.builder import Builder, Tap
 from gmfast.models.heads import Categorical
 
@@ -49,49 +50,22 @@ def compile_program(sanitizer):
     return build(sources, flags=flags, name=f"decode-{LEVEL}-{sanitizer}")
 
 
-def record(monkeypatch, program, label, x, keep=None, local=None, *, barriers=True):
+def record(program, label, x, keep=None, local=None, *, barriers=True):
     """The items of a case (tests/native/decode.cpp): the program at its start, and how it samples."""
-    recorded = []
-    with monkeypatch.context() as patch:
-        patch.setattr(_library._C, "Decoder", lambda *fields: recorded.extend(fields))
-        memory = program.start(len(x), label)._decoder._memory
-    dtype, weight_dtype, values, taps, layers, draws, steps, columns, features, size, scale, _ = recorded
-
-    blocks = []  # what Python keeps alive for the executor, as bytes
-    for tensor in _tensors(memory):
-        storage = tensor.untyped_storage()
-        blocks.append((storage.data_ptr(), storage.nbytes(), tensor))
-
-    def relocate(fields, pointers):
-        return [p if i not in pointers or p == 0 else _place(p, blocks) for i, p in enumerate(fields)]
-
-    values = [relocate(fields, {0}) for fields in values]
-    layers = [relocate(fields, {2, 3, 4}) for fields in layers]
-    dtypes = [DTYPES.index(getattr(torch, name)) for name in (dtype, weight_dtype)]
-    case = [int(not barriers), *dtypes, columns, *features, size, float(scale)]
-    for structs in (values, taps, layers, draws, steps):
-        fields = [int(field) for struct in structs for field in struct]
-        case += [len(structs), torch.tensor(fields, dtype=torch.int64)]
-    case.append(len(blocks))
-    for _, nbytes, tensor in blocks:
-        case += [nbytes, tensor]
+    structs, memory = programs._structs(program.start(len(x), label), programs._taps)
+    dtypes = [DTYPES.index(getattr(torch, name)) for name in (structs.dtype, structs.weight_dtype)]
+    case = [int(not barriers), *dtypes, structs.columns, *structs.features, structs.num_features]
+    case.append(structs.log_scale_min)
+    for rows in (structs.values, structs.taps, structs.layers, structs.draws, structs.steps):
+        case += [len(rows), torch.tensor(rows, dtype=torch.int64)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in memory if tensor.numel()}
+    case.append(len(storages))
+    for address, tensor in storages.items():
+        case += [address, tensor.untyped_storage().nbytes(), tensor]
     end = x.shape[2] if program.length is None else program.length
     case += [len(x), end, x.shape[1], x.shape[2], 5, 1.0, x]
     keep = None if keep is None else keep.to(torch.uint8).contiguous()
     return [*case, keep, torch.arange(len(x)), None if local is None else local.to(program.dtype)]
-
-
-def _tensors(memory):
-    if isinstance(memory, torch.Tensor):
-        return [memory]
-    return [tensor for part in memory for tensor in _tensors(part)]
-
-
-def _place(pointer, blocks):
-    for index, (start, nbytes, _) in enumerate(blocks):
-        if start <= pointer < start + nbytes:
-            return 1 + (index << 40) + pointer - start
-    raise AssertionError("a pointer to memory that nobody keeps")
 
 
 def cases(monkeypatch):
@@ -123,7 +97,7 @@ def test_nothing_is_reported(sanitizer, monkeypatch):
     for program, label, x, keep, local in cases(monkeypatch):
         expected = started(program, "reference", len(x), label)
         expected.sample(y := x.clone(), keep, seed=5, local=local)
-        items.append(record(monkeypatch, program, label, x, keep, local))
+        items.append(record(program, label, x, keep, local))
         drawn.append((x, y))
     run_program(compile_program(sanitizer), items)
     for x, expected in drawn:
@@ -135,6 +109,6 @@ def test_nothing_is_reported(sanitizer, monkeypatch):
 def test_a_missing_barrier_is_a_race(monkeypatch):
     """The sanitizer would see it: without its barriers the executor's threads read what others write."""
     program, label, x, keep, local = next(cases(monkeypatch))
-    case = record(monkeypatch, program, label, x, keep, local, barriers=False)
+    case = record(program, label, x, keep, local, barriers=False)
     with pytest.raises(AssertionError, match="data race"):
         run_program(compile_program("thread"), [case])

@@ -40,13 +40,22 @@ Structs<T> structs(Cases& cases) {
   return {count, reinterpret_cast<T*>(cases.memory())};
 }
 
-// A recorded pointer: 0, or 1 + the number of a block * 2^40 + bytes from its start.
+// Memory of the process that recorded a program, by its address there.
+struct Recorded {
+  uintptr_t address;
+  Block block;
+};
+
+// From an address in that process to one in these blocks.
 template <class Pointer>
-void relocate(Pointer& pointer, std::vector<Block>& blocks) {
-  const int64_t recorded = reinterpret_cast<int64_t>(pointer) - 1;
-  pointer = nullptr;
-  if (recorded < 0) return;
-  pointer = blocks[recorded >> 40].data() + (recorded & ((int64_t(1) << 40) - 1));
+void relocate(Pointer& pointer, std::vector<Recorded>& memory) {
+  for (Recorded& recorded : memory) {
+    const uintptr_t offset = reinterpret_cast<uintptr_t>(pointer) - recorded.address;
+    if (offset < recorded.block.size()) {
+      pointer = recorded.block.data() + offset;
+      return;
+    }
+  }
 }
 
 struct Case {
@@ -67,9 +76,9 @@ struct Case {
     program.steps = steps.data;
     program.num_steps = steps.count;
     for (int64_t count = cases.integer(); count > 0; --count) {
-      const int64_t bytes = cases.integer();
-      blocks.emplace_back(bytes);
-      std::copy_n(cases.memory(), bytes, blocks.back().data());
+      const uintptr_t address = cases.integer();
+      memory.push_back({address, Block(cases.integer())});
+      std::copy_n(cases.memory(), memory.back().block.size(), memory.back().block.data());
     }
     run.batch = cases.integer();
     run.end = cases.integer();
@@ -89,10 +98,9 @@ struct Case {
   DecodeRun run{};
   Structs<DecodeValue> values;
   Structs<DecodeLayer> layers;
-  std::vector<Block> blocks;  // of weights and values
+  std::vector<Recorded> memory;  // of weights and values
 };
 
-// What a program leaves: its memory, and what it drew behind that.
 class Execution {
  public:
   Execution(const Case& from, int threads)
@@ -101,16 +109,16 @@ class Execution {
         run_(from.run),
         values_(from.values.data, from.values.data + from.values.count),
         layers_(from.layers.data, from.layers.data + from.layers.count),
-        blocks_(from.blocks) {
-    for (DecodeValue& value : values_) relocate(value.data, blocks_);
+        memory_(from.memory),
+        x_(from.x_bytes()) {
+    for (DecodeValue& value : values_) relocate(value.data, memory_);
     for (DecodeLayer& layer : layers_) {
-      relocate(layer.weight, blocks_);
-      relocate(layer.bias, blocks_);
-      relocate(layer.context, blocks_);
+      relocate(layer.weight, memory_);
+      relocate(layer.bias, memory_);
+      relocate(layer.context, memory_);
     }
-    blocks_.emplace_back(from.x_bytes());
-    std::copy_n(static_cast<char*>(run_.x), from.x_bytes(), blocks_.back().data());
-    run_.x = blocks_.back().data();
+    std::copy_n(static_cast<const char*>(run_.x), x_.size(), x_.data());
+    run_.x = x_.data();
     run_.program.values = values_.data();
     run_.program.layers = layers_.data();
     run_.team = &team_;
@@ -161,11 +169,12 @@ class Execution {
     }
   }
 
-  const Block& x() const { return blocks_.back(); }
+  const Block& x() const { return x_; }
 
   // Whether both remember the same.
   bool operator==(const Execution& other) const {
-    return std::equal(blocks_.begin(), blocks_.end() - 1, other.blocks_.begin());
+    return std::equal(memory_.begin(), memory_.end(), other.memory_.begin(),
+                      [](const Recorded& a, const Recorded& b) { return a.block == b.block; });
   }
 
  private:
@@ -181,7 +190,8 @@ class Execution {
   DecodeRun run_;
   std::vector<DecodeValue> values_;
   std::vector<DecodeLayer> layers_;
-  std::vector<Block> blocks_;
+  std::vector<Recorded> memory_;
+  Block x_;
   int64_t cursor_[2] = {0, 0};
 };
 
