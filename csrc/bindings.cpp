@@ -3,9 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -154,6 +157,7 @@ class Decoder : public Execution {
   void sample(int64_t batch, int64_t end, intptr_t x, int64_t x_channels, int64_t x_positions,
               intptr_t keep, intptr_t samples, intptr_t features, int64_t seed, double temperature,
               const py::object& progress) {
+    const Turn turn(busy_);
     for (int64_t chunk = 1; cursor[0] < end;) {
       const int64_t before = cursor[0];
       gmfast::DecodeRun run = drawing(batch, std::min(end, before + chunk), x, x_channels,
@@ -170,10 +174,27 @@ class Decoder : public Execution {
   }
 
   void step(int64_t batch, int64_t end, intptr_t fed, intptr_t features) {
+    const Turn turn(busy_);
     go(stepping(batch, end, fed, features));
   }
 
  private:
+  // Of one call: another one, from a Python thread that the GIL lets in, would find the team at
+  // work.
+  class Turn {
+   public:
+    explicit Turn(bool& busy) : busy_(busy) {
+      if (busy)
+        throw std::runtime_error("program: expected one call at a time, got another within");
+      busy = true;
+    }
+    ~Turn() { busy_ = false; }
+    Turn(const Turn&) = delete;
+
+   private:
+    bool& busy_;
+  };
+
   void go(gmfast::DecodeRun run) {
     run.team = team_.get();
     py::gil_scoped_release release;
@@ -181,6 +202,7 @@ class Decoder : public Execution {
   }
 
   std::unique_ptr<gmfast::Team> team_;
+  bool busy_ = false;
 };
 
 #ifdef GMFAST_CUDA

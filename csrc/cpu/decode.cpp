@@ -8,6 +8,8 @@
 #include "../decode.h"
 
 #include <algorithm>
+#include <type_traits>
+#include <vector>
 
 #include "../math/decode.h"
 #include "team.h"

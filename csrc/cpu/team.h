@@ -22,7 +22,8 @@ class __attribute__((visibility("default"))) Team {
   int size() const { return size_; }
 
   // Calls body(context, thread) for every thread of the team, the caller being thread 0, and
-  // returns when all have.
+  // returns when all have. Throws std::runtime_error where the system has no threads left; it may
+  // be called again.
   void run(void (*body)(void*, int), void* context);
 
   // Within run(): returns when all threads have called it.
@@ -31,6 +32,7 @@ class __attribute__((visibility("default"))) Team {
  private:
   void leave();
   void start();
+  void stop();
   void work(int thread, uint32_t seen);
 
   const int size_;

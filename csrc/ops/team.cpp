@@ -5,6 +5,10 @@
 #include <immintrin.h>
 #endif
 
+#include <stdexcept>
+#include <string>
+#include <system_error>
+
 namespace gmfast {
 namespace {
 
@@ -33,19 +37,7 @@ class Patience {
 
 Team::Team(int size) : size_(size) {}
 
-Team::~Team() {
-  if (process_ != getpid()) {
-    leave();
-    return;
-  }
-  {
-    std::lock_guard<std::mutex> lock(sleep_->mutex);
-    stop_ = true;
-    generation_.fetch_add(1, std::memory_order_release);
-  }
-  sleep_->wake.notify_all();
-  for (auto& thread : threads_) thread.join();
-}
+Team::~Team() { process_ == getpid() ? stop() : leave(); }
 
 // Drops what belongs to another process, where there is nothing to join or to destroy.
 void Team::leave() {
@@ -59,8 +51,28 @@ void Team::start() {
   sleep_ = std::make_unique<Sleep>();
   process_ = getpid();
   arrived_.store(0);
-  for (int i = 1; i < size_; ++i)
-    threads_.emplace_back([this, i, seen = generation_.load()] { work(i, seen); });
+  try {
+    for (int i = 1; i < size_; ++i)
+      threads_.emplace_back([this, i, seen = generation_.load()] { work(i, seen); });
+  } catch (const std::system_error& error) {
+    stop();  // a team that lacks threads would wait for them for ever
+    throw std::runtime_error("gmfast: cannot start " + std::to_string(size_ - 1) +
+                             " threads: " + error.what());
+  }
+}
+
+// Ends this process' threads; run() starts others.
+void Team::stop() {
+  {
+    std::lock_guard<std::mutex> lock(sleep_->mutex);
+    stop_ = true;
+    generation_.fetch_add(1, std::memory_order_release);
+  }
+  sleep_->wake.notify_all();
+  for (auto& thread : threads_) thread.join();
+  threads_.clear();
+  stop_ = false;
+  process_ = 0;
 }
 
 void Team::run(void (*body)(void*, int), void* context) {

@@ -5,9 +5,12 @@ import copy
 import functools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -430,6 +433,61 @@ def test_programs_of_two_threads_run_at_once(threads):
         worker.join()
     for name, samples in drawn.items():
         assert len(samples) == 20 and all(torch.equal(x, expected[name]) for x in samples)
+
+
+@compiled_only
+def test_a_call_within_another_is_refused(threads):
+    """As one of another Python thread is, which would find the program's own threads at work."""
+    case, refused = CASES["wavenet"], []
+    threads(2)
+    program = case.program().start(1)
+
+    def call(_):
+        for again in (program.step, lambda: program.sample(x, seed=5)):
+            with pytest.raises(RuntimeError, match="program: expected one call at a time"):
+                again()
+            refused.append(program.position)
+
+    def call_elsewhere(more):
+        worker = threading.Thread(target=call, args=[more])
+        worker.start()
+        worker.join()
+
+    for progress in (call, call_elsewhere):
+        refused.clear()
+        x = torch.zeros(1, 1, TIMES, dtype=torch.double)
+        program.start(1).sample(x, seed=5, progress=progress)
+        assert refused and torch.equal(x, naive(case)[:1])
+
+
+@compiled_only
+@pytest.mark.skipif(sys.platform != "linux", reason="limits threads as Linux does")
+def test_without_threads_an_error_is_raised_each_time():
+    """And none waits for threads that could not start, for lack of memory for their stacks."""
+    script = """
+import resource
+import torch
+from decode.test_models import CASES
+torch.set_num_threads(64)
+program = CASES["wavenet"].program().start(1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, before[1]))
+for _ in range(2):
+    try:
+        program.step()
+    except RuntimeError as error:
+        print(error)
+resource.setrlimit(resource.RLIMIT_AS, before)
+program.step()
+print("stepped")
+"""
+    tests = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=60)
+    said = done.stdout.splitlines()
+    assert len(said) == 3 and said[2] == "stepped", done
+    assert all(line.startswith("gmfast: cannot start 63 threads: ") for line in said[:2])
 
 
 @compiled_only
