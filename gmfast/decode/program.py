@@ -50,13 +50,9 @@ class Program:
         self._stages = builder.stages()
         # Whose kernels run it; None: the reference does.
         self._kernels = self.device.type if self.device.type in _library.devices else None
-        self._packed = _pack_all(self) if self._compiled else None
+        self._packed = _pack_all(self) if self._kernels else None
         self._copy_weights()
         self.batch = None
-
-    @property
-    def _compiled(self) -> bool:
-        return self._kernels is not None
 
     @property
     def length(self) -> int | None:
@@ -94,7 +90,8 @@ class Program:
             self._values.append(memory[: math.prod(shape)].view(shape))
             self._left.append(0 if value.local else value.left)
         decoders = {"cpu": _Decoder, "cuda": _CudaDecoder, None: ReferenceDecoder}
-        self._decoder = decoders[self._kernels](self)
+        # An empty batch has no memory that kernels could be given.
+        self._decoder = decoders[self._kernels if batch else None](self)
         if self._builder.output is not None:  # layers of whole rows come before the input
             self._decoder.step(None, None, self._end)
         return self
@@ -192,10 +189,11 @@ class Program:
             if saved is None or tuple(saved.shape) != expected:
                 came = None if saved is None else tuple(saved.shape)
                 raise ValueError(f"state: expected values.{i} of shape {expected}, got {came}")
+        cursor = self._check_cursor(state["cursor"])
         self.start(batch, None if label is None else label.to(self.device))
         for i, value in enumerate(self._values):
             value.copy_(state[f"values.{i}"])
-        self._decoder.cursor = tuple(state["cursor"].tolist())
+        self._decoder.cursor = cursor
         return self
 
     def _layers(self) -> list[Layer]:
@@ -204,6 +202,16 @@ class Program:
     def _check_started(self) -> None:
         if self.batch is None:
             raise ValueError("start: expected a call of start before this one")
+
+    def _check_cursor(self, cursor: Tensor) -> tuple[int, int]:
+        """Where a program may have stopped: before a position, or at one of its draws."""
+        stops = [0, *(i for i, step in enumerate(self._steps()) if isinstance(step, Draw))]
+        if cursor.shape == (2,):
+            position, step = cursor.tolist()
+            if (0 <= position < self._end and step in stops) or (position, step) == (self._end, 0):
+                return position, step
+        came = cursor.tolist()
+        raise ValueError(f"state: expected a cursor of a position and one of the steps {stops}, got {came}")
 
     def _check_label(self, label: Tensor | None, batch: int) -> Tensor | None:
         """A copy of the labels as int64. Their values are looked at on the CPU only."""
@@ -281,7 +289,7 @@ class Program:
 
         for layer in self._layers():
             layer.embedding = copy(layer.embedding)
-            if not self._compiled:  # else they are packed
+            if not self._kernels:  # else they are packed
                 layer.bias = copy(layer.bias)
                 layer.taps = [dataclasses.replace(tap, weight=copy(tap.weight)) for tap in layer.taps]
 

@@ -281,6 +281,9 @@ def test_empty_batches(case, executor):
     local = case.local(0)
     said = run.start(0, label).step(None, *(() if local is None else [local[:, :, 0]]))
     assert said.shape[0] == 0 and said.shape[1] > 0
+    before = run.state_dict()["cursor"].tolist()
+    run.step(torch.empty(0, run._at_draw().channels), *(() if local is None else [local[:, :, 0]]))
+    assert run.state_dict()["cursor"].tolist() > before
 
 
 # ---- States ---------------------------------------------------------------------------------------------
@@ -341,6 +344,7 @@ def test_wrong_states():
     case = CASES["gated"]
     program = case.program().start(2, case.label(2))
     program.step()
+    draw = program.state_dict()["cursor"][1].item()
     state, other = program.state_dict(), CASES["wavenet"].program().start(2).state_dict()
     program.step(torch.ones(2, 1))
     before = program.state_dict()
@@ -350,6 +354,10 @@ def test_wrong_states():
         (other, r"state: expected values.0 of shape \(.*\), got \(.*\)"),
         ({k: v for k, v in state.items() if k != "values.3"}, "state: expected values.3 of .*, got None"),
         ({k: v for k, v in state.items() if k != "label"}, "label: expected 2 classes, got None"),
+        *(
+            ({**state, "cursor": torch.tensor(cursor)}, "state: expected a cursor of a position and one")
+            for cursor in ([-1, 0], [0, -1], [0, 1], [0, 99], [program.length, draw], [2**62, 0], [0], 0)
+        ),
     ]:
         with pytest.raises(ValueError, match=f"^{message}"):
             program.load_state_dict(wrong)
