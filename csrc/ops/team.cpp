@@ -18,7 +18,7 @@ class Patience {
  public:
   // False when so much time has passed that sleeping is better.
   bool wait() {
-    ++count_;
+    count_ += count_ < 1000;
     if (count_ < 300) {
 #if defined(__x86_64__)
       _mm_pause();
