@@ -50,7 +50,7 @@ class Program:
         self._stages = builder.stages()
         # Whose kernels run it; None: the reference does.
         self._kernels = self.device.type if self.device.type in _library.devices else None
-        self._packed = _pack_all(self) if self._kernels else None
+        self._packed = None if self._kernels is None else _pack_all(self)
         self._copy_weights()
         self.batch = None
 
@@ -68,6 +68,7 @@ class Program:
     @property
     def position(self) -> int:
         """The position that comes next, or whose value is waited for."""
+        self._check_started()
         return self._decoder.cursor[0]
 
     @property
@@ -79,6 +80,7 @@ class Program:
     def start(self, batch: int = 1, label: Tensor | None = None) -> "Program":
         """Forgets what was seen, and begins `batch` samples, of the classes `label` (batch,) int64 for a
         conditional model. Returns the program."""
+        _check.integer("batch", batch)
         if batch < 0:
             raise ValueError(f"batch: expected a number of samples, got {batch}")
         self.batch, self._label = batch, self._check_label(label, batch)
@@ -113,8 +115,7 @@ class Program:
         if (x is None) == (waiting is not None):
             raise ValueError(f"x: expected {'None at the start' if x is not None else 'a tensor'}")
         if x is not None:
-            if not isinstance(x, Tensor):
-                raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+            _check.tensor("x", x)
             if tuple(x.shape) != (self.batch, waiting.channels):
                 raise ValueError(
                     f"x: expected shape ({self.batch}, {waiting.channels}), got {tuple(x.shape)}"
@@ -141,7 +142,8 @@ class Program:
         """Fills `x` (batch, channels, positions), of the program's dtype and contiguous, from where the
         program is; what `keep` marks (a tensor like x) is taken as given. Returns x.
 
-        `samples` (batch,): the index of each sample in the noise, all different, by default 0, 1, ….
+        `samples` (batch,): the index of each sample in the noise, all different and below 2**32; 0, 1, … by
+        default.
         `progress(n)` is called now and then, after n more positions. Ctrl-C, or an exception from `progress`,
         stops between positions and leaves x drawn up to there; another call goes on.
         """
@@ -150,16 +152,11 @@ class Program:
         if any(draw.head is None for draw in draws):
             raise ValueError("sample: expected a program that ends in a distribution, got one without a head")
         _check.number("temperature", temperature, 0, 1e30)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress: expected a function, got {type(progress).__name__}")
         self._check_drawn(x, draws)
         keep = None if keep is None else self._check_keep(keep, x, draws)
-        if samples is None:
-            samples = torch.arange(self.batch, device=self.device)
-        elif samples.shape != (self.batch,) or samples.dtype != torch.int64 or samples.device != self.device:
-            raise ValueError(
-                f"samples: expected {self.batch} int64 indices on {self.device}, got {samples.dtype} of "
-                f"shape {tuple(samples.shape)} on {samples.device}"
-            )
-        samples = samples.contiguous()
+        samples = self._check_samples(samples)
         features = self._check_features(local, x.shape[2])
         seed = _seed.as_tensor(seed, self.device)
         end = x.shape[2] if self.length is None else self.length
@@ -178,8 +175,8 @@ class Program:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> "Program":
         """Continues from a `state_dict`. Raises ValueError for one of another model."""
-        first, label = state.get("values.0"), state.get("label")
-        if first is None or first.dim() != 4 or "cursor" not in state:
+        first, label, cursor = (state.get(name) for name in ("values.0", "label", "cursor"))
+        if not isinstance(first, Tensor) or first.dim() != 4 or cursor is None:
             raise ValueError(
                 "state: expected what state_dict of a program returns, got no values or no cursor"
             )
@@ -189,8 +186,8 @@ class Program:
             if saved is None or tuple(saved.shape) != expected:
                 came = None if saved is None else tuple(saved.shape)
                 raise ValueError(f"state: expected values.{i} of shape {expected}, got {came}")
-        cursor = self._check_cursor(state["cursor"])
-        self.start(batch, None if label is None else label.to(self.device))
+        cursor = self._check_cursor(cursor)
+        self.start(batch, label)
         for i, value in enumerate(self._values):
             value.copy_(state[f"values.{i}"])
         self._decoder.cursor = cursor
@@ -203,16 +200,6 @@ class Program:
         if self.batch is None:
             raise ValueError("start: expected a call of start before this one")
 
-    def _check_cursor(self, cursor: Tensor) -> tuple[int, int]:
-        """Where a program may have stopped: before a position, or at one of its draws."""
-        stops = [0, *(i for i, step in enumerate(self._steps()) if isinstance(step, Draw))]
-        if cursor.shape == (2,):
-            position, step = cursor.tolist()
-            if (0 <= position < self._end and step in stops) or (position, step) == (self._end, 0):
-                return position, step
-        came = cursor.tolist()
-        raise ValueError(f"state: expected a cursor of a position and one of the steps {stops}, got {came}")
-
     def _check_label(self, label: Tensor | None, batch: int) -> Tensor | None:
         """A copy of the labels as int64. Their values are looked at on the CPU only."""
         embedding = next((layer.embedding for layer in self._layers() if layer.embedding is not None), None)
@@ -223,6 +210,7 @@ class Program:
             raise ValueError(f"label: expected {expected}, got {'None' if label is None else 'classes'}")
         if label is None:
             return None
+        _check.tensor("label", label)
         integers = not (label.is_floating_point() or label.is_complex() or label.dtype == torch.bool)
         if label.shape != (batch,) or not integers:
             raise ValueError(
@@ -236,8 +224,9 @@ class Program:
         return label
 
     def _check_drawn(self, x: Tensor, draws: list[Draw]) -> None:
-        """Raises ValueError unless the draws fill `x`."""
-        positions = x.shape[-1] if self.length is None else self.length
+        """Raises ValueError unless the draws fill `x`, and TypeError for what is no tensor."""
+        _check.tensor("x", x)
+        positions = x.shape[-1:].numel() if self.length is None else self.length
         if any(draw.position is not None for draw in draws):
             positions = 1 + max(draw.position for draw in draws)
         expected = (self.batch, draws[0].total_channels, positions)
@@ -249,7 +238,8 @@ class Program:
             )
 
     def _check_keep(self, keep: Tensor, x: Tensor, draws: list[Draw]) -> Tensor:
-        """What is kept of each number in `x`, as bytes."""
+        """What is kept of each number in `x`, as bytes on its device."""
+        _check.tensor("keep", keep)
         try:
             keep = (keep != 0).expand(x.shape)
         except RuntimeError:
@@ -258,7 +248,35 @@ class Program:
             ) from None
         if draws[0].channels > 1 and (keep != keep[:, :1]).any():
             raise ValueError("keep: expected the same for all channels, which are drawn together")
-        return keep.to(torch.uint8).contiguous()
+        return keep.to(x.device, torch.uint8).contiguous()
+
+    def _check_samples(self, samples: Tensor | None) -> Tensor:
+        """The samples' indices in the noise. Their values are looked at on the CPU only."""
+        if samples is None:
+            return torch.arange(self.batch, device=self.device)
+        _check.tensor("samples", samples)
+        if samples.shape != (self.batch,) or samples.dtype != torch.int64 or samples.device != self.device:
+            raise ValueError(
+                f"samples: expected {self.batch} int64 indices on {self.device}, got {samples.dtype} of "
+                f"shape {tuple(samples.shape)} on {samples.device}"
+            )
+        if samples.device.type == "cpu" and self.batch:
+            low, high = samples.aminmax()
+            if low < 0 or high >= 2**32:
+                raise ValueError(
+                    f"samples: expected indices from 0 to 2**32 - 1, got values from {low} to {high}"
+                )
+        return samples.contiguous()
+
+    def _check_cursor(self, cursor: Tensor) -> tuple[int, int]:
+        """Raises ValueError for a place where this program never stops."""
+        place = tuple(cursor.tolist()) if isinstance(cursor, Tensor) and cursor.dim() == 1 else ()
+        if len(place) == 2 and all(type(n) is int for n in place):
+            (position, step), steps = place, self._steps()
+            at_draw = 0 <= step < len(steps) and isinstance(steps[step], Draw)
+            if 0 <= position <= self._end and (step == 0 or (at_draw and position < self._end)):
+                return place
+        raise ValueError(f"state: expected a cursor at a draw or between positions, got {cursor}")
 
     def _check_features(self, features: Tensor | None, *length: int) -> Tensor | None:
         """Local features of a length, or of one position, as (batch, features, length)."""
@@ -268,6 +286,8 @@ class Program:
                 raise ValueError("local: expected None, because the model takes none, got features")
             return None
         expected = (self.batch, value.channels, *length)
+        if features is not None:
+            _check.tensor("local", features)
         if features is None or tuple(features.shape) != expected:
             came = None if features is None else tuple(features.shape)
             raise ValueError(f"local: expected shape {expected}, got {came}")
@@ -289,7 +309,7 @@ class Program:
 
         for layer in self._layers():
             layer.embedding = copy(layer.embedding)
-            if not self._kernels:  # else they are packed
+            if self._kernels is None:  # else they are packed
                 layer.bias = copy(layer.bias)
                 layer.taps = [dataclasses.replace(tap, weight=copy(tap.weight)) for tap in layer.taps]
 

@@ -50,6 +50,7 @@ def check_label(label: Tensor | None, count: int, num_labels: int | None) -> Ten
 
 def check_request(n: int, method: str, temperature: float, weights: str | None, what: str) -> None:
     """Raises ValueError or TypeError for what no model can be asked to sample."""
+    _check.integer("n", n)
     if n < 0:
         raise ValueError(f"n: expected a number of {what}, got {n}")
     if method not in ("cached", "naive"):
@@ -81,9 +82,8 @@ def kept(given: Tensor | None, mask: Tensor | None, empty: Tensor) -> tuple[Tens
         return empty, torch.zeros_like(empty, dtype=torch.bool)
     if mask is None:
         raise ValueError("mask: expected which values of given are kept, got None")
-    for name, tensor in (("given", given), ("mask", mask)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    _check.tensor("given", given)
+    _check.tensor("mask", mask)
     if not given.is_floating_point():
         raise TypeError(f"given: expected floating point numbers in [-1, 1], got {given.dtype}")
     for name, tensor in (("given", given), ("mask", mask)):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import functional as GF
 from ..decode.builder import Builder, Tap, causal_conv_taps, matrix
 from ..nn import CausalConv1d
-from ..ops import _seed
+from ..ops import _check, _seed
 from .autoregressive import (
     Progress,
     check_at_least,
@@ -235,8 +235,10 @@ class WaveNet(nn.Module):
         without end.
         """
         check_request(n, method, temperature, weights, "sounds")
+        if local is not None:
+            _check.tensor("local", local)
         if length is None:
-            length = self.length if local is None else local.shape[-1]
+            length = self.length if local is None else local.shape[-1:].numel()
         if length < 1:
             raise ValueError(f"length: expected a positive number of samples, got {length}")
         weight = self.input.weight

@@ -5,6 +5,11 @@ import torch
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def tensor(name, value):
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
 def floating(name, tensor):
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")

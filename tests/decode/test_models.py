@@ -355,8 +355,11 @@ def test_wrong_states():
         ({k: v for k, v in state.items() if k != "values.3"}, "state: expected values.3 of .*, got None"),
         ({k: v for k, v in state.items() if k != "label"}, "label: expected 2 classes, got None"),
         *(
-            ({**state, "cursor": torch.tensor(cursor)}, "state: expected a cursor of a position and one")
-            for cursor in ([-1, 0], [0, -1], [0, 1], [0, 99], [program.length, draw], [2**62, 0], [0], 0)
+            (
+                state | {"cursor": torch.tensor(cursor)},
+                "state: expected a cursor at a draw or between positions",
+            )
+            for cursor in ([-1, 0], [0, 1], [0, 999], [0, -1], [13, 0], [0], [0, 0, 0], [0.0, 0.0], 0)
         ),
     ]:
         with pytest.raises(ValueError, match=f"^{message}"):
@@ -567,7 +570,12 @@ def test_wrong_labels_and_features():
     ]:
         with pytest.raises(ValueError, match=message):
             program.start(2, label)
+    for label in (1, [0, 1]):
+        with pytest.raises(TypeError, match=f"label: expected a tensor, got {type(label).__name__}"):
+            program.start(2, label)
     program.start(2, torch.tensor([0, 1], dtype=torch.uint8))
+    with pytest.raises(TypeError, match="local: expected a tensor, got list"):
+        program.step(None, [[0.0] * 5] * 2)
     for local, came in [
         (None, "None"),
         (torch.zeros(2, 4), r"\(2, 4\)"),
@@ -590,6 +598,7 @@ def test_wrong_samples():
         (x[:1], {}, rf"{expected} torch.float64 of shape \(1, 3, 20\)"),
         (x[:, :1], {}, rf"{expected} torch.float64 of shape \(2, 1, 20\)"),
         (x[:, :, :19].contiguous(), {}, rf"{expected} torch.float64 of shape \(2, 3, 19\)"),
+        (x.sum(), {}, rf"{expected} torch.float64 of shape \(\)"),
         (x.float(), {}, rf"{expected} torch.float32 of shape \(2, 3, 20\)"),
         (x.transpose(0, 1).contiguous().transpose(0, 1), {}, f"{expected} torch.float64"),
         (
@@ -604,9 +613,25 @@ def test_wrong_samples():
             {"samples": torch.arange(3)},
             r"samples: expected 2 int64 indices on cpu, got torch.int64 of .*3",
         ),
+        *(
+            (
+                x,
+                {"samples": torch.tensor([0, index])},
+                "samples: expected indices from 0 to .*, got values from",
+            )
+            for index in (-1, 2**32)
+        ),
         (x, {"samples": torch.ones(2)}, r"samples: expected 2 int64 indices on cpu, got torch.float32"),
     ]:
         with pytest.raises(ValueError, match=message):
+            program.sample(wrong, seed=5, **options)
+    for wrong, options, message in [
+        (x.tolist(), {}, "x: expected a tensor, got list"),
+        (x, {"keep": [True]}, "keep: expected a tensor, got list"),
+        (x, {"samples": [0, 1]}, "samples: expected a tensor, got list"),
+        (x, {"progress": True}, "progress: expected a function, got bool"),
+    ]:
+        with pytest.raises(TypeError, match=message):
             program.sample(wrong, seed=5, **options)
     assert program.position == 0 and not x.any()
     kept = program.sample(x + 0.5, torch.full((20,), 0.25), seed=5)  # not zero: all is kept
