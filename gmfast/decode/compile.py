@@ -18,6 +18,9 @@ _ELEMENTWISE = {
 }
 _CHANNELS = {"gate": 0.5, "concat_elu": 2}  # that come out of an activation, for each that goes in
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+_CONVS = (CausalConv1d, MaskedConv2d, nn.Conv1d, nn.Conv2d)
+# What is known to be computed. A subclass may change anything but this.
+_FORWARDS = {kind.forward for kind in (nn.Sequential, *_ELEMENTWISE, *_NOTHING, *_CONVS)}
 
 
 def compile(
@@ -47,14 +50,16 @@ def compile(
 
     Raises TypeError, naming the module, for what cannot be compiled, and ValueError for wrong arguments.
     """
-    if hasattr(module, "decoder"):
+    if hasattr(type(module), "decoder"):  # a module may have a part of that name
         if image_size is not None:
             raise ValueError(f"image_size: expected None for a {type(module).__name__}, got {image_size}")
-        builder = module.decoder(**options)
+        with torch.no_grad():
+            builder = module.decoder(**options)
     elif isinstance(module, nn.Sequential):
         if options:
             raise ValueError(f"{next(iter(options))}: expected no such argument for a Sequential")
-        builder = _sequential(list(_flatten(module)), image_size)
+        with torch.no_grad():
+            builder = _sequential(list(_flatten(module)), image_size)
     else:
         raise TypeError(
             "module: expected a Sequential or an autoregressive model of gmfast.models, got "
@@ -63,12 +68,18 @@ def compile(
     return Program(builder, next(chain(module.parameters(), [torch.zeros(())])), weights)
 
 
-def _flatten(module: nn.Sequential):
-    for child in module:
-        if isinstance(child, nn.Sequential):
+def _flatten(module: nn.Module):
+    """What a Sequential computes, one by one. Raises TypeError for a forward pass that is not known."""
+    if type(module).forward not in _FORWARDS:
+        raise TypeError(
+            "module: expected causal convolutions and activations without a forward pass of their own, got "
+            f"{type(module).__name__}"
+        )
+    if isinstance(module, nn.Sequential):
+        for child in module:
             yield from _flatten(child)
-        elif not isinstance(child, _NOTHING):
-            yield child
+    elif not isinstance(module, _NOTHING):
+        yield module
 
 
 def _sequential(modules: list[nn.Module], image_size: tuple[int, int] | None) -> Builder:

@@ -192,6 +192,39 @@ def test_weights_are_those_at_the_time_of_compiling(executor, monkeypatch):
     assert not outputs(decode.compile(module).start(2), x).any()
 
 
+def test_a_part_called_decoder_is_a_part():
+    module = nn.Sequential()
+    module.add_module("decoder", CausalConv1d(2, 3, 2))
+    assert_equals_forward(module, 2, 4, 1)
+    autoencoder = nn.Module()
+    autoencoder.decoder = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"^module: expected a Sequential or .*, got Module$"):
+        decode.compile(autoencoder)
+
+
+def test_a_subclass_that_computes_the_same():
+    """As torch's parametrizations make them."""
+    conv = nn.utils.parametrizations.weight_norm(CausalConv1d(3, 4, 2))
+    assert_equals_forward(nn.Sequential(conv, nn.ReLU()), 3, 4, 1)
+    unstarted = copy.deepcopy(decode.compile(nn.Sequential(conv)))  # it holds no graph of the weights
+    assert unstarted.start(1).step(torch.ones(1, 3, dtype=torch.double)).shape == (1, 4)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Doubled(CausalConv1d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Scaled(nn.Dropout):
+    def forward(self, x):
+        return 3 * x
+
+
 CAUSAL, MASKED = CausalConv1d(4, 4, 2), MaskedConv2d(4, 4, 3)
 TYPE_A = MaskedConv2d(4, 4, 3, mask_type="A")
 GROUPS = MaskedConv2d(4, 4, 3, mask_type="A", channel_groups=2)
@@ -207,6 +240,10 @@ GROUPS = MaskedConv2d(4, 4, 3, mask_type="A", channel_groups=2)
         (nn.Sequential(nn.ReLU()), "module: expected a Sequential with CausalConv1d, .*, got neither"),
         (nn.Sequential(CAUSAL, MASKED), "module: expected .* with MaskedConv2d, got both"),
         (nn.Sequential(CAUSAL, nn.Softmax(1)), "module: expected causal convolutions .*, got Softmax"),
+        (nn.Sequential(CAUSAL, Residual(CAUSAL)), "module: .* without a forward .* own, got Residual"),
+        (Residual(CAUSAL), "module: .* without a forward pass of their own, got Residual"),
+        (nn.Sequential(Doubled(4, 4, 2)), "module: .* without a forward pass of their own, got Doubled"),
+        (nn.Sequential(CAUSAL, Scaled()), "module: .* without a forward pass of their own, got Scaled"),
         (nn.Sequential(CAUSAL, nn.Conv1d(4, 4, 3)), r"module: .* to have one tap, .*, got Conv1d\(4, 4, .*"),
         (nn.Sequential(CAUSAL, nn.Conv1d(4, 4, 1, 2)), r"module: .*, stride 1, .*, got Conv1d\(4, 4, .*"),
         (
@@ -284,6 +321,10 @@ def test_wrong_steps():
             program.step(*args, **options)
 
     refuses("start: expected a call of start before this one")
+    with pytest.raises(ValueError, match="start: expected a call of start before this one"):
+        _ = program.position
+    with pytest.raises(TypeError, match="batch: expected an int, got float"):
+        program.start(1.5)
     with pytest.raises(ValueError, match="batch: expected a number of samples, got -1"):
         program.start(-1)
     with pytest.raises(
