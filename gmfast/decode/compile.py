@@ -1,5 +1,6 @@
 """Compiling modules to decode programs."""
 
+import copy
 from itertools import chain
 
 import torch
@@ -50,6 +51,9 @@ def compile(
 
     Raises TypeError, naming the module, for what cannot be compiled, and ValueError for wrong arguments.
     """
+    like = next(chain(module.parameters(), [torch.zeros(())]))
+    if like.dtype in (torch.float16, torch.bfloat16):  # what layers make of their weights is not rounded
+        module = copy.deepcopy(module).float()
     if hasattr(type(module), "decoder"):  # a module may have a part of that name
         if image_size is not None:
             raise ValueError(f"image_size: expected None for a {type(module).__name__}, got {image_size}")
@@ -65,7 +69,7 @@ def compile(
             "module: expected a Sequential or an autoregressive model of gmfast.models, got "
             f"{type(module).__name__}"
         )
-    return Program(builder, next(chain(module.parameters(), [torch.zeros(())])), weights)
+    return Program(builder, like, weights)
 
 
 def _flatten(module: nn.Module):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -172,6 +172,17 @@ def test_parameters_are_those_of_the_full_pass(case, executor):
         params = case.stepped(started(case.program(dtype), executor, 3, case.label(3)), x)
         assert params.dtype == dtype and params.shape == expected.shape
         assert (params - expected).abs().max() <= tolerance * scale, dtype
+
+
+@models
+def test_a_model_in_half_precision_computes_in_float32_with_its_weights(case):
+    """What is made of them too: sums of biases, normalised weights."""
+    case = replace(case)  # with a model of its own
+    x, program = case.data(2), case.program(torch.float16)
+    assert program.dtype == program.weight_dtype == torch.float32
+    expected = case.params(x)
+    params = case.stepped(program.start(2, case.label(2)), x)
+    assert (params - expected).abs().max() <= 1e-5 * (1 + expected.abs().max())
 
 
 @executors
