@@ -1,15 +1,16 @@
 """MADE: Germain, Gregor, Murray and Larochelle, 2015, https://arxiv.org/abs/1502.03509."""
 
 import math
+from collections.abc import Iterator
 from random import Random
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..decode.builder import Builder
+from ..decode.builder import Builder, Tap, Value
 from ..nn import MaskedMLP
-from ..ops import _seed
+from ..ops import _check, _seed
 from ..reference import philox
 from .autoregressive import (
     Progress,
@@ -120,7 +121,7 @@ class MADE(nn.Module):
         self._check_order(order)
         builder = Builder(1, 1)
         x, params = builder.value(self.num_values), builder.value(self.head.num_params(1))
-        steps = self.net.decoder_steps(builder, x, params, self.orders[order])
+        steps = _append_steps(builder, self.net, x, params, self.orders[order])
         for (rank, index), _ in zip(enumerate(self.orders[order].tolist()), steps, strict=True):
             builder.draw(self.head, params, x[rank], position=index)
         return builder
@@ -209,5 +210,67 @@ class MADE(nn.Module):
         return F.one_hot(label, self.num_labels).to(self.net.direct.weight.dtype)
 
     def _check_order(self, order: int) -> None:
+        _check.integer("order", order)
         if not 0 <= order < self.num_orders:
             raise ValueError(f"order: expected an integer from 0 to {self.num_orders - 1}, got {order}")
+
+
+def _append_steps(builder: Builder, net: MaskedMLP, x: Value, params: Value, order: Tensor) -> Iterator[None]:
+    """Appends to a decode program, for one value of the order after another, what computes the numbers
+    about it: `x` holds the values so far in their order, and `params` gets the numbers.
+
+    Hidden units are computed in blocks. A block begins when its first unit is due, with all that is known
+    by then, and adds what becomes known until its last unit is complete.
+    """
+    block = 32
+    embeddings = [None] * len(net.layers)
+    if net.context is not None:
+        embeddings = [layer.weight.t() for layer in net.context]
+    hidden = net.layers[:-1]
+    degrees = [torch.arange(1, net.num_inputs + 1, device=order.device)]
+    weights = [net.layers[0].weight[:, order]] + [layer.weight for layer in net.layers[1:]]
+    for layer in hidden:
+        degrees.append(net.degrees(layer, order.device))
+    for i, own in enumerate(degrees[1:]):
+        weights[i] = torch.where(own[:, None] >= degrees[i], weights[i], 0.0)
+    direct = net.direct.weight[:, order]
+    sums = [builder.value(layer.out_features) for layer in hidden]
+    units = [builder.value(layer.out_features) for layer in hidden]
+    seen = [[None] * -(-layer.out_features // block) for layer in hidden]  # inputs, by each block
+
+    for rank, index in enumerate(order.tolist()):
+        below, known = x, rank
+        for i, layer in enumerate(hidden):
+            due = net.units_up_to(rank, layer)
+            for j in range(-(-due // block)):
+                mine = slice(j * block, (j + 1) * block)
+                first = seen[i][j] is None
+                begin = seen[i][j] or 0
+                complete = begin and int(degrees[i + 1][mine][-1]) < rank
+                if complete or (known == begin and not first):
+                    continue
+                weight = weights[i][mine, begin:known]
+                builder.layer(
+                    [Tap(below, weight, channel=begin)] if known > begin else [],
+                    layer.bias[mine] if first else None,
+                    outputs=len(weight),
+                    embedding=embeddings[i][:, mine] if first and net.context is not None else None,
+                    add=None if first else sums[i][mine.start],
+                    out=sums[i][mine.start],
+                    activated=units[i][mine.start],
+                    activated_by="relu",
+                )
+                seen[i][j] = known
+            below, known = units[i], due
+        rows = slice(index * net.num_params, (index + 1) * net.num_params)
+        taps = [Tap(below, net.layers[-1].weight[rows, :known])] if hidden and known else []
+        if rank:
+            weight = direct[rows, :rank]
+            if not hidden:
+                weight = weight + net.layers[-1].weight[rows][:, order[:rank]]
+            taps.append(Tap(x, weight))
+        embedding = None if net.context is None else embeddings[-1][:, rows]
+        builder.layer(
+            taps, net.layers[-1].bias[rows], outputs=net.num_params, embedding=embedding, out=params
+        )
+        yield

@@ -5,7 +5,6 @@ first) has degree r + 1, what is said about it has degree r, and hidden units ha
 One rule makes the masks of all layers: a unit sees those of a degree up to its own.
 """
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -51,7 +50,7 @@ class MaskedMLP(nn.Module):
         rank = order.argsort()
         degrees = [rank + 1]
         for layer in self.layers[:-1]:
-            degrees.append(self._degrees(layer, order.device))
+            degrees.append(self.degrees(layer, order.device))
         degrees.append(rank.repeat_interleave(self.num_params))
 
         h = x
@@ -62,73 +61,11 @@ class MaskedMLP(nn.Module):
         h = h + self.direct(x, degrees[-1][:, None] >= degrees[0])
         return h.unflatten(1, (self.num_inputs, self.num_params))
 
-    def decoder_steps(self, builder, x, params, order: Tensor) -> Iterator[None]:
-        """Appends to a decode program, for one value of the order after another, what computes the numbers
-        about it: `x` holds the values so far in their order, and `params` gets the numbers.
-
-        Hidden units are computed in blocks. A block begins when its first unit is due, with all that is known
-        by then, and adds what becomes known until its last unit is complete.
-        """
-        from ..decode.builder import Tap
-
-        block = 32
-        embeddings = [None] * len(self.layers)
-        if self.context is not None:
-            embeddings = [layer.weight.t() for layer in self.context]
-        hidden = self.layers[:-1]
-        degrees = [torch.arange(1, self.num_inputs + 1, device=order.device)]
-        weights = [self.layers[0].weight[:, order]] + [layer.weight for layer in self.layers[1:]]
-        for layer in hidden:
-            degrees.append(self._degrees(layer, order.device))
-        for i, own in enumerate(degrees[1:]):
-            weights[i] = torch.where(own[:, None] >= degrees[i], weights[i], 0.0)
-        direct = self.direct.weight[:, order]
-        sums = [builder.value(layer.out_features) for layer in hidden]
-        units = [builder.value(layer.out_features) for layer in hidden]
-        seen = [[None] * -(-layer.out_features // block) for layer in hidden]  # inputs, by each block
-
-        for rank, index in enumerate(order.tolist()):
-            below, known = x, rank
-            for i, layer in enumerate(hidden):
-                due = self._units_up_to(rank, layer)
-                for j in range(-(-due // block)):
-                    mine = slice(j * block, (j + 1) * block)
-                    first = seen[i][j] is None
-                    begin = seen[i][j] or 0
-                    complete = begin and int(degrees[i + 1][mine][-1]) < rank
-                    if complete or (known == begin and not first):
-                        continue
-                    weight = weights[i][mine, begin:known]
-                    builder.layer(
-                        [Tap(below, weight, channel=begin)] if known > begin else [],
-                        layer.bias[mine] if first else None,
-                        outputs=len(weight),
-                        embedding=embeddings[i][:, mine] if first and self.context is not None else None,
-                        add=None if first else sums[i][mine.start],
-                        out=sums[i][mine.start],
-                        activated=units[i][mine.start],
-                        activated_by="relu",
-                    )
-                    seen[i][j] = known
-                below, known = units[i], due
-            rows = slice(index * self.num_params, (index + 1) * self.num_params)
-            taps = [Tap(below, self.layers[-1].weight[rows, :known])] if hidden and known else []
-            if rank:
-                weight = direct[rows, :rank]
-                if not hidden:
-                    weight = weight + self.layers[-1].weight[rows][:, order[:rank]]
-                taps.append(Tap(x, weight))
-            embedding = None if self.context is None else embeddings[-1][:, rows]
-            builder.layer(
-                taps, self.layers[-1].bias[rows], outputs=self.num_params, embedding=embedding, out=params
-            )
-            yield
-
-    def _degrees(self, layer: MaskedLinear, device) -> Tensor:
+    def degrees(self, layer: MaskedLinear, device) -> Tensor:
         """The degree of each unit of a hidden layer."""
         units = torch.arange(layer.out_features, device=device)
         return 1 + units * (self.num_inputs - 1) // layer.out_features
 
-    def _units_up_to(self, degree: int, layer: MaskedLinear) -> int:
+    def units_up_to(self, degree: int, layer: MaskedLinear) -> int:
         """How many units of a hidden layer have at most that degree: they come first."""
-        return -(-max(degree, 0) * layer.out_features // max(self.num_inputs - 1, 1))
+        return -(-degree * layer.out_features // max(self.num_inputs - 1, 1))

@@ -409,6 +409,10 @@ def test_wrong_inputs():
         ):
             with pytest.raises(ValueError, match=f"order: expected an integer from 0 to 2, got {order}"):
                 call()
+    with pytest.raises(TypeError, match="order: expected an int, got float"):
+        model.sample(1, order=0.5)
+    with pytest.raises(TypeError, match="n: expected an int, got float"):
+        model.sample(1.5)
     with pytest.raises(ValueError, match="label: expected None, because the model is not conditional"):
         model.loss(x, torch.tensor([0, 1]))
     for label, message in [
