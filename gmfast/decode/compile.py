@@ -74,10 +74,10 @@ def compile(
 
 def _flatten(module: nn.Module):
     """What a Sequential computes, one by one. Raises TypeError for a forward pass that is not known."""
-    if type(module).forward not in _FORWARDS:
+    if type(module).forward not in _FORWARDS or module._forward_hooks or module._forward_pre_hooks:
         raise TypeError(
-            "module: expected causal convolutions and activations without a forward pass of their own, got "
-            f"{type(module).__name__}"
+            "module: expected causal convolutions and activations without a forward pass or hooks of their "
+            f"own, got {type(module).__name__}"
         )
     if isinstance(module, nn.Sequential):
         for child in module:

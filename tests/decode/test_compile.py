@@ -227,6 +227,8 @@ class Scaled(nn.Dropout):
 
 CAUSAL, MASKED = CausalConv1d(4, 4, 2), MaskedConv2d(4, 4, 3)
 TYPE_A = MaskedConv2d(4, 4, 3, mask_type="A")
+HOOKED = CausalConv1d(4, 4, 2)
+HOOKED.register_forward_pre_hook(lambda conv, x: None)  # which may set its weight, as spectral_norm does
 GROUPS = MaskedConv2d(4, 4, 3, mask_type="A", channel_groups=2)
 
 
@@ -241,9 +243,16 @@ GROUPS = MaskedConv2d(4, 4, 3, mask_type="A", channel_groups=2)
         (nn.Sequential(CAUSAL, MASKED), "module: expected .* with MaskedConv2d, got both"),
         (nn.Sequential(CAUSAL, nn.Softmax(1)), "module: expected causal convolutions .*, got Softmax"),
         (nn.Sequential(CAUSAL, Residual(CAUSAL)), "module: .* without a forward .* own, got Residual"),
-        (Residual(CAUSAL), "module: .* without a forward pass of their own, got Residual"),
-        (nn.Sequential(Doubled(4, 4, 2)), "module: .* without a forward pass of their own, got Doubled"),
-        (nn.Sequential(CAUSAL, Scaled()), "module: .* without a forward pass of their own, got Scaled"),
+        (Residual(CAUSAL), "module: .* without a forward pass or hooks of their own, got Residual"),
+        (
+            nn.Sequential(Doubled(4, 4, 2)),
+            "module: .* without a forward pass or hooks of their own, got Doubled",
+        ),
+        (nn.Sequential(HOOKED), "module: .* hooks of their own, got CausalConv1d"),
+        (
+            nn.Sequential(CAUSAL, Scaled()),
+            "module: .* without a forward pass or hooks of their own, got Scaled",
+        ),
         (nn.Sequential(CAUSAL, nn.Conv1d(4, 4, 3)), r"module: .* to have one tap, .*, got Conv1d\(4, 4, .*"),
         (nn.Sequential(CAUSAL, nn.Conv1d(4, 4, 1, 2)), r"module: .*, stride 1, .*, got Conv1d\(4, 4, .*"),
         (
