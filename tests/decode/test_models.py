@@ -355,7 +355,6 @@ def test_wrong_states():
     case = CASES["gated"]
     program = case.program().start(2, case.label(2))
     program.step()
-    draw = program.state_dict()["cursor"][1].item()
     state, other = program.state_dict(), CASES["wavenet"].program().start(2).state_dict()
     program.step(torch.ones(2, 1))
     before = program.state_dict()
