@@ -154,7 +154,7 @@ def sample(
     temperature: Annotated[float, typer.Option(help="Below 1: sharper distributions.")] = 1.0,
     complete: Annotated[
         bool,
-        typer.Option("--complete", help="Draw the lower half of held-out images, six times each."),
+        typer.Option("--complete", help="Draw the lower half of --n held-out images, six times each."),
     ] = False,
     method: Annotated[
         str, typer.Option(help="cached: nothing is computed twice; naive: a full pass for each value.")
@@ -181,8 +181,9 @@ def sample(
     if length is not None and not sound:
         raise ValueError(f"length: expected none for images, got {length}")
     out = out or Path("samples.wav" if sound else "samples.png")
-    if (out.suffix == ".wav") != sound:
-        raise ValueError(f"out: expected a {'.wav' if sound else '.png'} file, got {out}")
+    suffix = ".wav" if sound else ".png"
+    if out.suffix.lower() != suffix:
+        raise ValueError(f"out: expected a {suffix} file, got {out}")
     n = n or (1 if sound else 16)
     model.to(device)
     num_labels = model.config.get("num_labels")
@@ -215,7 +216,8 @@ def sample(
         both = {method: (drawn, seconds)}
         other = "naive" if method == "cached" else "cached"
         both[other] = draw(other)
-        print(_comparison(*both["cached"], *both["naive"], levels, weights))
+        drawn_here = ~keep if complete else None
+        print(_comparison(*both["cached"], *both["naive"], levels, weights, drawn_here))
 
     if sound:
         from . import audio
@@ -308,13 +310,17 @@ def _completion(model, settings, n: int, label: int | None):
     return originals, keep, options
 
 
-def _comparison(cached, cached_seconds, naive, naive_seconds, num_levels: int, weights: str | None) -> str:
-    """What `--compare` says of the same samples drawn in both ways, and of the seconds it took."""
+def _comparison(
+    cached, cached_seconds, naive, naive_seconds, num_levels: int, weights: str | None, drawn_here=None
+) -> str:
+    """What `--compare` says of the same samples drawn in both ways, and of the seconds it took.
+    `drawn_here` says where they were drawn, not given; None: everywhere."""
     from .data import from_unit
 
     ratio = naive_seconds / cached_seconds
     times = f"cached {cached_seconds:.2f} s, naive {naive_seconds:.2f} s: {ratio:.1f} times as long\n"
-    equal = (from_unit(cached, num_levels) == from_unit(naive, num_levels)).flatten(1)
+    equal = from_unit(cached, num_levels) == from_unit(naive, num_levels)
+    equal = (equal if drawn_here is None else equal[..., drawn_here]).flatten(1)
     agree = f"{int(equal.sum()):,} of {equal.numel():,} values agree"
     if equal.all():
         return times + agree

@@ -239,4 +239,5 @@ def test_the_command(monkeypatch, capsys, tmp_path, recording):
     expected = load_run(run)[0].sample(2, seed=0, length=60)
     assert torch.allclose(wave, audio.mulaw_decode(expected).flatten(), atol=2**-14)
     assert Image.open(out.with_suffix(".png")).size == (1000, 500)
-    assert "out: expected a .wav file, got x.png" in command("sample", run, "--out", "x.png").err
+    for name in ("x.png", "x.mp3"):
+        assert f"out: expected a .wav file, got {name}" in command("sample", run, "--out", name).err

@@ -111,6 +111,8 @@ def test_train_resume_evaluate_sample(gmfast_command, tmp_path):
             assert grey == [round(v * 255 / 16) for v in load("digits").heldout[digit, 0, 1].tolist()]
     status, _, err = gmfast_command("sample", run, "--complete", "--n", "361", "--out", picture)
     assert status == 2 and "n: expected at most the 360 held-out images, got 361" in err
+    status, _, err = gmfast_command("sample", run, "--out", "x.jpg")
+    assert (status, err) == (2, "gmfast: out: expected a .png file, got x.jpg\n")
     status, _, err = gmfast_command("sample", run, "--label", "10", "--out", picture)
     assert status == 2 and "label: expected integers from 0 to 9, got values from 10 to 10" in err
 
@@ -174,6 +176,10 @@ def test_comparison_counts_the_draws_that_rounding_moved():
             f"20 of 24 values agree: in 2 of 4 samples a draw lay within {rounding} of a boundary between "
             "two levels, and what follows it is another draw"
         )
+    drawn = torch.tensor([[False] * 3, [True] * 3])  # the upper row was given
+    assert (
+        cli._comparison(cached, 0.5, cached, 4.0, 17, None, drawn).splitlines()[1] == "12 of 12 values agree"
+    )
 
 
 def test_doctor_prints_what_the_library_says(gmfast_command):

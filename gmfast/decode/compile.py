@@ -51,6 +51,8 @@ def compile(
 
     Raises TypeError, naming the module, for what cannot be compiled, and ValueError for wrong arguments.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     like = next(chain(module.parameters(), [torch.zeros(())]))
     if like.dtype in (torch.float16, torch.bfloat16):  # what layers make of their weights is not rounded
         module = copy.deepcopy(module).float()
@@ -76,8 +78,8 @@ def _flatten(module: nn.Module):
     """What a Sequential computes, one by one. Raises TypeError for a forward pass that is not known."""
     if type(module).forward not in _FORWARDS or module._forward_hooks or module._forward_pre_hooks:
         raise TypeError(
-            "module: expected causal convolutions and activations without a forward pass or hooks of their "
-            f"own, got {type(module).__name__}"
+            "module: expected causal convolutions and ReLU, ELU, SiLU, GatedActivation, ConcatELU and "
+            f"Dropout, without a forward pass or hooks of their own, got {type(module).__name__}"
         )
     if isinstance(module, nn.Sequential):
         for child in module:

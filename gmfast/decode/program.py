@@ -54,6 +54,15 @@ class Program:
         self._copy_weights()
         self.batch = None
 
+    def __repr__(self) -> str:
+        weights = (
+            f"{self.weight_bytes / 2**20:.2f} MiB of {str(self.weight_dtype)[6:]} weights on {self.device}"
+        )
+        if self.batch is None:
+            return f"Program({weights}, not started)"
+        end = "" if self.length is None else f" of {self.length}"
+        return f"Program({weights}, batch {self.batch}, at position {self.position}{end})"
+
     @property
     def length(self) -> int | None:
         """Positions, or None without end."""
@@ -100,7 +109,8 @@ class Program:
 
     def step(self, x: Tensor | None = None, local: Tensor | None = None) -> Tensor:
         """Feeds `x` (batch, channels), the value that was waited for, and returns what the model says about
-        the next one, (batch, parameters).
+        the next one, (batch, parameters). Where each colour of a pixel has a prediction of its own, each is
+        fed by itself, (batch, 1).
 
         A model that predicts takes None at the start. One that does not (a `Sequential` that sees its own
         position) takes the input at a position and returns its output there. `local` (batch, features): the
@@ -113,7 +123,12 @@ class Program:
         if self.position == self.length or self._at_last_draw():
             raise ValueError(f"x: expected a position to come, got one behind all {self.length}")
         if (x is None) == (waiting is not None):
-            raise ValueError(f"x: expected {'None at the start' if x is not None else 'a tensor'}")
+            if x is not None:
+                raise ValueError("x: expected None at the start, got a value")
+            raise ValueError(
+                f"x: expected a tensor of shape ({self.batch}, {waiting.channels}), the value at position "
+                f"{self.position}, got None"
+            )
         if x is not None:
             _check.tensor("x", x)
             if tuple(x.shape) != (self.batch, waiting.channels):

@@ -239,6 +239,7 @@ GROUPS = MaskedConv2d(4, 4, 3, mask_type="A", channel_groups=2)
             CAUSAL,
             "module: expected a Sequential or an autoregressive model of gmfast.models, got CausalConv1d",
         ),
+        (CAUSAL.forward, "module: expected a torch.nn.Module, got method"),
         (nn.Sequential(nn.ReLU()), "module: expected a Sequential with CausalConv1d, .*, got neither"),
         (nn.Sequential(CAUSAL, MASKED), "module: expected .* with MaskedConv2d, got both"),
         (nn.Sequential(CAUSAL, nn.Softmax(1)), "module: expected causal convolutions .*, got Softmax"),
@@ -271,7 +272,8 @@ GROUPS = MaskedConv2d(4, 4, 3, mask_type="A", channel_groups=2)
     ],
 )
 def test_modules_that_cannot_be_compiled(module, message):
-    size = (3, 3) if any(isinstance(m, MaskedConv2d) for m in module.modules()) else None
+    parts = module.modules() if isinstance(module, nn.Module) else ()
+    size = (3, 3) if any(isinstance(m, MaskedConv2d) for m in parts) else None
     with pytest.raises(TypeError, match=f"^{message}$"):
         decode.compile(module, image_size=size)
 
@@ -330,6 +332,7 @@ def test_wrong_steps():
             program.step(*args, **options)
 
     refuses("start: expected a call of start before this one")
+    assert repr(program).endswith(" MiB of float32 weights on cpu, not started)")
     with pytest.raises(ValueError, match="start: expected a call of start before this one"):
         _ = program.position
     with pytest.raises(TypeError, match="batch: expected an int, got float"):
@@ -341,10 +344,10 @@ def test_wrong_steps():
     ):
         program.start(2, torch.zeros(2, dtype=torch.long))
     program.start(2)
-    refuses("x: expected None at the start", x[:, :, 0])
+    refuses("x: expected None at the start, got a value", x[:, :, 0])
     said = [program.step()]
     for position in range(2):
-        refuses("x: expected a tensor")
+        refuses(f"x: expected a tensor of shape (2, 4), the value at position {position}, got None")
         refuses("x: expected shape (2, 4), got (2, 3)", x[:, :3, position])
         refuses("x: expected a tensor, got list", x[:, :, position].tolist(), error=TypeError)
         refuses(
@@ -352,6 +355,7 @@ def test_wrong_steps():
         )
         said.append(program.step(x[:, :, position]))
     assert program.position == 2 and program.length == 3
+    assert repr(program).endswith("MiB of float32 weights on cpu, batch 2, at position 2 of 3)")
     refuses("x: expected a position to come, got one behind all 3", x[:, :, 2])
     assert torch.equal(torch.stack(said, 2), expected)
     with pytest.raises(ValueError, match="sample: expected a program that ends in a distribution, got one"):
