@@ -1,6 +1,6 @@
 // Threads that meet often: a decode program has a barrier behind each layer, tens of thousands a
-// second, where a parallel region would cost more than the layer. Not of a SIMD level: compiled once,
-// in csrc/ops.
+// second, where a parallel region would cost more than the layer. Not of a SIMD level: compiled
+// once, in csrc/ops.
 #pragma once
 
 #include <atomic>
