@@ -1,21 +1,35 @@
 """Every public operation in one place: `import gmfast.functional as GF`."""
 
+from .ops.actnorm import actnorm
+from .ops.affine_coupling import affine_coupling
 from .ops.causal_conv1d import causal_conv1d
 from .ops.causal_conv1d_update import causal_conv1d_update
 from .ops.concat_elu import concat_elu
+from .ops.dequantize_logit import dequantize_logit
 from .ops.discretized_logistic_mixture import (
     discretized_logistic_mixture_nll,
     discretized_logistic_mixture_sample,
 )
 from .ops.gated_activation import gated_activation
+from .ops.gaussian_log_prob import gaussian_log_prob
+from .ops.logistic_mixture_cdf import logistic_mixture_cdf
 from .ops.masked_conv2d import masked_conv2d
+from .ops.rational_quadratic_spline import rational_quadratic_spline
+from .ops.standard_normal import standard_normal
 
 __all__ = [
+    "actnorm",
+    "affine_coupling",
     "causal_conv1d",
     "causal_conv1d_update",
     "concat_elu",
+    "dequantize_logit",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_mixture_sample",
     "gated_activation",
+    "gaussian_log_prob",
+    "logistic_mixture_cdf",
     "masked_conv2d",
+    "rational_quadratic_spline",
+    "standard_normal",
 ]

@@ -1,23 +1,37 @@
 """Every operation in plain PyTorch: the tests' oracle, the benchmarks' baseline, and what runs on a
 device that has no kernel. Same names and arguments as `gmfast.functional`, in any floating dtype."""
 
+from .actnorm import actnorm
+from .affine_coupling import affine_coupling
 from .causal_conv1d import causal_conv1d
 from .causal_conv1d_update import causal_conv1d_update
 from .concat_elu import concat_elu
+from .dequantize_logit import dequantize_logit
 from .discretized_logistic_mixture import (
     discretized_logistic_mixture_nll,
     discretized_logistic_mixture_sample,
 )
 from .gated_activation import gated_activation
+from .gaussian_log_prob import gaussian_log_prob
+from .logistic_mixture_cdf import logistic_mixture_cdf
 from .masked_conv2d import conv_mask, masked_conv2d
+from .rational_quadratic_spline import rational_quadratic_spline
+from .standard_normal import standard_normal
 
 __all__ = [
+    "actnorm",
+    "affine_coupling",
     "causal_conv1d",
     "causal_conv1d_update",
     "concat_elu",
     "conv_mask",
+    "dequantize_logit",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_mixture_sample",
     "gated_activation",
+    "gaussian_log_prob",
+    "logistic_mixture_cdf",
     "masked_conv2d",
+    "rational_quadratic_spline",
+    "standard_normal",
 ]
