@@ -2,6 +2,26 @@
 
 from .activation import ConcatELU, GatedActivation
 from .conv import CausalConv1d, MaskedConv2d
+from .coupling import AffineCoupling, LogisticMixtureCoupling, SplineCoupling
+from .flow import Flow
 from .made import MaskedLinear, MaskedMLP
+from .transform import Inverse, Permute, Sequential, Split, Squeeze2d, Transform
 
-__all__ = ["CausalConv1d", "ConcatELU", "GatedActivation", "MaskedConv2d", "MaskedLinear", "MaskedMLP"]
+__all__ = [
+    "AffineCoupling",
+    "CausalConv1d",
+    "ConcatELU",
+    "Flow",
+    "GatedActivation",
+    "Inverse",
+    "LogisticMixtureCoupling",
+    "MaskedConv2d",
+    "MaskedLinear",
+    "MaskedMLP",
+    "Permute",
+    "Sequential",
+    "SplineCoupling",
+    "Split",
+    "Squeeze2d",
+    "Transform",
+]

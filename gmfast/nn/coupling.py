@@ -1,0 +1,233 @@
+"""Couplings: part of the channels are transformed, with parameters that a network computes from the rest."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as GF
+from .transform import Transform
+
+
+class Coupling(Transform):
+    """What the couplings share: who sees what, and the check of what the conditioner returns.
+
+    The last `transformed` channels change (half of them, rounded down, if None), and the conditioner sees
+    those before. With `mask` (broadcastable to `(C, *S)`) all channels are transformed where it is 0, and the
+    conditioner sees all, zero where it is 0.
+
+    `conditioner(a)`, or `conditioner(a, context)` where there is a context, returns `num_params` numbers for
+    each element to be transformed: `(B, num_params * C2, *S)`. A subclass says what they mean.
+    """
+
+    num_params: int
+
+    def __init__(
+        self,
+        conditioner: nn.Module | Callable[..., Tensor],
+        *,
+        transformed: int | None = None,
+        mask: Tensor | None = None,
+    ):
+        super().__init__()
+        if mask is not None and transformed is not None:
+            raise ValueError(f"transformed: expected None with a mask, got {transformed}")
+        self.conditioner, self.transformed = conditioner, transformed
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        return self.transform(x, self.params(x, context), inverse=False)
+
+    def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        return self.transform(z, self.params(z, context), inverse=True)
+
+    def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def split_sizes(self, x: Tensor) -> tuple[int, int]:
+        """How many channels pass and how many change."""
+        if x.dim() < 2:
+            raise ValueError(f"x: expected (B, C, *S), got {tuple(x.shape)}")
+        channels = x.shape[1]
+        if self.mask is not None:
+            return 0, channels
+        changed = channels // 2 if self.transformed is None else self.transformed
+        if not 0 < changed <= channels:
+            raise ValueError(
+                f"x: expected at least {max(changed, 2)} channels to transform {changed or 1} of them, "
+                f"got {channels}"
+            )
+        return channels - changed, changed
+
+    def params(self, x: Tensor, context=None) -> Tensor:
+        """The conditioner's output for `x`, either side of the coupling."""
+        kept, changed = self.split_sizes(x)
+        seen = x[:, :kept] if self.mask is None else x * self.mask
+        params = self.conditioner(seen) if context is None else self.conditioner(seen, context)
+        expected = (len(x), self.num_params * changed, *x.shape[2:])
+        if tuple(params.shape) != expected:
+            raise ValueError(
+                f"conditioner: expected {self.num_params} numbers for each element, a result of shape "
+                f"{expected}, got {tuple(params.shape)}"
+            )
+        return params
+
+
+class AffineCoupling(Coupling):
+    """`y = x·s + t` of the transformed channels (NICE, arXiv:1410.8516; RealNVP, arXiv:1605.08803; Glow,
+    arXiv:1807.03039), by `gmfast.functional.affine_coupling`.
+
+    Args:
+        conditioner: returns `(B, 2*C2, *S)`: all shifts, then all raw scales; in turns if `interleaved`; the
+            shifts alone, `(B, C2, *S)`, if `additive`.
+        scale_map, shift_first, clamp: as in `gmfast.functional.affine_coupling`.
+        additive: `y = x + t`.
+        interleaved: channel 2i of the conditioner's result is shift i, channel 2i + 1 raw scale i.
+        transformed, mask: as in `Coupling`.
+    """
+
+    def __init__(
+        self,
+        conditioner: nn.Module | Callable[..., Tensor],
+        *,
+        scale_map: str = "exp",
+        shift_first: bool = False,
+        clamp: float = 2.0,
+        additive: bool = False,
+        interleaved: bool = False,
+        transformed: int | None = None,
+        mask: Tensor | None = None,
+    ):
+        super().__init__(conditioner, transformed=transformed, mask=mask)
+        self.num_params = 1 if additive else 2
+        self.scale_map, self.shift_first, self.clamp = scale_map, shift_first, clamp
+        self.additive, self.interleaved = additive, interleaved
+
+    def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        if self.additive:
+            shift, scale = params, None
+        elif self.interleaved:
+            shift, scale = params[:, ::2], params[:, 1::2]
+        else:
+            shift, scale = params.chunk(2, 1)
+        return GF.affine_coupling(
+            x,
+            shift,
+            scale,
+            scale_map=self.scale_map,
+            shift_first=self.shift_first,
+            clamp=self.clamp,
+            mask=self.mask,
+            inverse=inverse,
+        )
+
+
+class ElementwiseCoupling(Coupling):
+    """A coupling whose elements each have parameters of their own, many to an element: channel
+    `c * num_params + p` of the conditioner's result is parameter p of transformed channel c."""
+
+    def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        kept, changed = self.split_sizes(x)
+        params = params.unflatten(1, (changed, self.num_params)).movedim(2, -1)
+        first, last = x.split([kept, changed], 1)
+        if self.mask is None:
+            last, log_det = self.transform_elements(last, params, inverse, "sum")
+            return torch.cat([first, last], 1) if kept else last, log_det
+        y, log_derivative = self.transform_elements(x, params, inverse, "none")
+        keep = self.mask != 0
+        log_det = torch.where(keep, 0.0, log_derivative).flatten(1).sum(1)
+        return torch.where(keep, x, y), log_det
+
+    def transform_elements(self, x: Tensor, params: Tensor, inverse: bool, reduction: str):
+        raise NotImplementedError
+
+
+class SplineCoupling(ElementwiseCoupling):
+    """A rational-quadratic spline of each transformed element (neural spline flows, Durkan et al., 2019,
+    arXiv:1906.04032), by `gmfast.functional.rational_quadratic_spline` with linear tails.
+
+    Args:
+        conditioner: returns `(B, (3*num_bins - 1)*C2, *S)`: for each element its raw widths, heights and
+            derivatives.
+        num_bins, bound, min_bin_width, min_bin_height, min_derivative: of the spline.
+        transformed, mask: as in `Coupling`.
+    """
+
+    def __init__(
+        self,
+        conditioner: nn.Module | Callable[..., Tensor],
+        *,
+        num_bins: int = 8,
+        bound: float = 3.0,
+        min_bin_width: float = 1e-3,
+        min_bin_height: float = 1e-3,
+        min_derivative: float = 1e-3,
+        transformed: int | None = None,
+        mask: Tensor | None = None,
+    ):
+        super().__init__(conditioner, transformed=transformed, mask=mask)
+        self.num_bins, self.num_params = num_bins, 3 * num_bins - 1
+        self.options = {
+            "bound": bound,
+            "min_bin_width": min_bin_width,
+            "min_bin_height": min_bin_height,
+            "min_derivative": min_derivative,
+        }
+
+    def transform_elements(self, x, params, inverse, reduction):
+        widths, heights, derivatives = params.split([self.num_bins, self.num_bins, self.num_bins - 1], -1)
+        return GF.rational_quadratic_spline(
+            x, widths, heights, derivatives, inverse=inverse, reduction=reduction, **self.options
+        )
+
+
+class LogisticMixtureCoupling(Coupling):
+    """Flow++'s coupling (Ho et al., 2019, arXiv:1902.00275): the logit of a mixture of logistics' CDF, by
+    `gmfast.functional.logistic_mixture_cdf`, then `y = x·exp(a) + b`.
+
+    Args:
+        conditioner: returns `(B, (2 + 3*num_components)*C2, *S)`: for each element b, a, and its K logits,
+            means and log_scales.
+        num_components: K.
+        scale_map, clamp: of a, as in `gmfast.functional.affine_coupling`.
+        transformed, mask: as in `Coupling`.
+    """
+
+    def __init__(
+        self,
+        conditioner: nn.Module | Callable[..., Tensor],
+        *,
+        num_components: int = 32,
+        scale_map: str = "tanh",
+        clamp: float = 2.0,
+        transformed: int | None = None,
+        mask: Tensor | None = None,
+    ):
+        super().__init__(conditioner, transformed=transformed, mask=mask)
+        self.num_components, self.num_params = num_components, 2 + 3 * num_components
+        self.scale_map, self.clamp = scale_map, clamp
+
+    def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        kept, changed = self.split_sizes(x)
+        elements = params.unflatten(1, (changed, self.num_params))
+        shift, scale = elements[:, :, 0], elements[:, :, 1]
+        mixture = elements[:, :, 2:].movedim(2, -1).split(self.num_components, -1)
+        mask = None if self.mask is None else self.mask != 0
+
+        def cdf(x, inverse):
+            if mask is None:
+                first, last = x.split([kept, changed], 1)
+                last, log_det = GF.logistic_mixture_cdf(last, *mixture, inverse=inverse)
+                return torch.cat([first, last], 1), log_det
+            y, log_derivative = GF.logistic_mixture_cdf(x, *mixture, inverse=inverse, reduction="none")
+            return torch.where(mask, x, y), torch.where(mask, 0.0, log_derivative).flatten(1).sum(1)
+
+        def affine(x, inverse):
+            return GF.affine_coupling(
+                x, shift, scale, scale_map=self.scale_map, clamp=self.clamp, mask=self.mask, inverse=inverse
+            )
+
+        first, second = (affine, cdf) if inverse else (cdf, affine)
+        x, log_det = first(x, inverse)
+        x, more = second(x, inverse)
+        return x, log_det + more

@@ -1,0 +1,93 @@
+"""A density: a base distribution and the transform that leads to it."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from .. import functional as GF
+from ..ops import _seed
+from .transform import Sequential, Transform
+
+
+class Flow(nn.Module):
+    """A normalizing flow: the density of x when `transforms` take x to noise that `base` describes.
+
+    Args:
+        base: the shape of one sample, for a standard normal; or a `torch.distributions.Distribution` whose
+            samples have that shape (`event_shape`, no `batch_shape`).
+        transforms: from data to noise: a `Transform` or several, in order.
+
+    Equivalent to::
+
+        z, log_det = transforms(x)
+        log_prob = base.log_prob(z) + log_det
+    """
+
+    def __init__(self, base: tuple[int, ...] | Distribution, transforms: Transform | Iterable[Transform]):
+        super().__init__()
+        if isinstance(base, Distribution):
+            if base.batch_shape:
+                raise ValueError(
+                    f"base: expected no batch_shape (torch.distributions.Independent makes it part of the "
+                    f"event), got {tuple(base.batch_shape)}"
+                )
+            self.base, self.shape = base, tuple(base.event_shape)
+        else:
+            self.base, self.shape = None, tuple(base)
+        self.transform = transforms if isinstance(transforms, nn.Module) else Sequential(transforms)
+        self.register_buffer("_like", torch.empty(0), persistent=False)  # knows the device and the dtype
+
+    def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        """Data to noise: `x (B, *shape)` to `(z, log_det)`."""
+        return self.transform(x, context)
+
+    def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        """Noise to data: `z` to `(x, log_det)`."""
+        return self.transform.inverse(z, context)
+
+    def log_prob(self, x: Tensor, context=None) -> Tensor:
+        """Log-density of each sample, (B,), in nats."""
+        if tuple(x.shape[1:]) != self.shape:
+            expected = ", ".join(map(str, ("B", *self.shape)))
+            raise ValueError(f"x: expected shape ({expected}), got {tuple(x.shape)}")
+        z, log_det = self(x, context)
+        return self.base_log_prob(z) + log_det
+
+    def base_log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of noise, (B,), in nats."""
+        return GF.gaussian_log_prob(z) if self.base is None else self.base.log_prob(z)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+        context=None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Draws `n` samples, (n, *shape).
+
+        Args:
+            n: how many; 0 is allowed.
+            seed: an int, an int64 tensor, or a `torch.Generator`; sample i is the same whatever `n` is. None
+                draws one from torch's global generator.
+            context: what each sample is conditioned on.
+            temperature: the standard deviation of a standard normal base; below 1 sharpens.
+        """
+        if self.base is None:
+            z = GF.standard_normal(
+                (n, *self.shape), seed=seed, dtype=self._like.dtype, device=self._like.device
+            )
+            z = z * temperature if temperature != 1 else z
+        else:
+            if temperature != 1:
+                raise ValueError(f"temperature: expected 1 with a base of one's own, got {temperature}")
+            devices = [self._like.device] if self._like.device.type != "cpu" else []
+            with torch.random.fork_rng(devices, enabled=seed is not None):
+                if seed is not None:
+                    torch.manual_seed(int(_seed.as_tensor(seed, torch.device("cpu"))))
+                z = self.base.sample((n,))
+        return self.inverse(z, context)[0]

@@ -1,0 +1,181 @@
+"""Invertible transforms with log-determinants, and how they are put together."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Transform(nn.Module):
+    """An invertible map of each sample of a batch.
+
+    `forward(x, context=None) -> (z, log_det)` goes from data to noise, `inverse(z, context=None) ->
+    (x, log_det)` back. `log_det (B,)`, in nats, is the log of the absolute Jacobian determinant of the
+    direction called; that of `inverse` is minus that of `forward` at the same point. `context` is what the
+    density is conditioned on; a transform that has no use for it ignores it.
+    """
+
+    def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} has no inverse")
+
+
+def no_log_det(x: Tensor) -> Tensor:
+    """The log-determinant of a transform that keeps volumes: zeros (B,)."""
+    return x.new_zeros(len(x), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+class Sequential(Transform):
+    """Transforms one after another; `inverse` runs them from the last to the first.
+
+    Args:
+        transforms: as arguments of their own, or one iterable of them. None: the identity.
+    """
+
+    def __init__(self, *transforms: Transform | Iterable[Transform]):
+        super().__init__()
+        if len(transforms) == 1 and not isinstance(transforms[0], nn.Module):
+            transforms = tuple(transforms[0])
+        for transform in transforms:
+            if not hasattr(transform, "inverse"):
+                raise TypeError(
+                    f"transforms: expected modules with forward and inverse, got {type(transform).__name__}"
+                )
+        self.transforms = nn.ModuleList(transforms)
+
+    def __len__(self) -> int:
+        return len(self.transforms)
+
+    def __getitem__(self, index):
+        chosen = self.transforms[index]
+        return Sequential(*chosen) if isinstance(index, slice) else chosen
+
+    def __iter__(self):
+        return iter(self.transforms)
+
+    def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        total = no_log_det(x)
+        for transform in self.transforms:
+            x, log_det = transform(x, context)
+            total = total + log_det
+        return x, total
+
+    def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        total = no_log_det(z)
+        for transform in reversed(self.transforms):
+            z, log_det = transform.inverse(z, context)
+            total = total + log_det
+        return z, total
+
+
+class Inverse(Transform):
+    """A transform with its directions exchanged, such as `Inverse(Squeeze2d())`."""
+
+    def __init__(self, transform: Transform):
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        return self.transform.inverse(x, context)
+
+    def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        return self.transform(z, context)
+
+
+class Squeeze2d(Transform):
+    """`(B, C, H, W)` to `(B, C·f², H/f, W/f)`: each f×f square of pixels becomes channels (Dinh et al., 2017,
+    arXiv:1605.08803). The order is that of `torch.nn.functional.pixel_unshuffle`."""
+
+    def __init__(self, factor: int = 2):
+        super().__init__()
+        if factor < 1:
+            raise ValueError(f"factor: expected a positive integer, got {factor}")
+        self.factor = factor
+
+    def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        if x.dim() != 4 or x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise ValueError(
+                f"x: expected (B, C, H, W) with H and W multiples of {self.factor}, got {tuple(x.shape)}"
+            )
+        return F.pixel_unshuffle(x, self.factor), no_log_det(x)
+
+    def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        if z.dim() != 4 or z.shape[1] % self.factor**2:
+            raise ValueError(
+                f"z: expected (B, C, H, W) with C a multiple of {self.factor**2}, got {tuple(z.shape)}"
+            )
+        return F.pixel_shuffle(z, self.factor), no_log_det(z)
+
+
+class Permute(Transform):
+    """Channel i of the result is channel `order[i]`.
+
+    Args:
+        order: a permutation of the channels' numbers, part of the state dict. `Permute.reverse(n)` turns n
+            channels around, `Permute.random(n, seed)` draws an order.
+    """
+
+    def __init__(self, order: Iterable[int] | Tensor):
+        super().__init__()
+        order = torch.as_tensor(order if isinstance(order, Tensor) else list(order), dtype=torch.int64)
+        if order.dim() != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise ValueError(
+                f"order: expected a permutation of 0 to {order.numel() - 1}, got {order.tolist()}"
+            )
+        self.register_buffer("order", order)
+        self.register_buffer("_inverse_order", order.argsort(), persistent=False)
+        self.register_load_state_dict_post_hook(
+            lambda module, _: module._inverse_order.copy_(module.order.argsort())
+        )
+
+    @classmethod
+    def reverse(cls, channels: int) -> "Permute":
+        return cls(range(channels - 1, -1, -1))
+
+    @classmethod
+    def random(cls, channels: int, seed: int = 0) -> "Permute":
+        return cls(torch.randperm(channels, generator=torch.Generator().manual_seed(seed)))
+
+    def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        return x.index_select(1, self._check("x", x, self.order)), no_log_det(x)
+
+    def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        return z.index_select(1, self._check("z", z, self.order.argsort())), no_log_det(z)
+
+    def _check(self, name: str, tensor: Tensor, order: Tensor) -> Tensor:
+        if tensor.dim() < 2 or tensor.shape[1] != len(order):
+            raise ValueError(f"{name}: expected {len(order)} channels, got {tuple(tensor.shape)}")
+        return order
+
+
+class Split(Transform):
+    """Hands the first channels to a transform and leaves the others as they are: a level of a multi-scale
+    flow (Dinh et al., 2017, arXiv:1605.08803), as a transform like any other.
+
+    Nested, `Sequential(Squeeze2d(), …, Split(Sequential(Squeeze2d(), …, Inverse(Squeeze2d()))))` keeps the
+    shape of its input. A prior of what is left given what goes on, as Glow has it, is an `AffineCoupling`
+    before the split.
+
+    Args:
+        transform: keeps the shape of its input.
+        kept: how many channels are left as they are; half of them (rounded down) if None.
+    """
+
+    def __init__(self, transform: Transform, kept: int | None = None):
+        super().__init__()
+        self.transform, self.kept = transform, kept
+
+    def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        return self._apply_to_first(self.transform, x, context)
+
+    def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        return self._apply_to_first(self.transform.inverse, z, context)
+
+    def _apply_to_first(self, function, x, context):
+        kept = x.shape[1] // 2 if self.kept is None else self.kept
+        first, rest = x.split([x.shape[1] - kept, kept], 1)
+        first, log_det = function(first, context)
+        return torch.cat([first, rest], 1), log_det
