@@ -104,20 +104,31 @@ def signs(y):
     return incoming(y).sign()
 
 
+def outputs(function, inputs):
+    """What it returns, one tensor or several, as a list."""
+    y = function(*inputs)
+    return [y] if isinstance(y, torch.Tensor) else list(y)
+
+
 def results(function, inputs, gradient=incoming):
-    """The output and the gradient by every input, strides as they come."""
+    """The outputs and the gradient by every input, strides as they come."""
     leaves = [t.detach().requires_grad_() for t in inputs]
-    y = function(*leaves)
-    grads = torch.autograd.grad(y, leaves, gradient(y))
+    ys = outputs(function, leaves)
+    grads = torch.autograd.grad(ys, leaves, [gradient(y) for y in ys])
     assert not any(g.requires_grad for g in grads), "a gradient that holds on to the graph"
-    return [y.detach(), *grads]
+    return [*(y.detach() for y in ys), *grads]
 
 
-def assert_same(actual, expected):
+def assert_same(actual, expected, summed=()):
+    """The same bits, but for the `summed` results, by number, whose terms may have been added in another
+    order."""
     assert len(actual) == len(expected)
-    for a, e in zip(actual, expected, strict=True):
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert a.dtype == e.dtype and a.shape == e.shape
-        assert torch.equal(a, e), f"differ by up to {(a.double() - e.double()).abs().max()}"
+        if i in summed:
+            torch.testing.assert_close(a, e, rtol=4 * torch.finfo(a.dtype).eps, atol=1e-5)
+        else:
+            assert torch.equal(a, e), f"differ by up to {(a.double() - e.double()).abs().max()}"
 
 
 def _over_block(statistic, tensor, block):
@@ -173,7 +184,10 @@ def threads(count):
 
 
 class Contracts:
-    """Tests of an operation that treats pixels alike: (B, C, *S) in, (B, C', *S) or (B, *S) out."""
+    """Tests of an operation that treats pixels alike: (B, C, *S) in, (B, C', *S) or (B, *S) out.
+
+    It may have further outputs (B,), summed over pixels, and inputs that all samples share.
+    """
 
     #: Inputs, by number, that a network computes: half under autocast.
     conditioned = (0,)
@@ -185,6 +199,11 @@ class Contracts:
     opcheck_with_gradients = OPCHECKS
     #: The number of channels that follow each other in one role.
     block = 1
+    #: Results (outputs, then gradients), by number, that are sums over pixels: (B,) or smaller. Other results
+    #: treat pixels alike.
+    summed = ()
+    #: Inputs, by number, that all samples have in common. Their gradients are `summed`.
+    shared = ()
 
     def call(self, *inputs):
         """The operation."""
@@ -202,6 +221,10 @@ class Contracts:
         """Each operator behind the operation with arguments, for opcheck."""
         raise NotImplementedError
 
+    def lay_out(self, layout, tensor):
+        """An input in a layout, which vectors have none of."""
+        return LAYOUTS[layout](tensor) if tensor.dim() > 1 else tensor
+
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_accuracy(self, device, dtype):
         assert_accurate(self.call, self.plain, self.inputs((4, 32, 33), dtype, device), self.block)
@@ -211,7 +234,7 @@ class Contracts:
         inputs = self.inputs((2, 9, 15), dtype, device)
         halves = results(self.call, inputs, signs)
         singles = results(self.call, [t.float() for t in inputs], signs)
-        assert [t.dtype for t in halves[1:]] == [dtype] * len(inputs)
+        assert [t.dtype for t in halves[-len(inputs) :]] == [dtype] * len(inputs)
         assert_same(halves, [s.to(h.dtype) for s, h in zip(singles, halves, strict=True)])
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -219,40 +242,47 @@ class Contracts:
     def test_layouts(self, device, layout, dtype):
         inputs = self.inputs((3, 5, 19), dtype, device)
         expected = results(self.call, inputs)
-        laid_out = [LAYOUTS[layout](t) for t in inputs]
+        laid_out = [self.lay_out(layout, t) for t in inputs]
         for mixed in (laid_out, *([*inputs[:i], t, *inputs[i + 1 :]] for i, t in enumerate(laid_out))):
             before = [t.clone() for t in mixed]
-            assert_same(results(self.call, mixed), expected)
+            assert_same(results(self.call, mixed), expected, self.summed)
             assert_same(mixed, before)
-        assert_same(results(self.call, inputs, lambda y: LAYOUTS[layout](incoming(y))), expected)
-        assert_same(results(self.call, laid_out, lambda y: LAYOUTS[layout](incoming(y))), expected)
+
+        def lay_out(y):
+            return LAYOUTS[layout](incoming(y)) if y.dim() > 2 else incoming(y)
+
+        assert_same(results(self.call, inputs, lay_out), expected, self.summed)
+        assert_same(results(self.call, laid_out, lay_out), expected, self.summed)
 
     @pytest.mark.parametrize("dim", range(4))
     def test_expanded_inputs(self, device, dim):
         inputs = self.inputs((3, 5, 17), torch.float32, device)
-        expanded = [t.narrow(dim, 0, 1).expand_as(t) for t in inputs]
+        expanded = [t.narrow(dim, 0, 1).expand_as(t) if t.dim() > dim else t for t in inputs]
         expected = results(self.call, [t.contiguous() for t in expanded])
-        assert_same(results(self.call, expanded), expected)
+        assert_same(results(self.call, expanded), expected, self.summed)
 
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
     def test_expanded_gradients(self, device, layout):
-        inputs = [LAYOUTS[layout](t) for t in self.inputs((3, 5, 17), torch.float32, device)]
+        inputs = [self.lay_out(layout, t) for t in self.inputs((3, 5, 17), torch.float32, device)]
         expected = results(self.call, inputs, torch.ones_like)
         assert_same(results(self.call, inputs, lambda y: y.new_ones(()).expand_as(y)), expected)
         leaves = [t.detach().requires_grad_() for t in inputs]
-        assert_same(torch.autograd.grad(self.call(*leaves).sum(), leaves), expected[1:])
+        total = sum(y.sum() for y in outputs(self.call, leaves))
+        assert_same(torch.autograd.grad(total, leaves), expected[-len(leaves) :])
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_layout_of_results(self, device, layout):
-        inputs = [LAYOUTS[layout](t) for t in self.inputs((3, 5, 19), torch.float32, device)]
-        y, *grads = results(self.call, inputs, lambda y: y.new_ones(()).expand_as(y))
+        inputs = [self.lay_out(layout, t) for t in self.inputs((3, 5, 19), torch.float32, device)]
+        tensors = results(self.call, inputs, lambda y: y.new_ones(()).expand_as(y))
+        whole = [t for t in tensors if t.dim() > 2]
+        ys, grads = whole[: -len(inputs)] or whole[:1], whole[-len(inputs) :]
         dense = is_channels_last if layout.startswith("channels_last") else torch.Tensor.is_contiguous
         assert all(map(dense, grads)), [g.stride() for g in grads]
-        assert dense(y) if self.keeps_layout else y.is_contiguous()
+        assert all(map(dense if self.keeps_layout else torch.Tensor.is_contiguous, ys))
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_fake_kernel_agrees(self, device, layout):
-        inputs = [LAYOUTS[layout](t) for t in self.inputs((3, 5, 19), torch.float32, device)]
+        inputs = [self.lay_out(layout, t) for t in self.inputs((3, 5, 19), torch.float32, device)]
         real = results(self.call, inputs, torch.ones_like)
         with FakeTensorMode() as mode:
             fake = results(self.call, [mode.from_tensor(t) for t in inputs], torch.ones_like)
@@ -266,36 +296,45 @@ class Contracts:
         whole = self.inputs((2, 1134), dtype, device)
         expected = results(self.call, whole, torch.ones_like)
         for size in SIZES:
-            for part in ([t[..., :size] for t in whole], [t[..., :size].contiguous() for t in whole]):
-                assert_same(results(self.call, part, torch.ones_like), [e[..., :size] for e in expected])
+            part = [t if i in self.shared else t[..., :size] for i, t in enumerate(whole)]
+            dense = results(self.call, [t.contiguous() for t in part], torch.ones_like)
+            assert_same(results(self.call, part, torch.ones_like), dense, self.summed)
+            for i, (d, e) in enumerate(zip(dense, expected, strict=True)):
+                if i not in self.summed:
+                    assert_same([d], [e[..., :size]])
 
     @pytest.mark.parametrize("spatial", [(), (60,), (12, 5), (3, 4, 5)])
     def test_any_number_of_spatial_dimensions(self, device, spatial):
         flat = self.inputs((3, 60) if spatial else (3, 1), torch.float32, device)
-        shaped = [t.reshape(*t.shape[:2], *spatial) for t in flat]
-        expected = [t.reshape(*t.shape[:-1], *spatial) for t in results(self.call, flat, torch.ones_like)]
-        assert_same(results(self.call, shaped, torch.ones_like), expected)
+        shaped = [t if i in self.shared else t.reshape(*t.shape[:2], *spatial) for i, t in enumerate(flat)]
+        expected = [
+            t if i in self.summed else t.reshape(*t.shape[:-1], *spatial)
+            for i, t in enumerate(results(self.call, flat, torch.ones_like))
+        ]
+        assert_same(results(self.call, shaped, torch.ones_like), expected, self.summed)
 
     @pytest.mark.parametrize("shape", [(0,), (0, 4, 5), (2, 0), (2, 3, 0)])
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
     def test_empty(self, device, shape, layout):
-        inputs = [LAYOUTS[layout](t) for t in self.inputs(shape, torch.float32, device)]
-        y, *grads = results(self.call, inputs)
-        assert y.shape == self.plain(*inputs).shape
-        assert [g.shape for g in grads] == [t.shape for t in inputs]
+        inputs = [self.lay_out(layout, t) for t in self.inputs(shape, torch.float32, device)]
+        tensors = results(self.call, inputs)
+        ys = outputs(self.plain, inputs)
+        assert [t.shape for t in tensors] == [t.shape for t in (*ys, *inputs)]
 
     def test_batch_whole_or_in_parts(self, device):
         inputs = self.inputs((7, 5, 9), torch.float32, device)
-        parts = [
-            results(self.call, p, torch.ones_like) for p in zip(*(t.split(3) for t in inputs), strict=True)
-        ]
+        pieces = [[t] * 3 if i in self.shared else t.split(3) for i, t in enumerate(inputs)]
+        parts = [results(self.call, p, torch.ones_like) for p in zip(*pieces, strict=True)]
         together = results(self.call, inputs, torch.ones_like)
-        assert_same([torch.cat(p) for p in zip(*parts, strict=True)], together)
+        first_gradient = len(together) - len(inputs)
+        of_shared = [first_gradient + i for i in self.shared]
+        joined = [sum(p) if i in of_shared else torch.cat(p) for i, p in enumerate(zip(*parts, strict=True))]
+        assert_same(joined, together, of_shared)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
     def test_same_bits_whatever_the_threads(self, device, layout, dtype):
-        inputs = [LAYOUTS[layout](t) for t in self.inputs((3, 65, 129), dtype, device)]
+        inputs = [self.lay_out(layout, t) for t in self.inputs((3, 65, 129), dtype, device)]
         with threads(1):
             alone = results(self.call, inputs)
             assert_same(results(self.call, inputs), alone)
@@ -305,38 +344,40 @@ class Contracts:
 
     def test_backward_twice_through_a_retained_graph(self, device):
         leaves = [t.requires_grad_() for t in self.inputs((2, 9), torch.float32, device)]
-        y = self.call(*leaves)
-        first = torch.autograd.grad(y, leaves, incoming(y), retain_graph=True)
+        ys = outputs(self.call, leaves)
+        gradients = [incoming(y) for y in ys]
+        first = torch.autograd.grad(ys, leaves, gradients, retain_graph=True)
         kept = [g.clone() for g in first]
-        assert_same(torch.autograd.grad(y, leaves, incoming(y)), kept)
+        assert_same(torch.autograd.grad(ys, leaves, gradients), kept)
         assert_same(first, kept)
 
     def test_gradients_one_at_a_time(self, device):
         inputs = self.inputs((2, 9), torch.float32, device)
-        _, *together = results(self.call, inputs)
-        for i, expected in enumerate(together):
+        together = results(self.call, inputs)
+        for i, expected in enumerate(together[-len(inputs) :]):
             alone = [t.detach().requires_grad_(i == j) for j, t in enumerate(inputs)]
-            y = self.call(*alone)
-            assert_same(torch.autograd.grad(y, alone[i], incoming(y)), [expected])
+            ys = [y for y in outputs(self.call, alone) if y.requires_grad]
+            assert_same(torch.autograd.grad(ys, alone[i], [incoming(y) for y in ys]), [expected])
 
     def test_without_gradients(self, device):
         """Where no gradient is wanted, an operation may take another way to the same number."""
         leaves = [t.requires_grad_() for t in self.inputs((4, 32, 33), torch.float32, device)]
         with torch.no_grad():
-            y = self.call(*leaves)
+            ys = outputs(self.call, leaves)
         with torch.inference_mode():
-            assert_same([self.call(*(t.clone() for t in leaves)).clone()], [y])
-        assert not y.requires_grad
-        exact, plain = self.plain(*(t.double() for t in leaves)), self.plain(*leaves)
-        allowed = 4 * (plain - exact).abs().max() + torch.finfo(y.dtype).eps * exact.abs()
-        assert ((y - exact).abs() <= allowed).all()
+            assert_same([y.clone() for y in outputs(self.call, [t.clone() for t in leaves])], ys)
+        exact, plain = outputs(self.plain, [t.double() for t in leaves]), outputs(self.plain, leaves)
+        for y, e, p in zip(ys, exact, plain, strict=True):
+            assert not y.requires_grad
+            allowed = 4 * (p - e).abs().max() + torch.finfo(y.dtype).eps * e.abs()
+            assert ((y - e).abs() <= allowed).all()
 
     def test_torch_func(self, device):
         """Reverse mode and vmap as in plain PyTorch; forward mode is an error, never a silent zero."""
         inputs = self.inputs((3, 7), torch.float64, device)
 
         def total(call):
-            return lambda *t: call(*t).square().sum()
+            return lambda *t: sum(y.square().sum() for y in outputs(call, t))
 
         argnums = tuple(range(len(inputs)))
         gradients = torch.func.grad(total(self.call), argnums)(*inputs)
@@ -345,14 +386,16 @@ class Contracts:
             torch.testing.assert_close(gradient, truth, rtol=1e-7, atol=1e-9)
 
         each = [torch.stack([t, t.flip(-1)]) for t in inputs]
-        torch.testing.assert_close(
-            torch.vmap(self.call)(*each), torch.stack([self.call(*t) for t in zip(*each, strict=True)])
-        )
+        one_by_one = [outputs(self.call, t) for t in zip(*each, strict=True)]
+        together = outputs(torch.vmap(self.call), each)
+        for several, ones in zip(together, zip(*one_by_one, strict=True), strict=True):
+            torch.testing.assert_close(several, torch.stack(ones))
         leaves = [t.requires_grad_() for t in inputs]
-        y = self.call(*leaves)
-        cotangents = torch.stack([torch.ones_like(y), 2 * torch.ones_like(y)])
-        batched = torch.autograd.grad(y, leaves, cotangents, retain_graph=True, is_grads_batched=True)
-        for several, one in zip(batched, torch.autograd.grad(y, leaves, cotangents[0]), strict=True):
+        ys = outputs(self.call, leaves)
+        ones = [torch.ones_like(y) for y in ys]
+        cotangents = [torch.stack([one, 2 * one]) for one in ones]
+        batched = torch.autograd.grad(ys, leaves, cotangents, retain_graph=True, is_grads_batched=True)
+        for several, one in zip(batched, torch.autograd.grad(ys, leaves, ones), strict=True):
             torch.testing.assert_close(several, torch.stack([one, 2 * one]))
 
         detached = tuple(t.detach() for t in inputs)
@@ -392,13 +435,13 @@ class Contracts:
         """A network that has diverged must show in the loss: NaN wherever the reference has it."""
         inputs = self.inputs((1, 2), dtype, device)
         for i, tensor in enumerate(inputs):
-            for channel in range(tensor.shape[1]):
+            for channel in range(tensor.shape[0 if i in self.shared else 1]):
                 poisoned = [t.clone() for t in inputs]
-                poisoned[i][0, channel, 1] = math.nan
-                expected = self.plain(*poisoned).isnan()
-                assert expected.any()
-                y = self.call(*poisoned)
-                assert torch.equal(y.isnan(), expected), f"input {i}, channel {channel}: {y}"
+                poisoned[i][channel if i in self.shared else (0, channel, 1)] = math.nan
+                expected = [y.isnan() for y in outputs(self.plain, poisoned)]
+                assert any(e.any() for e in expected)
+                for y, e in zip(outputs(self.call, poisoned), expected, strict=True):
+                    assert torch.equal(y.isnan(), e), f"input {i}, channel {channel}: {y}"
 
     @bounded
     @given(data=st.data())
@@ -409,15 +452,16 @@ class Contracts:
         inputs = self.inputs(shape, dtype, device)
         expected = results(self.call, inputs)
         laid_out = [data.draw(layouts(t.dim()))(t) for t in inputs]
-        layout = data.draw(layouts(expected[0].dim()))
-        assert_same(results(self.call, laid_out, lambda y: layout(incoming(y))), expected)
+        given = {t.dim(): data.draw(layouts(t.dim())) for t in expected[: -len(inputs)]}
+        actual = results(self.call, laid_out, lambda y: given[y.dim()](incoming(y)))
+        assert_same(actual, expected, self.summed)
 
     # What PyTorch does with operators: it costs seconds, and no SIMD level changes it.
 
     def test_torch_opcheck(self, device):
         inputs = self.inputs((2, 3, 5), torch.float32, device)
         for layout in ("contiguous", "channels_last"):
-            laid_out = [LAYOUTS[layout](t) for t in inputs]
+            laid_out = [self.lay_out(layout, t) for t in inputs]
             for operator, arguments in self.operators(*laid_out):
                 torch.library.opcheck(operator, arguments)
             for operator, arguments in self.operators(*(t.requires_grad_() for t in laid_out)):
@@ -428,13 +472,14 @@ class Contracts:
         torch._dynamo.reset()
 
         def step(*inputs):
-            return self.call(*(t * 0.5 for t in inputs)) * 2  # work around it, for the compiler to fuse
+            # Work around it, for the compiler to fuse.
+            return [y * 2 for y in outputs(self.call, [t * 0.5 for t in inputs])]
 
         compiled = torch.compile(step, fullgraph=True, dynamic=backend == "inductor", backend=backend)
         shapes = [(2, 5, 9), (3, 8, 17)] if backend == "inductor" else [(2, 5, 9)]
         for shape in shapes:
             for layout in ("contiguous", "channels_last"):
-                inputs = [LAYOUTS[layout](t) for t in self.inputs(shape, torch.float32, device)]
+                inputs = [self.lay_out(layout, t) for t in self.inputs(shape, torch.float32, device)]
                 assert_same(results(compiled, inputs), results(step, inputs))
 
     def test_torch_export(self, device):
@@ -444,11 +489,12 @@ class Contracts:
 
         inputs = self.inputs((2, 5, 9), torch.float32, device)
         sizes = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height", min=1)}
-        program = torch.export.export(Module(), (inputs,), dynamic_shapes=([sizes for _ in inputs],))
+        dynamic = [{} if i in self.shared else sizes for i in range(len(inputs))]
+        program = torch.export.export(Module(), (inputs,), dynamic_shapes=(dynamic,))
         assert any("gmfast" in str(node.target) for node in program.graph.nodes)
         for shape in ((2, 5, 9), (3, 8, 9)):
             inputs = self.inputs(shape, torch.float32, device)
-            assert_same([program.module()(inputs)], [self.call(*inputs)])
+            assert_same(outputs(program.module(), [inputs]), outputs(self.call, inputs))
 
     def test_torch_autocast(self, device):
         inputs = self.inputs((2, 5, 9), torch.float32, device)
@@ -462,10 +508,68 @@ class Contracts:
                 assert all(hidden[i].dtype == torch.bfloat16 for i in self.conditioned)
                 return self.call(*hidden)
 
-        y, *grads = results(network, inputs, signs)
-        assert_same([y], expected[:1])
-        for grad, e in zip(grads, expected[1:], strict=True):
+        actual = results(network, inputs, signs)
+        first_gradient = len(actual) - len(inputs)
+        assert_same(actual[:first_gradient], expected[:first_gradient])
+        for grad, e in zip(actual[first_gradient:], expected[first_gradient:], strict=True):
             assert grad.dtype == torch.float32
             torch.testing.assert_close(
                 grad, e.float(), rtol=0, atol=1e-30
             )  # matmul flushes subnormal numbers
+
+
+#: Bounds of |inverse(forward(x)) - x|, relative to the largest x, and of the sum of both ways'
+#: log-determinants for each element.
+ROUND_TRIP = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+class FlowContracts(Contracts):
+    """Tests of a transform (B, C, *S) -> (y, log_det): `x` and the parameters in, `log_det (B,)` summed.
+
+    `forward` and `plain_forward` take `inverse=` as a keyword; a class derived from this one and setting
+    `inverse = True` tests the other direction.
+    """
+
+    inverse = False
+    summed = (1,)
+    round_trip = ROUND_TRIP
+
+    def forward(self, *inputs, inverse=False):
+        """The operation."""
+        raise NotImplementedError
+
+    def plain_forward(self, *inputs, inverse=False):
+        """The reference."""
+        raise NotImplementedError
+
+    def call(self, *inputs):
+        return self.forward(*inputs, inverse=self.inverse)
+
+    def plain(self, *inputs):
+        return self.plain_forward(*inputs, inverse=self.inverse)
+
+    def test_log_det_is_that_of_the_jacobian(self, device):
+        x, *params = self.inputs((3, 2), torch.float64, device)
+        _, log_det = self.call(x, *params)
+        assert log_det.shape == (3,) and log_det.abs().min() > 0
+        for i in range(3):
+            own = [p if j + 1 in self.shared else p[i : i + 1] for j, p in enumerate(params)]
+            jacobian = torch.autograd.functional.jacobian(
+                lambda flat, own=own: self.call(flat.view(1, *x.shape[1:]), *own)[0].flatten(), x[i].flatten()
+            )
+            torch.testing.assert_close(log_det[i], jacobian.slogdet().logabsdet, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_round_trip(self, device, dtype):
+        x, *params = self.inputs((4, 9, 7), dtype, device)
+        y, log_det = self.forward(x, *params, inverse=self.inverse)
+        back, log_det_back = self.forward(y, *params, inverse=not self.inverse)
+        assert not torch.equal(x, y)
+        bound = self.round_trip[dtype]
+        assert ((back - x).abs() <= bound * x.abs().max()).all(), (back - x).abs().max()
+        assert ((log_det + log_det_back).abs() <= bound * max(1, x[0].numel())).all()
+
+    def test_log_det_dtype(self, device):
+        for dtype in DTYPES:
+            _, log_det = self.call(*self.inputs((2, 5), dtype, device))
+            assert log_det.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
