@@ -5,6 +5,7 @@
 #include <climits>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -80,6 +81,15 @@ void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_byt
                address);
 }
 
+// Bytes of the device's memory become 0, on the stream.
+inline void fill_zero(void* data, size_t bytes, void* stream) {
+  const cudaError_t error = cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(stream));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error(std::string("gmfast: cannot clear memory: ") +
+                           cudaGetErrorString(error));
+}
+
 #else
 
 template <class... P>
@@ -87,6 +97,8 @@ void launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_byt
             typename Parameter<P>::type... args) {
   cuda_on_cpu::run(blocks, threads, shared_bytes, [=] { kernel(args...); });
 }
+
+inline void fill_zero(void* data, size_t bytes, void*) { std::memset(data, 0, bytes); }
 
 #endif
 

@@ -156,6 +156,11 @@ inline Tensor empty_as(const Tensor& tensor, const Sizes& sizes) {
   return empty_as(tensor, sizes, tensor.scalar_type());
 }
 
+// Device memory for a kernel besides its operands; empty for 0 bytes.
+inline Tensor scratch_for(const Tensor& tensor, int64_t bytes) {
+  return empty_contiguous(tensor, {(bytes + 7) / 8}, ScalarType::Double);
+}
+
 // Raises unless `tensor` has these sizes, and the dtype and device of another.
 inline void check_like(const char* name, const Tensor& tensor, const Tensor& like,
                        const Sizes& sizes) {

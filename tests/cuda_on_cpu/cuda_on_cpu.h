@@ -159,6 +159,12 @@ void run(int64_t blocks, int threads, size_t shared_bytes, const Kernel& kernel)
 
 inline void __syncthreads() { cuda_on_cpu::block->all.arrive_and_wait(); }
 inline void __syncwarp() { cuda_on_cpu::block->warp().arrive_and_wait(); }
+// Blocks run one after another: what one wrote the next sees.
+inline void __threadfence() {}
+
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  return std::atomic_ref<unsigned>(*address).fetch_add(value);
+}
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {

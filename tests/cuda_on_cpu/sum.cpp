@@ -1,6 +1,7 @@
 // Sums of rows: see test_sum.py.
 #include "../../csrc/cuda/sum.h"
 
+#include "../../csrc/cuda/sample_sum.h"
 #include "driver.h"
 
 namespace gmfast {
@@ -14,10 +15,33 @@ __global__ void two_sums(const double* values, double* totals) {
   if (thread_index() == 63) totals[1] = squares;
 }
 
+// totals[s] = the sum of row s of values, visited with counts[i] += 1.
+__global__ void row_sums(const double* values, double* counts, double* totals, SampleSum sum) {
+  const SampleShare share(sum);
+  double partial = 0;
+  for (int64_t i = share.first; i < share.end; i += share.step) {
+    partial += values[share.sample * sum.length + i];
+    counts[share.sample * sum.length + i] += 1;
+  }
+  sum_of_sample(sum, share, partial, [&](double total) { totals[share.sample] += total; });
+}
+
+void run_sample_sum(Cases& cases) {
+  const int64_t rows = cases.integer(), columns = cases.integer(), items = cases.integer();
+  double* values = reinterpret_cast<double*>(cases.memory());
+  double* counts = reinterpret_cast<double*>(cases.memory());
+  double* totals = reinterpret_cast<double*>(cases.memory());
+  SampleSum sum(rows, columns, items);
+  std::vector<double> scratch(sum.scratch_bytes() / 8, -1.0);
+  sum.scratch = scratch.data();
+  launch_sample_sum(row_sums, sum, nullptr, values, counts, totals);
+}
+
 }  // namespace
 }  // namespace gmfast
 
 void run_case(Cases& cases) {
+  if (cases.integer()) return gmfast::run_sample_sum(cases);
   const int64_t rows = cases.integer(), columns = cases.integer(), single = cases.integer();
   char* values = cases.memory();
   char* totals = cases.memory();

@@ -1,4 +1,4 @@
-"""Sums of rows on CUDA, run as C++."""
+"""Sums of rows and of samples on CUDA, run as C++."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_sum_rows(sanitizer):
         for rows, columns in shapes:
             values, totals = torch.rand(rows, columns, dtype=dtype), torch.full((rows,), -1, dtype=dtype)
             cases.append((values, totals, 0.25 * values.double().sum(1)))  # sum.cpp's scale
-    run("sum", sanitizer, [[*v.shape, v.dtype == torch.float32, v, t] for v, t, _ in cases])
+    run("sum", sanitizer, [[0, *v.shape, v.dtype == torch.float32, v, t] for v, t, _ in cases])
     for _, totals, expected in cases:
         assert ((totals - expected).abs() <= torch.finfo(totals.dtype).eps * expected).all()
 
@@ -23,5 +23,21 @@ def test_sum_rows(sanitizer):
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_block_sum_twice(sanitizer):
     values, totals = torch.rand(64, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    run("sum", sanitizer, [[0, 64, False, values, totals]])
+    run("sum", sanitizer, [[0, 0, 64, False, values, totals]])
     torch.testing.assert_close(totals, torch.stack([values.sum(), values.square().sum()]))
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_sample_sum(sanitizer):
+    # A sample to a thread, to some lanes, to a warp, to a block, to several blocks.
+    shapes = [(3, 0), (259, 1), (70, 5), (9, 63), (3, 64), (2, 65), (3, 512), (2, 513), (3, 1025)]
+    cases = []
+    for batch, length in shapes:
+        values = torch.rand(batch, length, dtype=torch.float64)
+        cases.append((values, torch.zeros_like(values), torch.zeros(batch, dtype=torch.float64)))
+    alone = [(v[1:2].clone(), torch.zeros_like(v[:1]), torch.zeros(1, dtype=v.dtype)) for v, *_ in cases]
+    run("sum", sanitizer, [[1, *v.shape, 2, v, c, t] for v, c, t in cases + alone])
+    for (values, counts, totals), (_, _, total) in zip(cases, alone, strict=True):
+        torch.testing.assert_close(totals, values.sum(1))
+        assert (counts == 1).all()
+        assert torch.equal(totals[1:2], total)
