@@ -1,4 +1,4 @@
-"""Second derivatives of pointwise operations: autograd through the plain PyTorch form.
+"""Second derivatives of operations: autograd through the plain PyTorch form.
 
 They are rare (gradient penalties, Hessian-vector products), so they need to be right, not fast.
 """
@@ -8,21 +8,51 @@ import torch
 from .._library import operator
 
 
-def backward_operator(name, forward, fake):
-    """Operator `gmfast::name(grad, x, dim)`, which is the gradient of `forward(x, dim)`, with its own."""
+def backward_operator(name, forward, fake, *, num_tensors=1, num_results=1):
+    """Operator `gmfast::name(*grads, *tensors, *options)`, the gradient of `forward(*tensors, *options)`,
+    with a gradient of its own.
+
+    `forward` takes `num_tensors` tensors and gives `num_results` of them (one by itself, several in a tuple).
+    There is one of `grads` for each result; None is zero. The operator returns one gradient for each tensor,
+    of any content for one that is None. In `forward`, a tensor has the dtype that the operator is given.
+    """
+    count = num_results + num_tensors
 
     def setup_context(ctx, inputs, output):
-        grad, x, ctx.dim = inputs
-        ctx.save_for_backward(grad, x)
+        ctx.options = inputs[count:]
+        ctx.save_for_backward(*inputs[:count])
+        ctx.set_materialize_grads(False)
 
-    def backward(ctx, grad_grad_x):
-        grad, x = ctx.saved_tensors
+    def backward(ctx, *grad_gradients):
         higher = torch.is_grad_enabled()
         with torch.enable_grad():
             # Views, so that what is differentiated is a non-leaf whatever was saved.
-            grad, x = (t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (grad, x))
-            (grad_x,) = torch.autograd.grad(forward(x, dim=ctx.dim), x, grad, create_graph=True)
-            again = torch.autograd.grad(grad_x, (grad, x), grad_grad_x, create_graph=higher)
-        return *again, None
+            saved = [
+                t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+                for t in ctx.saved_tensors
+            ]
+            grads, tensors = saved[:num_results], saved[num_results:]
+            results = forward(*tensors, *ctx.options)
+            results = (results,) if num_results == 1 else results
+            gradients = _differentiate(results, tensors, grads, create_graph=True)
+            again = _differentiate(gradients, saved, grad_gradients, create_graph=higher)
+        return *again, *(None for _ in ctx.options)
 
     return operator(name, fake=fake, setup_context=setup_context, backward=backward)
+
+
+def _differentiate(results, tensors, grads, create_graph):
+    """The gradient by each tensor; None for those that nothing depends on. Any of all may be None."""
+    pairs = [
+        (result, grad)
+        for result, grad in zip(results, grads, strict=True)
+        if result is not None and grad is not None and result.requires_grad
+    ]
+    present = [t for t in tensors if t is not None]
+    if not pairs:
+        return [None] * len(tensors)
+    results, grads = zip(*pairs, strict=True)
+    gradients = iter(
+        torch.autograd.grad(results, present, grads, create_graph=create_graph, allow_unused=True)
+    )
+    return [None if t is None else next(gradients) for t in tensors]
