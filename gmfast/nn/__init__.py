@@ -1,19 +1,23 @@
 """Modules around the operations of `gmfast.functional`."""
 
 from .activation import ConcatELU, GatedActivation
+from .actnorm import ActNorm
 from .conv import CausalConv1d, MaskedConv2d
 from .coupling import AffineCoupling, LogisticMixtureCoupling, SplineCoupling
 from .flow import Flow
+from .invertible_conv import InvertibleConv1x1
 from .made import MaskedLinear, MaskedMLP
 from .transform import Inverse, Permute, Sequential, Split, Squeeze2d, Transform
 
 __all__ = [
+    "ActNorm",
     "AffineCoupling",
     "CausalConv1d",
     "ConcatELU",
     "Flow",
     "GatedActivation",
     "Inverse",
+    "InvertibleConv1x1",
     "LogisticMixtureCoupling",
     "MaskedConv2d",
     "MaskedLinear",

@@ -121,15 +121,14 @@ class Permute(Transform):
     def __init__(self, order: Iterable[int] | Tensor):
         super().__init__()
         order = torch.as_tensor(order if isinstance(order, Tensor) else list(order), dtype=torch.int64)
-        if order.dim() != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
+        if order.dim() != 1 or not torch.equal(
+            order.sort().values, torch.arange(len(order), device=order.device)
+        ):
             raise ValueError(
                 f"order: expected a permutation of 0 to {order.numel() - 1}, got {order.tolist()}"
             )
         self.register_buffer("order", order)
         self.register_buffer("_inverse_order", order.argsort(), persistent=False)
-        self.register_load_state_dict_post_hook(
-            lambda module, _: module._inverse_order.copy_(module.order.argsort())
-        )
 
     @classmethod
     def reverse(cls, channels: int) -> "Permute":
@@ -143,7 +142,11 @@ class Permute(Transform):
         return x.index_select(1, self._check("x", x, self.order)), no_log_det(x)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        return z.index_select(1, self._check("z", z, self.order.argsort())), no_log_det(z)
+        return z.index_select(1, self._check("z", z, self._inverse_order)), no_log_det(z)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._inverse_order = self.order.argsort()
 
     def _check(self, name: str, tensor: Tensor, order: Tensor) -> Tensor:
         if tensor.dim() < 2 or tensor.shape[1] != len(order):
