@@ -144,9 +144,13 @@ def bind(function, case, inputs):
     leaves = [inputs[i] for i in case.wrt]
     if case.direction == "recorded":
         return lambda: function(*inputs)
-    output = function(*inputs)
-    grad_output = torch.randn_like(output) if output.dim() else None
-    return lambda: torch.autograd.grad(function(*inputs), leaves, grad_output)
+    grad_outputs = [torch.randn_like(t) if t.dim() else None for t in as_tuple(function(*inputs))]
+    return lambda: torch.autograd.grad(as_tuple(function(*inputs)), leaves, grad_outputs)
+
+
+def as_tuple(outputs):
+    """The outputs of an operation that has one or several."""
+    return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
 
 
 def host_clock(calls):
@@ -250,12 +254,13 @@ def ratio(numerator, denominator):
 
 def bytes_moved(case, inputs, output):
     """Each input read once and each output written once; a backward of its own also reads what it needs."""
-    size = sum(t.nbytes for t in inputs) + output.nbytes
+    outputs = sum(t.nbytes for t in as_tuple(output))
+    size = sum(t.nbytes for t in inputs) + outputs
     if case.direction == "forward+backward":
         gradients = sum(inputs[i].nbytes for i in case.wrt)
         size += gradients
         if not case.one_pass:
-            size += gradients + output.nbytes
+            size += gradients + outputs
     return size
 
 
