@@ -19,11 +19,11 @@ double sum(const S* values, int64_t count) {
 }
 
 // totals[b] = scale times the sum of row b of values (rows, columns).
-template <class S>
-void sum_rows(const S* values, int64_t rows, int64_t columns, double scale, S* totals) {
+template <class S, class T>
+void sum_rows(const S* values, int64_t rows, int64_t columns, double scale, T* totals) {
   parallel_for(rows, 32768 / (columns + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      totals[row] = S(scale * sum(values + row * columns, columns));
+      totals[row] = T(scale * sum(values + row * columns, columns));
   });
 }
 

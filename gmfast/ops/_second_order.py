@@ -8,13 +8,14 @@ import torch
 from .._library import operator
 
 
-def backward_operator(name, forward, fake, *, num_tensors=1, num_results=1):
+def backward_operator(name, forward, fake, *, num_tensors=1, num_results=1, at=None):
     """Operator `gmfast::name(*grads, *tensors, *options)`, the gradient of `forward(*tensors, *options)`,
     with a gradient of its own.
 
     `forward` takes `num_tensors` tensors and gives `num_results` of them (one by itself, several in a tuple).
-    There is one of `grads` for each result; None is zero. The operator returns one gradient for each tensor,
-    of any content for one that is None. In `forward`, a tensor has the dtype that the operator is given.
+    There is one of `grads` for each result; None is zero. The operator returns a gradient for each tensor, of
+    any content for one that is None; the last tensors may go without. Where the gradient is not taken at
+    `tensors` themselves, `at(*tensors, *options)` says where.
     """
     count = num_results + num_tensors
 
@@ -32,9 +33,12 @@ def backward_operator(name, forward, fake, *, num_tensors=1, num_results=1):
                 for t in ctx.saved_tensors
             ]
             grads, tensors = saved[:num_results], saved[num_results:]
-            results = forward(*tensors, *ctx.options)
+            # Views again: what the others are computed from, `at`, counts for the second derivative only.
+            point = tensors if at is None else at(*tensors, *ctx.options)
+            point = [t if t is None else t.view_as(t) for t in point]
+            results = forward(*point, *ctx.options)
             results = (results,) if num_results == 1 else results
-            gradients = _differentiate(results, tensors, grads, create_graph=True)
+            gradients = _differentiate(results, point, grads, create_graph=True)[: len(grad_gradients)]
             again = _differentiate(gradients, saved, grad_gradients, create_graph=higher)
         return *again, *(None for _ in ctx.options)
 

@@ -14,8 +14,22 @@ SCALE_MAPS = {
 
 
 def affine_coupling(
-    x, shift, scale, *, scale_map="exp", shift_first=False, clamp=2.0, mask=None, inverse=False
+    x,
+    shift,
+    scale,
+    *,
+    scale_map="exp",
+    shift_first=False,
+    clamp=2.0,
+    mask=None,
+    inverse=False,
+    packed=None,
+    recompute=False,  # says what a kernel saves; here autograd does
 ):
+    if packed == "chunk":
+        shift, scale = shift.chunk(2, 1)
+    elif packed == "interleaved":
+        shift, scale = shift[:, ::2], shift[:, 1::2]
     channels = x.shape[1] - shift.shape[1]
     kept, tail = x[:, :channels], x[:, channels:]
     log_s = torch.zeros_like(shift) if scale is None else SCALE_MAPS[scale_map](scale, clamp)

@@ -1,0 +1,433 @@
+#include "../affine_coupling.h"
+
+#include <cstring>
+
+#include "../math/affine_coupling.h"
+#include "pairs.h"
+#include "parallel.h"
+#include "reduce.h"
+#include "scratch.h"
+#include "tile.h"
+
+namespace gmfast {
+inline namespace GMFAST_LEVEL {
+namespace {
+
+// What is computed at once: its operands, where they must be gathered or converted, fit into the L1
+// cache.
+constexpr int piece_elements = 512;
+// A sample's elements whose logarithms are summed by one task, whatever the threads.
+constexpr int64_t segment_elements = 8192;
+// Shorter samples are computed several at once.
+constexpr int64_t short_sample = 64;
+
+// `count` elements of a sample from element `first` of row `row` on, into the rows behind.
+struct Piece {
+  int64_t sample, row, first;
+  int count;
+};
+
+template <class S>
+constexpr DType dtype_of = std::is_same<S, double>::value ? DType::float64 : DType::float32;
+
+// Calls body(element of the operand, stride, done, count) for the runs of one stride of a piece.
+template <class T, class Body>
+void for_each_stretch(const CouplingOperand& operand, int64_t inner, const Piece& piece,
+                      const Body& body) {
+  T* row = static_cast<T*>(operand.data) + piece.sample * operand.batch_stride +
+           piece.row * operand.row_stride;
+  if (inner == 1) return body(row, operand.row_stride, 0, piece.count);
+  int64_t first = piece.first;
+  for (int done = 0; done < piece.count; first = 0, row += operand.row_stride) {
+    const int64_t rest = inner - first;
+    const int count = rest < piece.count - done ? int(rest) : piece.count - done;
+    body(row + first * operand.inner_stride, operand.inner_stride, done, count);
+    done += count;
+  }
+}
+
+template <class V, int... I>
+V even_lanes(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...);
+}
+
+template <class T, class S>
+void gather(const T* from, int64_t stride, int count, S* to) {
+  using V = Native<S>;
+  int i = 0;
+  if (stride == 1) {
+    for_each_vector<V>(0, count,
+                       [&](int64_t j, auto span) { span.store(to + j, span.load(from + j)); });
+    return;
+  }
+  if (stride == 2) {  // the element behind the last vector's last is read, so there must be one
+    for (; i + lanes<V> < count; i += lanes<V>) {
+      const V a = load<V>(from + 2 * i), b = load<V>(from + 2 * i + lanes<V>);
+      store(to + i, even_lanes(a, b, std::make_integer_sequence<int, lanes<V>>{}));
+    }
+  }
+  for (; i < count; ++i) to[i] = load<S>(from + i * stride);
+}
+
+template <class T, class S>
+void scatter(const S* from, int64_t stride, int count, T* to) {
+  using V = Native<S>;
+  if (stride == 1) {
+    for_each_vector<V>(0, count,
+                       [&](int64_t j, auto span) { span.store(to + j, span.load(from + j)); });
+  } else {
+    for (int i = 0; i < count; ++i) store(to + i * stride, from[i]);
+  }
+}
+
+// Where a piece lies as it is to be computed on; null if it does not.
+template <class S>
+S* in_place(const CouplingOperand& operand, int64_t inner, const Piece& piece) {
+  const bool within = piece.first + piece.count <= inner || operand.row_stride == inner;
+  const bool one_run = within && (operand.inner_stride == 1 || inner == 1);
+  if (operand.dtype != dtype_of<S> || !one_run) return nullptr;
+  return static_cast<S*>(operand.data) + piece.sample * operand.batch_stride +
+         piece.row * operand.row_stride + piece.first;
+}
+
+// The piece's values, in `buffer` if need be; those of an absent operand are 0.
+template <class S>
+const S* read(const CouplingOperand& operand, int64_t inner, const Piece& piece, S* buffer) {
+  if (!operand.data) {
+    std::memset(buffer, 0, piece.count * sizeof(S));
+    return buffer;
+  }
+  if (const S* values = in_place<S>(operand, inner, piece)) return values;
+  with_type(operand.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for_each_stretch<const T>(operand, inner, piece,
+                              [&](const T* from, int64_t stride, int done, int count) {
+                                gather(from, stride, count, buffer + done);
+                              });
+  });
+  return buffer;
+}
+
+// Where to put the piece's values: write() then brings them home.
+template <class S>
+S* place_for(const CouplingOperand& operand, int64_t inner, const Piece& piece, S* buffer) {
+  S* values = operand.data ? in_place<S>(operand, inner, piece) : nullptr;
+  return values ? values : buffer;
+}
+
+template <class S>
+void write(const CouplingOperand& operand, int64_t inner, const Piece& piece, const S* values,
+           const S* buffer) {
+  if (values != buffer || !operand.data) return;
+  with_type(operand.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for_each_stretch<T>(operand, inner, piece, [&](T* to, int64_t stride, int done, int count) {
+      scatter(values + done, stride, count, to);
+    });
+  });
+}
+
+// Elements [begin, end) of a sample's (rows, inner), copied; 0 from an absent operand.
+void copy_elements(const CouplingOperand& from, const CouplingOperand& to, int64_t inner,
+                   int64_t sample, int64_t begin, int64_t end) {
+  with_type(to.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    int64_t row = begin < end ? begin / inner : 0, first = begin - row * inner;
+    for (int64_t i = begin; i < end; ++row, first = 0) {
+      const int64_t count = inner - first < end - i ? inner - first : end - i;
+      T* target = static_cast<T*>(to.data) + sample * to.batch_stride + row * to.row_stride +
+                  first * to.inner_stride;
+      const T* source = static_cast<const T*>(from.data) + sample * from.batch_stride +
+                        row * from.row_stride + first * from.inner_stride;
+      if (!from.data) {
+        for (int64_t j = 0; j < count; ++j) target[j * to.inner_stride] = T{};
+      } else if (from.inner_stride == 1 && to.inner_stride == 1) {
+        std::memcpy(target, source, count * sizeof(T));
+      } else {
+        for (int64_t j = 0; j < count; ++j)
+          target[j * to.inner_stride] = source[j * from.inner_stride];
+      }
+      i += count;
+    }
+  });
+}
+
+// A sum in double, of numbers of any V.
+template <class V>
+struct DoubleSum {
+  Native<double> total = splat<Native<double>>(0);
+
+  GMFAST_HD void add(V v) {
+    if constexpr (is_single<V>) {
+      total += convert<Native<double>>(take<0>(v, HalfLanes<V>{})) +
+               convert<Native<double>>(take<lanes<V> / 2>(v, HalfLanes<V>{}));
+    } else {
+      total += v;
+    }
+  }
+};
+
+// The operands of a piece in the compute type. `mask` may be null, as may what is not wanted.
+template <class S>
+struct Values {
+  const S *x, *shift, *scale, *mask;
+  S *y, *log_s;                    // forward; log_s of every element, or null
+  const S *grad_y, *grad_log_det;  // backward; of every element, or null: grad_of_sample
+  S grad_of_sample;
+  S *grad_x, *grad_shift, *grad_scale;
+};
+
+template <ScaleMap map, class V>
+GMFAST_HD CouplingScale<V> scale_of(V a, V mask, bool masked, const Coupling<V>& c) {
+  CouplingScale<V> scale = coupling_scale<map>(a, c);
+  if (masked) {
+    const auto passes = mask != splat<V>(0);
+    scale.log_s = select<V>(passes, splat<V>(0), scale.log_s);
+    scale.factor = select<V>(passes, splat<V>(1), scale.factor);
+    scale.slope = select<V>(passes, splat<V>(0), scale.slope);
+  }
+  return scale;
+}
+
+// The sum of log s.
+template <ScaleMap map, class V>
+double forward(const Values<Scalar<V>>& p, int count, const Coupling<V>& c) {
+  DoubleSum<V> sum;
+  const bool masked = p.mask;
+  for_each_vector<V>(0, count, [&](int64_t i, auto span) {
+    V a = splat<V>(0), mask = a;
+    if constexpr (map != ScaleMap::none) a = span.load(p.scale + i);
+    V shift = span.load(p.shift + i);
+    if (masked) {
+      mask = span.load(p.mask + i);
+      shift = select<V>(mask != splat<V>(0), splat<V>(0), shift);
+    }
+    CouplingScale<V> scale = scale_of<map>(a, mask, masked, c);
+    span.store(p.y + i, coupling(span.load(p.x + i), shift, scale, c));
+    if (p.log_s) {
+      span.store(p.log_s + i, scale.log_s);
+    } else if constexpr (map != ScaleMap::none) {
+      if (span.count < lanes<V>) {
+        const auto inside = iota<V>() < splat<V>(Scalar<V>(span.count));
+        scale.log_s = select<V>(inside, scale.log_s, splat<V>(0));
+      }
+      sum.add(scale.log_s);
+    }
+  });
+  return reduce_add(sum.total);
+}
+
+template <ScaleMap map, class V>
+double backward(const Values<Scalar<V>>& p, int count, const Coupling<V>& c, bool from_output) {
+  const bool masked = p.mask;
+  for_each_vector<V>(0, count, [&](int64_t i, auto span) {
+    V a = splat<V>(0), mask = a;
+    if constexpr (map != ScaleMap::none) a = span.load(p.scale + i);
+    V shift = span.load(p.shift + i);
+    if (masked) {
+      mask = span.load(p.mask + i);
+      shift = select<V>(mask != splat<V>(0), splat<V>(0), shift);
+    }
+    const CouplingScale<V> scale = scale_of<map>(a, mask, masked, c);
+    const V grad_log_det =
+        p.grad_log_det ? span.load(p.grad_log_det + i) : splat<V>(p.grad_of_sample);
+    V grad_x, grad_shift, grad_scale;
+    coupling_backward(span.load(p.grad_y + i), grad_log_det, span.load(p.x + i), from_output, shift,
+                      scale, c, grad_x, grad_shift, grad_scale);
+    if (masked) grad_shift = select<V>(mask != splat<V>(0), splat<V>(0), grad_shift);
+    if (p.grad_x) span.store(p.grad_x + i, grad_x);
+    if (p.grad_shift) span.store(p.grad_shift + i, grad_shift);
+    if (p.grad_scale) span.store(p.grad_scale + i, grad_scale);
+  });
+  return 0;
+}
+
+template <class V>
+double run_piece(ScaleMap map, bool backwards, const Values<Scalar<V>>& p, int count,
+                 const Coupling<V>& c, bool from_output) {
+  const auto run = [&](auto constant) {
+    constexpr ScaleMap m = decltype(constant)::value;
+    return backwards ? backward<m>(p, count, c, from_output) : forward<m>(p, count, c);
+  };
+  switch (map) {
+    case ScaleMap::exp:
+      return run(std::integral_constant<ScaleMap, ScaleMap::exp>{});
+    case ScaleMap::sigmoid:
+      return run(std::integral_constant<ScaleMap, ScaleMap::sigmoid>{});
+    case ScaleMap::tanh:
+      return run(std::integral_constant<ScaleMap, ScaleMap::tanh>{});
+    case ScaleMap::atan:
+      return run(std::integral_constant<ScaleMap, ScaleMap::atan>{});
+    case ScaleMap::softclip:
+      return run(std::integral_constant<ScaleMap, ScaleMap::softclip>{});
+    default:
+      return run(std::integral_constant<ScaleMap, ScaleMap::none>{});
+  }
+}
+
+template <class S>
+S grad_log_det_of(const AffineCoupling& args, int64_t sample) {
+  if (!args.grad_log_det) return 0;
+  const int64_t i = sample * args.grad_log_det_stride;
+  return args.grad_log_det_dtype == DType::float64
+             ? S(static_cast<const double*>(args.grad_log_det)[i])
+             : S(static_cast<const float*>(args.grad_log_det)[i]);
+}
+
+template <class S>
+class Kernel {
+  using V = Native<S>;
+
+ public:
+  Kernel(const AffineCoupling& args, bool backwards)
+      : args_(args), c_(args.inverse, args.shift_first, args.clamp), backwards_(backwards) {}
+
+  void run() {
+    if (args_.rows == 1 && args_.inner < short_sample && args_.inner > 0) {
+      run_short_samples();
+    } else {
+      run_long_samples();
+    }
+  }
+
+ private:
+  struct Buffers {
+    alignas(64) S x[piece_elements], shift[piece_elements], scale[piece_elements];
+    alignas(64) S mask[piece_elements], grad_y[piece_elements], log_det[piece_elements];
+    alignas(64) S out[3][piece_elements];
+  };
+
+  // Computes a piece; the sum of log s, or log s of every element into `log_s`.
+  double compute(const Piece& piece, Buffers& b, S* log_s, const S* grad_log_det) {
+    const int64_t inner = args_.inner;
+    Values<S> p{};
+    p.x = read(args_.x, inner, piece, b.x);
+    p.shift = read(args_.shift, inner, piece, b.shift);
+    if (args_.scale.data) p.scale = read(args_.scale, inner, piece, b.scale);
+    if (args_.mask.data) p.mask = read(args_.mask, inner, piece, b.mask);
+    if (!backwards_) {
+      p.y = place_for(args_.y, inner, piece, b.out[0]);
+      p.log_s = log_s;
+      const double sum = run_piece<V>(args_.map, false, p, piece.count, c_, false);
+      write(args_.y, inner, piece, p.y, b.out[0]);
+      return sum;
+    }
+    p.grad_y = read(args_.grad_y, inner, piece, b.grad_y);
+    p.grad_log_det = grad_log_det;
+    if (!grad_log_det) p.grad_of_sample = grad_log_det_of<S>(args_, piece.sample);
+    const CouplingOperand* outputs[] = {&args_.grad_x, &args_.grad_shift, &args_.grad_scale};
+    S** places[] = {&p.grad_x, &p.grad_shift, &p.grad_scale};
+    for (int o = 0; o < 3; ++o) {
+      if (outputs[o]->data) *places[o] = place_for(*outputs[o], inner, piece, b.out[o]);
+    }
+    run_piece<V>(args_.map, true, p, piece.count, c_, args_.from_output);
+    for (int o = 0; o < 3; ++o) write(*outputs[o], inner, piece, *places[o], b.out[o]);
+    return 0;
+  }
+
+  double sign() const { return args_.inverse && args_.map != ScaleMap::none ? -1.0 : 1.0; }
+  const CouplingOperand& kept_from() const { return backwards_ ? args_.kept_grad_y : args_.kept_x; }
+  const CouplingOperand& kept_to() const { return backwards_ ? args_.kept_grad_x : args_.kept_y; }
+
+  // A task is a segment of a sample, whatever the batch, and its share of what is copied.
+  void run_long_samples() {
+    const int64_t elements = args_.rows * args_.inner, kept = args_.kept_rows * args_.kept_inner;
+    const int64_t longest = elements > kept ? elements : kept;
+    const int64_t segments = longest > 0 ? (longest + segment_elements - 1) / segment_elements : 1;
+    const int64_t inner = args_.inner;
+    // Pieces end with their row, if that fills a vector.
+    const bool cut = inner >= lanes<V>;
+    const Scratch<double> sums(args_.batch * segments);
+    parallel_for(args_.batch * segments, 1 + 16384 / (longest / segments + 1),
+                 [&](int64_t begin, int64_t end) {
+                   Buffers buffers;
+                   for (int64_t task = begin; task < end; ++task) {
+                     const int64_t sample = task / segments, segment = task % segments;
+                     const auto part = [&](int64_t total, int64_t s) {
+                       return s == segments ? total : total / segments * s;
+                     };
+                     if (kept_to().data) {
+                       copy_elements(kept_from(), kept_to(), args_.kept_inner, sample,
+                                     part(kept, segment), part(kept, segment + 1));
+                     }
+                     double sum = 0;
+                     int64_t i = part(elements, segment);
+                     const int64_t last = part(elements, segment + 1);
+                     Piece piece{sample, i < last ? i / inner : 0, 0, 0};
+                     piece.first = i - piece.row * inner;
+                     while (i < last) {
+                       int64_t count = last - i < piece_elements ? last - i : piece_elements;
+                       if (cut && count > inner - piece.first) count = inner - piece.first;
+                       piece.count = int(count);
+                       sum += compute(piece, buffers, nullptr, nullptr);
+                       i += count;
+                       piece.first += count;
+                       if (piece.first >= inner) {
+                         if (cut) {
+                           ++piece.row, piece.first = 0;
+                         } else {
+                           piece.row = i / inner, piece.first = i % inner;
+                         }
+                       }
+                     }
+                     sums.get()[task] = sum;
+                   }
+                 });
+    if (!backwards_) {
+      sum_rows(sums.get(), args_.batch, segments, sign(), static_cast<S*>(args_.log_det));
+    }
+  }
+
+  // A task is as many samples as fill a piece: samples become the rows.
+  void run_short_samples() {
+    for (CouplingOperand* operand :
+         {&args_.x, &args_.shift, &args_.scale, &args_.mask, &args_.y, &args_.grad_y, &args_.grad_x,
+          &args_.grad_shift, &args_.grad_scale}) {
+      operand->row_stride = operand->batch_stride;
+    }
+    const int64_t inner = args_.inner, kept = args_.kept_rows * args_.kept_inner;
+    const int64_t samples = piece_elements / inner, tasks = (args_.batch + samples - 1) / samples;
+    parallel_for(tasks, 1 + 16384 / ((inner + kept) * samples), [&](int64_t begin, int64_t end) {
+      Buffers buffers;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t first = task * samples;
+        const int64_t count = args_.batch - first < samples ? args_.batch - first : samples;
+        if (kept_to().data) {
+          for (int64_t s = first; s < first + count; ++s) {
+            copy_elements(kept_from(), kept_to(), args_.kept_inner, s, 0, kept);
+          }
+        }
+        S* per_element = buffers.log_det;
+        for (int64_t s = 0; backwards_ && s < count; ++s) {
+          const S grad = grad_log_det_of<S>(args_, first + s);
+          for (int64_t i = 0; i < inner; ++i) per_element[s * inner + i] = grad;
+        }
+        compute(Piece{0, first, 0, int(count * inner)}, buffers, backwards_ ? nullptr : per_element,
+                backwards_ ? per_element : nullptr);
+        if (backwards_) continue;
+        for (int64_t s = 0; s < count; ++s) {
+          static_cast<S*>(args_.log_det)[first + s] =
+              S(sign() * sum(per_element + s * inner, inner));
+        }
+      }
+    });
+  }
+
+  AffineCoupling args_;
+  Coupling<V> c_;
+  bool backwards_;
+};
+
+void run(const AffineCoupling& args, bool backwards) {
+  args.compute == DType::float64 ? Kernel<double>(args, backwards).run()
+                                 : Kernel<float>(args, backwards).run();
+}
+
+}  // namespace
+}  // namespace GMFAST_LEVEL
+
+GMFAST_DEFINE_CPU_KERNEL(affine_coupling, AffineCoupling) { run(args, false); }
+
+GMFAST_DEFINE_CPU_KERNEL(affine_coupling_backward, AffineCoupling) { run(args, true); }
+
+}  // namespace gmfast
