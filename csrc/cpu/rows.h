@@ -1,0 +1,274 @@
+// Threads, vectors and sums over the rows of csrc/rows.h. Operands keep their dtype until a vector
+// is loaded, so a kernel is compiled for the two types that are computed in, whatever its inputs.
+//
+// A kernel says what happens to one row by a function of the row's place that returns one of the
+// row's vectors:
+//
+//   for_each_row<V>(shape, [&](RowPlace at) {
+//     const RowReader<V> x(args.x, at);
+//     const RowWriter y(args.y, at);
+//     return [=](int64_t i, auto span) { y.store(i, span, x.load(i, span)); };
+//   });
+#pragma once
+
+#include "../math/simd.h"
+#include "../rows.h"
+#include "pairs.h"
+#include "parallel.h"
+#include "reduce.h"
+#include "scratch.h"
+
+namespace gmfast {
+inline namespace GMFAST_LEVEL {
+
+struct RowPlace {
+  int64_t sample, row;
+};
+
+template <class T>
+inline T* row_of(const RowOperand& operand, RowPlace at) {
+  return static_cast<T*>(operand.data) + at.sample * operand.batch_stride +
+         at.row * operand.row_stride;
+}
+
+// A row's elements, in the type computed in. Without data they are 0.
+template <class V>
+class RowReader {
+ public:
+  RowReader(const RowOperand& operand, RowPlace at) : dtype_(operand.dtype) {
+    constant_ = !operand.data || operand.inner_stride == 0;
+    if (!operand.data) return;
+    with_type(dtype_, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      const T* row = row_of<T>(operand, at);
+      row_ = row;
+      if (constant_) value_ = splat<V>(gmfast::load<Scalar<V>>(row));
+    });
+  }
+
+  bool constant() const { return constant_; }
+  V value() const { return value_; }  // of a constant row
+
+  template <class Span>
+  GMFAST_HD V load(int64_t i, Span span) const {
+    if (constant_) return value_;
+    switch (dtype_) {
+      case DType::bfloat16:
+        return span.load(static_cast<const BFloat16*>(row_) + i);
+      case DType::float16:
+        return span.load(static_cast<const Half*>(row_) + i);
+      case DType::float64:
+        if constexpr (!is_single<V>) return span.load(static_cast<const double*>(row_) + i);
+        [[fallthrough]];
+      default:
+        return span.load(static_cast<const float*>(row_) + i);
+    }
+  }
+
+ private:
+  const void* row_ = nullptr;
+  V value_ = splat<V>(0);
+  DType dtype_;
+  bool constant_;
+};
+
+// Where a row's results go; nowhere without data.
+template <class V>
+class RowWriter {
+ public:
+  RowWriter(const RowOperand& operand, RowPlace at) : dtype_(operand.dtype) {
+    if (!operand.data) return;
+    with_type(dtype_, [&](auto* type) {
+      row_ = row_of<std::remove_pointer_t<decltype(type)>>(operand, at);
+    });
+  }
+
+  explicit operator bool() const { return row_; }
+
+  template <class Span>
+  GMFAST_HD void store(int64_t i, Span span, V v) const {
+    switch (dtype_) {
+      case DType::bfloat16:
+        return span.store(static_cast<BFloat16*>(row_) + i, v);
+      case DType::float16:
+        return span.store(static_cast<Half*>(row_) + i, v);
+      case DType::float64:
+        if constexpr (!is_single<V>) return span.store(static_cast<double*>(row_) + i, v);
+        [[fallthrough]];
+      default:
+        return span.store(static_cast<float*>(row_) + i, v);
+    }
+  }
+
+ private:
+  void* row_ = nullptr;
+  DType dtype_;
+};
+
+// ---------------------------------------------------------------------------------------------
+// Elementwise
+// ---------------------------------------------------------------------------------------------
+
+template <class V, class Row>
+void for_each_row(const RowShape& shape, const Row& row) {
+  const PairShape pieces{shape.batch, shape.rows, shape.inner};
+  for_each_piece(pieces, [&](int64_t sample, int64_t index, int64_t first, int64_t count) {
+    for_each_vector<V>(first, count, row(RowPlace{sample, index}));
+  });
+}
+
+// ---------------------------------------------------------------------------------------------
+// Sums. What is added in one go depends on sizes alone, and is added in double.
+// ---------------------------------------------------------------------------------------------
+
+// A vector's sum in double lanes.
+template <class V>
+class DoubleSum {
+  using D = Native<double>;
+  static constexpr int parts = lanes<V> / lanes<D>;
+
+ public:
+  template <bool whole>
+  GMFAST_HD void add(V v, Span<V, whole> span) {
+    if constexpr (!whole)
+      v = select<V>(iota<V>() < splat<V>(Scalar<V>(span.count)), v, splat<V>(0));
+    if constexpr (parts == 1) {
+      sums_[0] += v;
+    } else {
+      sums_[0] += convert<D>(take<0>(v, HalfLanes<V>{}));
+      sums_[1] += convert<D>(take<lanes<V> / 2>(v, HalfLanes<V>{}));
+    }
+  }
+  double total() const {
+    if constexpr (parts == 1) return reduce_add(sums_[0]);
+    return reduce_add(sums_[0] + sums_[parts - 1]);
+  }
+
+ private:
+  D sums_[parts] = {};
+};
+
+// Adds a vector to as many doubles in memory.
+template <class V, bool whole>
+GMFAST_HD void add_to(double* sums, V v, Span<V, whole> span) {
+  using D = Native<double>;
+  constexpr int half = lanes<D>;
+  if constexpr (lanes<V> == half) {
+    span.store(sums, span.load(sums) + v);
+  } else if constexpr (whole) {
+    store(sums, load<D>(sums) + convert<D>(take<0>(v, HalfLanes<V>{})));
+    store(sums + half, load<D>(sums + half) + convert<D>(take<half>(v, HalfLanes<V>{})));
+  } else {
+    const int low = span.count < half ? span.count : half, high = span.count - low;
+    store_partial(sums, load_partial<D>(sums, low) + convert<D>(take<0>(v, HalfLanes<V>{})), low);
+    if (high) {
+      sums += half;
+      store_partial(sums, load_partial<D>(sums, high) + convert<D>(take<half>(v, HalfLanes<V>{})),
+                    high);
+    }
+  }
+}
+
+// As for_each_row, where the row's function returns the vector to be added as well. totals[b]
+// becomes scale times the sum over sample b, plus `offset`.
+template <class V, class S, class Row>
+void sum_samples(const RowShape& shape, double scale, double offset, S* totals, const Row& row) {
+  constexpr int64_t piece = 4096;
+  const int64_t rows_of_piece = shape.inner > 0 && shape.inner < piece ? piece / shape.inner : 1;
+  const int64_t row_groups = (shape.rows + rows_of_piece - 1) / rows_of_piece;
+  const int64_t inner_pieces = (shape.inner + piece - 1) / piece;
+  const int64_t pieces = row_groups * inner_pieces;
+  Scratch<double> partial(shape.batch * pieces);
+  const int64_t work = rows_of_piece * shape.inner < piece ? rows_of_piece * shape.inner : piece;
+  parallel_for(shape.batch * pieces, 16384 / (work + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t sample = index / pieces, group = index % pieces / inner_pieces;
+      const int64_t first = index % inner_pieces * piece, rest = shape.inner - first;
+      const int64_t first_row = group * rows_of_piece, rows_left = shape.rows - first_row;
+      DoubleSum<V> sum;
+      for (int64_t r = 0; r < (rows_left < rows_of_piece ? rows_left : rows_of_piece); ++r) {
+        const auto values = row(RowPlace{sample, first_row + r});
+        for_each_vector<V>(first, rest < piece ? rest : piece,
+                           [&](int64_t i, auto span) { sum.add(values(i, span), span); });
+      }
+      partial.get()[index] = sum.total();
+    }
+  });
+  for (int64_t sample = 0; sample < shape.batch; ++sample) {
+    totals[sample] = S(offset + scale * sum(partial.get() + sample * pieces, pieces));
+  }
+}
+
+// As for_each_row, where the row's function fills `count` vectors to be added for each channel:
+// row(at)(i, span, sums), sums a V[count]. totals[q * channels + c] becomes the sum of the q-th
+// over channel c, which is the row, or with `channels_inner` the place in it.
+template <class V, int count, class Row>
+void sum_channels(const RowShape& shape, bool channels_inner, double* totals, const Row& row) {
+  const auto add_up = [&](int64_t channels, int64_t units, const Scratch<double>& partial) {
+    for (int64_t i = 0; i < count * channels; ++i) {
+      totals[i] = 0;
+      for (int64_t unit = 0; unit < units; ++unit) {
+        totals[i] += partial.get()[unit * count * channels + i];
+      }
+    }
+  };
+
+  if (!channels_inner) {
+    constexpr int64_t piece = 4096;
+    const int64_t channels = shape.rows;
+    const int64_t samples = shape.inner > 0 && shape.inner < piece ? piece / shape.inner : 1;
+    const int64_t groups = (shape.batch + samples - 1) / samples;
+    const int64_t pieces = (shape.inner + piece - 1) / piece, units = groups * pieces;
+    Scratch<double> partial(units * count * channels);
+    parallel_for(units * channels, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t index = begin; index < end; ++index) {
+        // Pieces of a channel follow each other in memory, and channels those.
+        const int64_t group = index / (channels * pieces);
+        const int64_t channel = index / pieces % channels, part = index % pieces;
+        const int64_t first = part * piece, rest = shape.inner - first;
+        const int64_t first_sample = group * samples, left = shape.batch - first_sample;
+        DoubleSum<V> sums[count];
+        for (int64_t b = 0; b < (left < samples ? left : samples); ++b) {
+          const auto values = row(RowPlace{first_sample + b, channel});
+          for_each_vector<V>(first, rest < piece ? rest : piece, [&](int64_t i, auto span) {
+            V terms[count];
+            values(i, span, terms);
+            GMFAST_UNROLL
+            for (int q = 0; q < count; ++q) sums[q].add(terms[q], span);
+          });
+        }
+        double* to = partial.get() + (group * pieces + part) * count * channels + channel;
+        for (int q = 0; q < count; ++q) to[q * channels] = sums[q].total();
+      }
+    });
+    add_up(channels, units, partial);
+    return;
+  }
+
+  // Rows of channels: at most 64 units, so that their sums are small beside the data.
+  const int64_t channels = shape.inner, rows = shape.batch * shape.rows;
+  const int64_t by_size = 8192 / (channels + 1) + 1, by_count = (rows + 63) / 64;
+  const int64_t rows_of_unit = by_size > by_count ? by_size : by_count;
+  const int64_t units = (rows + rows_of_unit - 1) / rows_of_unit;
+  Scratch<double> partial(units * count * channels);
+  parallel_for(units, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      double* to = partial.get() + unit * count * channels;
+      for (int64_t i = 0; i < count * channels; ++i) to[i] = 0;
+      const int64_t last = (unit + 1) * rows_of_unit < rows ? (unit + 1) * rows_of_unit : rows;
+      for (int64_t r = unit * rows_of_unit; r < last; ++r) {
+        const auto values = row(RowPlace{r / shape.rows, r % shape.rows});
+        for_each_vector<V>(0, channels, [&](int64_t i, auto span) {
+          V terms[count];
+          values(i, span, terms);
+          GMFAST_UNROLL
+          for (int q = 0; q < count; ++q) add_to(to + q * channels + i, terms[q], span);
+        });
+      }
+    }
+  });
+  add_up(channels, units, partial);
+}
+
+}  // namespace GMFAST_LEVEL
+}  // namespace gmfast
