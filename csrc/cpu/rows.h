@@ -121,6 +121,18 @@ void for_each_row(const RowShape& shape, const Row& row) {
 // Sums. What is added in one go depends on sizes alone, and is added in double.
 // ---------------------------------------------------------------------------------------------
 
+// Half of a vector of floats as doubles. Named, because compilers split the conversion.
+template <int upper, class V>
+GMFAST_HD Native<double> widen(V v) {
+#if GMFAST_X86 && defined(__AVX512DQ__)
+  if constexpr (sizeof(V) == 64) return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, upper));
+#endif
+#if GMFAST_X86 && defined(__AVX__)
+  if constexpr (sizeof(V) == 32) return _mm256_cvtps_pd(_mm256_extractf128_ps(v, upper));
+#endif
+  return convert<Native<double>>(take<upper * lanes<V> / 2>(v, HalfLanes<V>{}));
+}
+
 // A vector's sum in double lanes.
 template <class V>
 class DoubleSum {
@@ -135,8 +147,8 @@ class DoubleSum {
     if constexpr (parts == 1) {
       sums_[0] += v;
     } else {
-      sums_[0] += convert<D>(take<0>(v, HalfLanes<V>{}));
-      sums_[1] += convert<D>(take<lanes<V> / 2>(v, HalfLanes<V>{}));
+      sums_[0] += widen<0>(v);
+      sums_[1] += widen<1>(v);
     }
   }
   double total() const {
@@ -156,15 +168,14 @@ GMFAST_HD void add_to(double* sums, V v, Span<V, whole> span) {
   if constexpr (lanes<V> == half) {
     span.store(sums, span.load(sums) + v);
   } else if constexpr (whole) {
-    store(sums, load<D>(sums) + convert<D>(take<0>(v, HalfLanes<V>{})));
-    store(sums + half, load<D>(sums + half) + convert<D>(take<half>(v, HalfLanes<V>{})));
+    store(sums, load<D>(sums) + widen<0>(v));
+    store(sums + half, load<D>(sums + half) + widen<1>(v));
   } else {
     const int low = span.count < half ? span.count : half, high = span.count - low;
-    store_partial(sums, load_partial<D>(sums, low) + convert<D>(take<0>(v, HalfLanes<V>{})), low);
+    store_partial(sums, load_partial<D>(sums, low) + widen<0>(v), low);
     if (high) {
       sums += half;
-      store_partial(sums, load_partial<D>(sums, high) + convert<D>(take<half>(v, HalfLanes<V>{})),
-                    high);
+      store_partial(sums, load_partial<D>(sums, high) + widen<1>(v), high);
     }
   }
 }
@@ -204,44 +215,52 @@ void sum_samples(const RowShape& shape, double scale, double offset, S* totals, 
 // over channel c, which is the row, or with `channels_inner` the place in it.
 template <class V, int count, class Row>
 void sum_channels(const RowShape& shape, bool channels_inner, double* totals, const Row& row) {
+  for (int64_t i = 0; i < count * (channels_inner ? shape.inner : shape.rows); ++i) totals[i] = 0;
   const auto add_up = [&](int64_t channels, int64_t units, const Scratch<double>& partial) {
-    for (int64_t i = 0; i < count * channels; ++i) {
-      totals[i] = 0;
-      for (int64_t unit = 0; unit < units; ++unit) {
-        totals[i] += partial.get()[unit * count * channels + i];
-      }
+    const double* from = partial.get();
+    for (int64_t unit = 0; unit < units; ++unit) {
+      for (int64_t i = 0; i < count * channels; ++i) totals[i] += *from++;
     }
   };
 
   if (!channels_inner) {
-    constexpr int64_t piece = 4096;
-    const int64_t channels = shape.rows;
-    const int64_t samples = shape.inner > 0 && shape.inner < piece ? piece / shape.inner : 1;
+    // A unit is a piece of some channels in some samples, walked as it lies in memory.
+    constexpr int64_t piece = 4096, of_block = 32;
+    const int64_t channels = shape.rows, block = channels < of_block ? channels : of_block;
+    const int64_t work = block * shape.inner, samples = work > 0 && work < 16384 ? 16384 / work : 1;
     const int64_t groups = (shape.batch + samples - 1) / samples;
-    const int64_t pieces = (shape.inner + piece - 1) / piece, units = groups * pieces;
-    Scratch<double> partial(units * count * channels);
-    parallel_for(units * channels, 4, [&](int64_t begin, int64_t end) {
+    const int64_t blocks = channels ? (channels + block - 1) / block : 0;
+    const int64_t pieces = (shape.inner + piece - 1) / piece;
+    Scratch<double> partial(groups * pieces * count * channels);
+    parallel_for(groups * blocks * pieces, 1, [&](int64_t begin, int64_t end) {
       for (int64_t index = begin; index < end; ++index) {
-        // Pieces of a channel follow each other in memory, and channels those.
-        const int64_t group = index / (channels * pieces);
-        const int64_t channel = index / pieces % channels, part = index % pieces;
+        const int64_t group = index / (blocks * pieces), part = index % pieces;
         const int64_t first = part * piece, rest = shape.inner - first;
-        const int64_t first_sample = group * samples, left = shape.batch - first_sample;
-        DoubleSum<V> sums[count];
-        for (int64_t b = 0; b < (left < samples ? left : samples); ++b) {
-          const auto values = row(RowPlace{first_sample + b, channel});
-          for_each_vector<V>(first, rest < piece ? rest : piece, [&](int64_t i, auto span) {
-            V terms[count];
-            values(i, span, terms);
-            GMFAST_UNROLL
-            for (int q = 0; q < count; ++q) sums[q].add(terms[q], span);
-          });
+        const int64_t first_channel = index / pieces % blocks * block;
+        const int64_t left = channels - first_channel, of_unit = left < block ? left : block;
+        const int64_t last = (group + 1) * samples;
+        DoubleSum<V> sums[of_block][count];
+        for (int64_t b = group * samples; b < (last < shape.batch ? last : shape.batch); ++b) {
+          for (int64_t c = 0; c < of_unit; ++c) {
+            const auto values = row(RowPlace{b, first_channel + c});
+            DoubleSum<V> local[count];
+            for (int q = 0; q < count; ++q) local[q] = sums[c][q];
+            for_each_vector<V>(first, rest < piece ? rest : piece, [&](int64_t i, auto span) {
+              V terms[count];
+              values(i, span, terms);
+              GMFAST_UNROLL
+              for (int q = 0; q < count; ++q) local[q].add(terms[q], span);
+            });
+            for (int q = 0; q < count; ++q) sums[c][q] = local[q];
+          }
         }
-        double* to = partial.get() + (group * pieces + part) * count * channels + channel;
-        for (int q = 0; q < count; ++q) to[q * channels] = sums[q].total();
+        double* to = partial.get() + (group * pieces + part) * count * channels + first_channel;
+        for (int q = 0; q < count; ++q) {
+          for (int64_t c = 0; c < of_unit; ++c) to[q * channels + c] = sums[c][q].total();
+        }
       }
     });
-    add_up(channels, units, partial);
+    add_up(channels, groups * pieces, partial);
     return;
   }
 
