@@ -12,8 +12,8 @@ MAX_SCALE = 1e6
 
 
 class ActNorm(Transform):
-    """`y = (x + shift)·exp(log_scale)` with a shift and a log-scale for each channel (Glow, arXiv:1807.03039),
-    by `gmfast.functional.actnorm`.
+    """`y = (x + shift)·exp(log_scale)`, a shift and a log-scale for each channel (Glow, arXiv:1807.03039), by
+    `gmfast.functional.actnorm`.
 
     The first batch in training mode sets them, so that after it each channel of `y` has mean 0 and variance 1
     over the batch and all positions. The first batch may also come through `inverse` where gradients are

@@ -61,10 +61,23 @@ class Coupling(Transform):
 
     def params(self, x: Tensor, context=None) -> Tensor:
         """The conditioner's output for `x`, either side of the coupling."""
-        kept, changed = self.split_sizes(x)
-        seen = x[:, :kept] if self.mask is None else x * self.mask
+        return self.condition(x, self.seen(x), context)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What the conditioner sees of `x`, either side of the coupling."""
+        return x[:, : self.split_sizes(x)[0]] if self.mask is None else x * self.mask
+
+    def add_seen(self, x: Tensor, seen: Tensor) -> Tensor:
+        """`x` with `seen` added where `seen(x)` comes from: gradients of both make one of `x`."""
+        if self.mask is not None:
+            return torch.addcmul(x, seen, self.mask.to(x.dtype))
+        kept = seen.shape[1]
+        return torch.cat([x[:, :kept] + seen, x[:, kept:]], 1)
+
+    def condition(self, x: Tensor, seen: Tensor, context=None) -> Tensor:
+        """The conditioner's output where it sees `seen` of `x`."""
         params = self.conditioner(seen) if context is None else self.conditioner(seen, context)
-        expected = (len(x), self.num_params * changed, *x.shape[2:])
+        expected = (len(x), self.num_params * self.split_sizes(x)[1], *x.shape[2:])
         if tuple(params.shape) != expected:
             raise ValueError(
                 f"conditioner: expected {self.num_params} numbers for each element, a result of shape "

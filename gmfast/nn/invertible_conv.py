@@ -120,12 +120,11 @@ class InvertibleConv1x1(Transform):
 
     def _apply_matrix(self, weight: Tensor, x: Tensor) -> Tensor:
         weight = weight.to(x.dtype)
-        if x.dim() == 2:
-            return F.linear(x, weight)
-        if x.dim() <= 5:
-            convolution = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
-            return convolution(x, weight.view(*weight.shape, *[1] * (x.dim() - 2)))
-        return (weight @ x.flatten(2)).view_as(x)
+        last = x.movedim(1, -1)
+        if last.is_contiguous():  # (B, C), channels_last: the result is laid out alike
+            return F.linear(last, weight).movedim(-1, 1)
+        # Products of matrices, not convolutions, which may round float32 to TF32.
+        return (weight @ x.flatten(2)).view(x.shape)
 
     def _cached_inverse(self, dtype: torch.dtype) -> Tensor:
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():

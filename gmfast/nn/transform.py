@@ -31,12 +31,30 @@ def no_log_det(x: Tensor) -> Tensor:
 class Sequential(Transform):
     """Transforms one after another; `inverse` runs them from the last to the first.
 
+    With `reversible`, training stores no activations: backward recomputes each transform's input from its
+    result by its inverse, through `Sequential`, `Split` and `Inverse` nested to any depth, so memory does not
+    grow with the number of transforms (Dinh et al., 2014, arXiv:1410.8516, made it possible; Gomez et al.,
+    2017, arXiv:1707.04585, do it). A step costs a third to two thirds more time. What to know:
+
+    - Gradients are those of the stored way to the rounding of `inverse`. Half-precision activations round
+      too coarsely to be recomputed through many transforms; under autocast they stay float32.
+    - Every transform must undo itself to rounding. `Permute`, `Squeeze2d` and `Split` do so exactly; scales
+      near zero, as an unbounded scale map may learn, do not.
+    - Gradients reach `x`, the tensors of `context` and the parameters of the transforms. A conditioner that
+      is a function around parameters from elsewhere raises RuntimeError in the first backward.
+    - Dropout draws the same numbers again, and BatchNorm counts a batch once.
+    - Parameters must not change between forward and backward, and there are no second derivatives: both
+      raise RuntimeError. `torch.compile` leaves it to plain Python, with a graph break.
+
     Args:
         transforms: as arguments of their own, or one iterable of them. None: the identity.
+        reversible: recompute activations. An attribute, which may be set at any time; no part of the state
+            dict.
     """
 
-    def __init__(self, *transforms: Transform | Iterable[Transform]):
+    def __init__(self, *transforms: Transform | Iterable[Transform], reversible: bool = False):
         super().__init__()
+        self.reversible = reversible
         if len(transforms) == 1 and not isinstance(transforms[0], nn.Module):
             transforms = tuple(transforms[0])
         for transform in transforms:
@@ -51,12 +69,14 @@ class Sequential(Transform):
 
     def __getitem__(self, index):
         chosen = self.transforms[index]
-        return Sequential(*chosen) if isinstance(index, slice) else chosen
+        return Sequential(*chosen, reversible=self.reversible) if isinstance(index, slice) else chosen
 
     def __iter__(self):
         return iter(self.transforms)
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        if self.reversible and torch.is_grad_enabled():
+            return _run_reversible(self, x, context)
         total = no_log_det(x)
         for transform in self.transforms:
             x, log_det = transform(x, context)
@@ -64,11 +84,19 @@ class Sequential(Transform):
         return x, total
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        if self.reversible and torch.is_grad_enabled():
+            return _run_reversible(self, z, context, inverse=True)
         total = no_log_det(z)
         for transform in reversed(self.transforms):
             z, log_det = transform.inverse(z, context)
             total = total + log_det
         return z, total
+
+
+def _run_reversible(*args, **kwargs):
+    from .reversible import run  # which knows the transforms defined here
+
+    return run(*args, **kwargs)
 
 
 class Inverse(Transform):
@@ -171,14 +199,30 @@ class Split(Transform):
         super().__init__()
         self.transform, self.kept = transform, kept
 
+    def extra_repr(self) -> str:
+        return "" if self.kept is None else f"kept={self.kept}"
+
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
         return self._apply_to_first(self.transform, x, context)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
         return self._apply_to_first(self.transform.inverse, z, context)
 
-    def _apply_to_first(self, function, x, context):
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The channels that the transform gets, and those that are left as they are."""
+        if x.dim() < 2:
+            raise ValueError(f"x: expected (B, C, *S), got {tuple(x.shape)}")
         kept = x.shape[1] // 2 if self.kept is None else self.kept
-        first, rest = x.split([x.shape[1] - kept, kept], 1)
-        first, log_det = function(first, context)
-        return torch.cat([first, rest], 1), log_det
+        if not 0 <= kept < x.shape[1]:
+            raise ValueError(f"x: expected more than kept={kept} channels, got {x.shape[1]}")
+        return x.split([x.shape[1] - kept, kept], 1)
+
+    def _apply_to_first(self, function, x, context):
+        first, rest = self.split(x)
+        y, log_det = function(first, context)
+        if y.shape != first.shape:
+            raise ValueError(
+                f"transform: expected a result of the shape of its input, {tuple(first.shape)}, got "
+                f"{tuple(y.shape)}"
+            )
+        return torch.cat([y, rest], 1), log_det
