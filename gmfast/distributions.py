@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Transform, constraints
 
 from . import functional as GF
 from .ops.discretized_logistic_mixture import check_params
@@ -104,3 +104,97 @@ class DiscretizedLogisticMixture(Distribution):
             log_scale_min=self.log_scale_min,
             validate_args=self._validate_args,
         )
+
+
+class FlowTransform(Transform):
+    """A transform of `gmfast.nn` as a `torch.distributions.Transform`, for flows written against those
+    (torch, Pyro, zuko).
+
+    It has the transform's own direction: calling it is `transform.forward`, from data to noise, and `.inv`
+    is `transform.inverse`. `torch.distributions.TransformedDistribution` wants the way from noise to data::
+
+        view = FlowTransform(transform, event_dim=1)
+        density = TransformedDistribution(Independent(Normal(zeros, ones), 1), [view.inv])
+        density.log_prob(x)  # base.log_prob(z) + log_det of z, log_det = transform(x)
+        density.rsample((10,))
+
+    and `zuko.distributions.NormalizingFlow(view, base)` the way to noise. Values are `(*batch, *event)` with
+    any number of batch dimensions, or none.
+
+    Args:
+        transform: a `gmfast.nn.Transform` that keeps the shape of its input. Its parameters are not
+            registered anywhere by this view.
+        event_dim: how many dimensions a sample has: 1 for `(B, C)`, 3 for images.
+        context: passed on; a tensor `(*batch, F…)` is expanded to the batch dimensions of values, which
+            must end in its own.
+        context_event_dim: how many dimensions at the end of `context` are no batch dimensions.
+        cache_size: 1 keeps the last pair of values and its log-determinant, so that the log-density of what
+            was just drawn, and the Jacobian of what was just transformed, are not computed again; 0 keeps
+            nothing.
+    """
+
+    bijective = True
+
+    def __init__(self, transform, event_dim, context=None, *, context_event_dim=1, cache_size=1):
+        if event_dim < 1:
+            raise ValueError(f"event_dim: expected 1 or more, got {event_dim}")
+        super().__init__(cache_size=cache_size)
+        self.transform, self._event_dim = transform, event_dim
+        self.context, self.context_event_dim = context, context_event_dim
+        self._last = None  # x, y and the log-determinant from x to y
+
+    @property
+    def domain(self):
+        return constraints.independent(constraints.real, self._event_dim)
+
+    codomain = domain
+
+    def with_cache(self, cache_size=1):
+        if cache_size == self._cache_size:
+            return self
+        return FlowTransform(
+            self.transform,
+            self._event_dim,
+            self.context,
+            context_event_dim=self.context_event_dim,
+            cache_size=cache_size,
+        )
+
+    def _call(self, x):
+        y, log_det = self._run(self.transform, x)
+        if self._cache_size:
+            self._last = x, y, log_det
+        return y
+
+    def _inverse(self, y):
+        x, log_det = self._run(self.transform.inverse, y)
+        if self._cache_size:
+            self._last = x, y, -log_det
+        return x
+
+    def log_abs_det_jacobian(self, x, y):
+        """`(*batch,)`, of the way from `x` to `y`; computed from `x` unless it is the last pair's."""
+        if self._last is not None and self._last[0] is x and self._last[1] is y:
+            return self._last[2]
+        return self._run(self.transform, x)[1]
+
+    def call_and_ladj(self, x):
+        """The value and the log-determinant there, in one pass (zuko's name)."""
+        y = self(x)
+        return y, self.log_abs_det_jacobian(x, y)
+
+    def _run(self, function, x):
+        if x.dim() < self._event_dim:
+            raise ValueError(f"x: expected {self._event_dim} or more dimensions, got {tuple(x.shape)}")
+        batch, event = x.shape[: x.dim() - self._event_dim], x.shape[x.dim() - self._event_dim :]
+        context = self.context
+        if isinstance(context, torch.Tensor):
+            own = context.shape[context.dim() - self.context_event_dim :]
+            context = context.expand(*batch, *own).reshape(math.prod(batch), *own)
+        y, log_det = function(x.reshape(math.prod(batch), *event), context)
+        if y.shape[1:] != event:
+            raise ValueError(
+                f"transform: expected a result of the shape of its input, {tuple(event)}, got "
+                f"{tuple(y.shape[1:])}"
+            )
+        return y.reshape(x.shape), log_det.reshape(batch)

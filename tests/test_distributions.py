@@ -2,9 +2,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.distributions import Independent, Normal, TransformedDistribution
 
 import gmfast.functional as GF
-from gmfast.distributions import DiscretizedLogisticMixture
+from gmfast.distributions import DiscretizedLogisticMixture, FlowTransform
+from gmfast.nn import AffineCoupling, Flow, InvertibleConv1x1, Sequential, Squeeze2d
 
 
 def params_of(channels, *shape, mixtures=3, device="cpu", dtype=torch.float32):
@@ -139,3 +142,103 @@ def test_arguments_are_validated(device):
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         DiscretizedLogisticMixture(**arguments)
+
+
+class WithContext(nn.Module):
+    """Parameters of a coupling from what it keeps and a context."""
+
+    def __init__(self, kept, context, params):
+        super().__init__()
+        self.linear = nn.Linear(kept + context, params)
+
+    def forward(self, x, context):
+        return self.linear(torch.cat([x, context], 1))
+
+
+class TestFlowTransform:
+    @pytest.fixture
+    def transform(self):
+        return Sequential(InvertibleConv1x1(4), AffineCoupling(nn.Linear(2, 4))).double()
+
+    @pytest.fixture
+    def base(self):
+        return Independent(Normal(torch.zeros(4).double(), torch.ones(4).double()), 1)
+
+    @pytest.mark.parametrize("batch", [(), (5,), (2, 3), (2, 0)])
+    def test_density_is_the_flow_s(self, transform, base, batch):
+        # torch's check of values has no empty batches.
+        options = {"validate_args": False} if 0 in batch else {}
+        density = TransformedDistribution(base, [FlowTransform(transform, 1).inv], **options)
+        x = torch.randn(*batch, 4, dtype=torch.float64)
+        expected = Flow((4,), transform).log_prob(x.reshape(-1, 4)).reshape(batch)
+        torch.testing.assert_close(density.log_prob(x), expected)
+        assert density.rsample(batch).shape == (*batch, 4)
+        assert density.support.event_dim == 1
+
+    @torch.no_grad()
+    def test_both_directions(self, transform):
+        view, x = FlowTransform(transform, 1), torch.randn(2, 3, 4, dtype=torch.float64)
+        z, log_det = transform(x.reshape(6, 4))
+        assert torch.equal(view(x), z.reshape(2, 3, 4))
+        assert torch.equal(view.call_and_ladj(x)[1], log_det.reshape(2, 3))
+        assert torch.equal(view.log_abs_det_jacobian(x.clone(), view(x)), log_det.reshape(2, 3))
+        torch.testing.assert_close(view.inv(view(x).clone()), x)
+        assert view.inv.inv is view and view.bijective
+
+    @pytest.mark.parametrize(("cache_size", "calls"), [(1, 0), (0, 2)])
+    def test_what_was_drawn_is_not_transformed_again(self, transform, base, cache_size, calls):
+        counted = []
+        transform.register_forward_hook(lambda *_: counted.append(1))
+        view = FlowTransform(transform, 1).with_cache(cache_size)
+        density = TransformedDistribution(base, [view.inv])
+        x = density.rsample((6,))
+        drawn = density.log_prob(x)
+        assert len(counted) == calls
+        once = density.log_prob(x.clone())
+        assert len(counted) == (1 if cache_size else 4)
+        torch.testing.assert_close(drawn, once)
+
+    def test_contexts_follow_batch_dimensions(self, base):
+        transform = AffineCoupling(WithContext(2, 3, 4)).double()
+        context = torch.randn(5, 3, dtype=torch.float64)
+        density = TransformedDistribution(base.expand((5,)), [FlowTransform(transform, 1, context).inv])
+        x = density.sample((7,))
+        assert x.shape == (7, 5, 4)
+        for i in range(7):
+            expected = Flow((4,), transform).log_prob(x[i], context)
+            torch.testing.assert_close(density.log_prob(x)[i], expected)
+
+    def test_gradients_reach_the_transform(self, transform, base):
+        density = TransformedDistribution(base, [FlowTransform(transform, 1).inv])
+        x = torch.randn(8, 4, dtype=torch.float64)
+        parameters = list(transform.parameters())
+        actual = torch.autograd.grad(density.log_prob(x).sum(), parameters)
+        expected = torch.autograd.grad(Flow((4,), transform).log_prob(x).sum(), parameters)
+        for a, e in zip(actual, expected, strict=True):
+            assert e.abs().max() > 0
+            torch.testing.assert_close(a, e)
+
+    def test_refuses_what_changes_shapes(self):
+        with pytest.raises(ValueError, match=r"transform: expected .* \(1, 4, 4\), got \(4, 2, 2\)"):
+            FlowTransform(Squeeze2d(), 3)(torch.randn(2, 1, 4, 4))
+        with pytest.raises(ValueError, match="event_dim: expected 1 or more, got 0"):
+            FlowTransform(Squeeze2d(), 0)
+        with pytest.raises(ValueError, match=r"x: expected 3 or more dimensions, got \(2,\)"):
+            FlowTransform(Squeeze2d(), 3)(torch.randn(2))
+
+    @pytest.mark.peers
+    def test_inside_a_flow_of_zuko(self, transform, base):
+        zuko = pytest.importorskip("zuko")
+        view = FlowTransform(transform, 1)
+        theirs = zuko.distributions.NormalizingFlow(view, base)
+        x = torch.randn(3, 5, 4, dtype=torch.float64)
+        expected = Flow((4,), transform).log_prob(x.reshape(-1, 4)).reshape(3, 5)
+        torch.testing.assert_close(theirs.log_prob(x), expected)
+        x, log_prob = theirs.rsample_and_log_prob((6,))
+        torch.testing.assert_close(log_prob, Flow((4,), transform).log_prob(x))
+
+        lazy = zuko.flows.Flow(
+            zuko.flows.UnconditionalTransform(lambda: view),
+            zuko.flows.UnconditionalDistribution(lambda: base),
+        )
+        torch.testing.assert_close(lazy().log_prob(x), log_prob)
