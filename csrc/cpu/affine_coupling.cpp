@@ -152,19 +152,40 @@ void copy_elements(const CouplingOperand& from, const CouplingOperand& to, int64
   });
 }
 
-// A sum in double, of numbers of any V.
+// A sum in double of numbers of any V. Of floats, whose conversion costs as much as an exponential,
+// a few are added before.
 template <class V>
-struct DoubleSum {
-  Native<double> total = splat<Native<double>>(0);
+class DoubleSum {
+ public:
+  static constexpr int few = 8;
 
   GMFAST_HD void add(V v) {
     if constexpr (is_single<V>) {
-      total += convert<Native<double>>(take<0>(v, HalfLanes<V>{})) +
-               convert<Native<double>>(take<lanes<V> / 2>(v, HalfLanes<V>{}));
+      part_ += v;
+      if (++count_ == few) flush();
     } else {
-      total += v;
+      total_ += v;
     }
   }
+
+  GMFAST_HD double result() {
+    flush();
+    return reduce_add(total_);
+  }
+
+ private:
+  GMFAST_HD void flush() {
+    if constexpr (is_single<V>) {
+      total_ += convert<Native<double>>(take<0>(part_, HalfLanes<V>{})) +
+                convert<Native<double>>(take<lanes<V> / 2>(part_, HalfLanes<V>{}));
+      part_ = splat<V>(0);
+      count_ = 0;
+    }
+  }
+
+  Native<double> total_ = splat<Native<double>>(0);
+  V part_ = splat<V>(0);
+  int count_ = 0;
 };
 
 // The operands of a piece in the compute type. `mask` may be null, as may what is not wanted.
@@ -214,7 +235,7 @@ double forward(const Values<Scalar<V>>& p, int count, const Coupling<V>& c) {
       sum.add(scale.log_s);
     }
   });
-  return reduce_add(sum.total);
+  return sum.result();
 }
 
 template <ScaleMap map, class V>

@@ -129,7 +129,7 @@ def _check_arguments(x, shift, scale, scale_map, clamp, mask, packed):
         _check.tensor("mask", mask)
         if channels != x.shape[1]:
             raise ValueError(
-                f"mask: expected None unless all {x.shape[1]} channels are transformed, got {channels} of them"
+                f"mask: expected None unless shift has all {x.shape[1]} channels of x, got {channels}"
             )
         while mask.dim() >= x.dim() and mask.shape[0] == 1:
             mask = mask[0]
