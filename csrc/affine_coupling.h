@@ -16,6 +16,9 @@ struct CouplingOperand {
   int64_t batch_stride = 0, row_stride = 0, inner_stride = 0;
 };
 
+// What a CUDA thread does for a long sample.
+constexpr int coupling_items = 4;
+
 // x and y have one dtype; what they and the parameters are computed in is `compute`.
 struct AffineCoupling {
   int64_t batch;
@@ -33,7 +36,7 @@ struct AffineCoupling {
   // Forward
   CouplingOperand y, kept_y;
   void* log_det = nullptr;  // (batch) in the compute dtype
-  SampleSum sum;            // of the elements of a sample, for CUDA
+  void* scratch = nullptr;  // on a CUDA device, of scratch_bytes()
 
   // Backward: `x` is y where `from_output`. Absent grad_y and grad_log_det are 0; absent gradients
   // are not wanted.
@@ -43,6 +46,11 @@ struct AffineCoupling {
   DType grad_log_det_dtype = DType::float32;
   int64_t grad_log_det_stride = 0;
   CouplingOperand grad_x, kept_grad_x, grad_shift, grad_scale;
+
+  // For sums of single elements: enough for those of packs.
+  int64_t scratch_bytes() const {
+    return SampleSum(batch, rows * inner + kept_rows * kept_inner, coupling_items).scratch_bytes();
+  }
 };
 
 GMFAST_CPU_KERNEL(affine_coupling, AffineCoupling);

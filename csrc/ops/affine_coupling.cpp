@@ -142,6 +142,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shift,
   call.set_image(y, call.args.kept_y, call.args.y);
   call.args.log_det = log_det.data_ptr();
   call.finish();
+  const Tensor scratch = scratch_for(x, x.is_cuda() ? call.args.scratch_bytes() : 0);
+  call.args.scratch = scratch.data_ptr();
   GMFAST_RUN(affine_coupling, x, call.args);
   return {y, log_det};
 }
