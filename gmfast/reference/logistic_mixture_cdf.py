@@ -1,8 +1,10 @@
+import math
+
 import torch
 import torch.nn.functional as F
 
 
-def _forward(x, logits, means, log_scales):
+def transform(x, logits, means, log_scales):
     """logit of the mixture's CDF, and its log-derivative."""
     log_pi = F.log_softmax(logits, -1)
     z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
@@ -15,23 +17,27 @@ def _forward(x, logits, means, log_scales):
 
 @torch.no_grad()
 def _solve(y, logits, means, log_scales):
-    """x with `_forward(x) = y`, by bisection between the components' own solutions."""
+    """x with `transform(x) = y`, by bisection between the components' own solutions."""
     solutions = means + torch.exp(log_scales) * y.unsqueeze(-1)
     low, high = solutions.amin(-1), solutions.amax(-1)
-    for _ in range(100):
+    for _ in range(200):
         middle = 0.5 * (low + high)
-        below = _forward(middle, logits, means, log_scales)[0] < y
+        below = transform(middle, logits, means, log_scales)[0] < y
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return 0.5 * (low + high)
 
 
 def logistic_mixture_cdf(x, logits, means, log_scales, *, inverse=False, reduction="sum"):
     if not inverse:
-        y, log_derivative = _forward(x, logits, means, log_scales)
+        y, log_derivative = transform(x, logits, means, log_scales)
     else:
         y = _solve(x, logits, means, log_scales)
-        # One step of Newton's changes nothing but carries the gradient of the implicit function.
-        again, log_derivative = _forward(y, logits, means, log_scales)
-        y = y + (x - again) * torch.exp(-log_derivative.detach())
-        log_derivative = -_forward(y, logits, means, log_scales)[1]
+        # A step of Newton's, of which only the derivatives are kept: the first gives the implicit function's
+        # first derivative, the second its second.
+        for _ in range(2):
+            again, log_derivative = transform(y, logits, means, log_scales)
+            log_largest = math.log(torch.finfo(y.dtype).max) - 1
+            step = (x - again) * torch.exp(-log_derivative.clamp(min=-log_largest))
+            y = y + (step - step.detach())
+        log_derivative = -transform(y, logits, means, log_scales)[1]
     return y, log_derivative if reduction == "none" else log_derivative.flatten(1).sum(1)

@@ -1,0 +1,324 @@
+// The transform of Flow++ (Ho et al., 2019, arXiv:1902.00275): the logit of a logistic mixture's
+// CDF, for one element (of each lane) under all its components.
+//
+// With weights w_k = exp(logit_k), z_k = (x - mean_k) / scale_k and
+//   F = sum w_k sigmoid(z_k),  S = sum w_k sigmoid(-z_k),  P = sum w_k sigmoid(z_k) sigmoid(-z_k)
+//   / scale_k,
+// the logit is log(F / S), and its derivative by x is P (F + S) / (F S): F + S is the sum of the
+// weights, which need no softmax.
+//
+// A Mixture has `count` and, for each k < count,
+//   logit(k), minus the largest;  weight(k) = exp(logit(k));  mean(k);
+//   log_scale(k), limited;        inverse_scale(k) = exp(-log_scale(k)).
+#pragma once
+
+#include "elementary.h"
+#include "simd.h"
+
+namespace gmfast {
+inline namespace GMFAST_LEVEL {
+
+// Log-scales beyond count as these: e^-s, and what is multiplied by it, is then finite.
+template <class V>
+constexpr Scalar<V> largest_log_scale = is_single<V> ? Scalar<V>(80) : Scalar<V>(600);
+template <class V>
+constexpr Scalar<V> largest_position = is_single<V> ? Scalar<V>(1e36) : Scalar<V>(1e300);
+
+template <class V>
+GMFAST_HD V limited(V value, Scalar<V> bound) {
+  return max(splat<V>(-bound), min(splat<V>(bound), value));
+}
+template <class V>
+GMFAST_HD V limited_log_scale(V log_scale) {
+  return limited(log_scale, largest_log_scale<V>);
+}
+
+// One component at x: z, t = e^-|z| and r = 1 / (1 + t); the sigmoids of |z| and -|z| are r and tr.
+template <class V>
+struct LogisticAt {
+  V z, t, r;
+  Mask<V> negative;
+};
+
+template <class V>
+GMFAST_HD LogisticAt<V> logistic_at(V x, V mean, V inverse_scale) {
+  const V one = splat<V>(1);
+  LogisticAt<V> at;
+  at.z = limited((x - mean) * inverse_scale, largest_position<V>);
+  at.t = exp_nonpositive(-abs(at.z));
+  at.r = quotient(one, one + at.t);
+  at.negative = at.z < splat<V>(0);
+  return at;
+}
+
+// sigmoid(-z) - sigmoid(z) = -tanh(z / 2).
+template <class V>
+GMFAST_HD V asymmetry(const LogisticAt<V>& at) {
+  return -copysign((splat<V>(1) - at.t) * at.r, at.z);
+}
+
+// A component's terms of F, S and P.
+template <class V>
+struct MixtureTerms {
+  V cdf, survival, density;
+};
+
+template <class V>
+GMFAST_HD MixtureTerms<V> terms_of(const LogisticAt<V>& at, V weight, V inverse_scale) {
+  const V large = weight * at.r, small = large * at.t;
+  return {select<V>(at.negative, small, large), select<V>(at.negative, large, small),
+          small * at.r * inverse_scale};
+}
+
+// The same divided by e^(their largest exponent), which has the weight and what would underflow.
+template <class V>
+GMFAST_HD MixtureTerms<V> exponents_of(const LogisticAt<V>& at, V logit, V log_scale) {
+  const V zero = splat<V>(0);
+  return {logit + min(zero, at.z), logit - max(zero, at.z), (logit - abs(at.z)) - log_scale};
+}
+template <class V>
+GMFAST_HD MixtureTerms<V> scaled_terms(const LogisticAt<V>& at, const MixtureTerms<V>& exponents,
+                                       const MixtureTerms<V>& top) {
+  return {exp_nonpositive(exponents.cdf - top.cdf) * at.r,
+          exp_nonpositive(exponents.survival - top.survival) * at.r,
+          exp_nonpositive(exponents.density - top.density) * at.r * at.r};
+}
+
+template <class V>
+GMFAST_HD void add(MixtureTerms<V>& sums, const MixtureTerms<V>& terms) {
+  sums.cdf += terms.cdf;
+  sums.survival += terms.survival;
+  sums.density += terms.density;
+}
+
+// What a mixture is at a point.
+template <class V>
+struct MixturePoint {
+  V logit, log_derivative;
+  // Their parts in each lane's own units: P/F, P/S, F/(F + S), S/(F + S); the derivative by x.
+  V density_over_cdf, density_over_survival, cdf, survival, derivative;
+};
+
+// Where nothing that matters can have underflowed in sums of plain terms: below the floor a lost
+// term, at most the smallest normal number times an inverse scale, is no longer negligible.
+template <class V>
+GMFAST_HD Mask<V> sums_are_safe(const MixtureTerms<V>& sums, V largest_inverse_scale) {
+  const V floor = splat<V>(is_single<V> ? Scalar<V>(0x1p-60) : Scalar<V>(0x1p-500));
+  const V ceiling = splat<V>(is_single<V> ? Scalar<V>(0x1p20) : Scalar<V>(0x1p200));
+  return mask_and(mask_and(sums.cdf > floor, sums.survival > floor),
+                  mask_and(sums.density > floor, largest_inverse_scale < ceiling));
+}
+
+template <class V>
+GMFAST_HD MixturePoint<V> point_of_sums(const MixtureTerms<V>& sums) {
+  const V total = sums.cdf + sums.survival;
+  const V inverse_survival = quotient(splat<V>(1), sums.survival);
+  const V inverse_total = quotient(splat<V>(1), total);
+  MixturePoint<V> point;
+  point.logit = log_positive(sums.cdf * inverse_survival);
+  point.density_over_cdf = quotient(sums.density, sums.cdf);
+  point.density_over_survival = sums.density * inverse_survival;
+  point.cdf = sums.cdf * inverse_total;
+  point.survival = sums.survival * inverse_total;
+  point.derivative = point.density_over_cdf + point.density_over_survival;
+  point.log_derivative = log_positive(point.derivative);
+  return point;
+}
+
+template <class V>
+GMFAST_HD MixturePoint<V> point_of_scaled_sums(const MixtureTerms<V>& sums,
+                                               const MixtureTerms<V>& top) {
+  MixturePoint<V> point;
+  point.logit = (top.cdf - top.survival) + log_positive(quotient(sums.cdf, sums.survival));
+  // F + S is the larger of the two times 1 + e^-|logit|.
+  const V tail = exp_nonpositive(-abs(point.logit));
+  const auto negative = point.logit < splat<V>(0);
+  const V smaller = select<V>(negative, top.cdf, top.survival);
+  const V smaller_sum = select<V>(negative, sums.cdf, sums.survival);
+  point.log_derivative = (top.density - smaller) +
+                         (log_positive(quotient(sums.density, smaller_sum)) + log1p_unit(tail));
+  point.derivative = exp(point.log_derivative);
+  const V share = quotient(splat<V>(1), splat<V>(1) + tail);
+  point.cdf = select<V>(negative, tail * share, share);
+  point.survival = select<V>(negative, share, tail * share);
+  // P/F = P (F + S) / (F S) * S / (F + S).
+  point.density_over_cdf = point.derivative * point.survival;
+  point.density_over_survival = point.derivative * point.cdf;
+  return point;
+}
+
+template <class V>
+GMFAST_HD MixturePoint<V> select_point(Mask<V> mask, const MixturePoint<V>& a,
+                                       const MixturePoint<V>& b) {
+  return {select<V>(mask, a.logit, b.logit),
+          select<V>(mask, a.log_derivative, b.log_derivative),
+          select<V>(mask, a.density_over_cdf, b.density_over_cdf),
+          select<V>(mask, a.density_over_survival, b.density_over_survival),
+          select<V>(mask, a.cdf, b.cdf),
+          select<V>(mask, a.survival, b.survival),
+          select<V>(mask, a.derivative, b.derivative)};
+}
+
+// visit(k, component at x, its terms, the lanes that they are for) is called for each component
+// with plain terms for every lane, and again with scaled ones for lanes in which sums of the plain
+// ones will not do. The sums that the terms are of are `sums`.
+template <class V, class Mixture, class Visit>
+GMFAST_HD MixturePoint<V> evaluate(const Mixture& mixture, V x, V largest_inverse_scale,
+                                   MixtureTerms<V>& sums, const Visit& visit) {
+  const V zero = splat<V>(0);
+  sums = {zero, zero, zero};
+  for (int64_t k = 0; k < mixture.count; ++k) {
+    const V inverse_scale = mixture.inverse_scale(k);
+    const LogisticAt<V> at = logistic_at(x, mixture.mean(k), inverse_scale);
+    const MixtureTerms<V> terms = terms_of(at, mixture.weight(k), inverse_scale);
+    add(sums, terms);
+    visit(k, at, terms, zero == zero);
+  }
+  const auto safe = sums_are_safe(sums, largest_inverse_scale);
+  MixturePoint<V> point = point_of_sums(sums);
+  if (all(safe)) return point;
+
+  const V least = splat<V>(-Format<V>::infinity);
+  MixtureTerms<V> top{least, least, least};
+  for (int64_t k = 0; k < mixture.count; ++k) {
+    const LogisticAt<V> at = logistic_at(x, mixture.mean(k), mixture.inverse_scale(k));
+    const MixtureTerms<V> exponents = exponents_of(at, mixture.logit(k), mixture.log_scale(k));
+    top.cdf = max(top.cdf, exponents.cdf);
+    top.survival = max(top.survival, exponents.survival);
+    top.density = max(top.density, exponents.density);
+  }
+  MixtureTerms<V> scaled{zero, zero, zero};
+  for (int64_t k = 0; k < mixture.count; ++k) {
+    const LogisticAt<V> at = logistic_at(x, mixture.mean(k), mixture.inverse_scale(k));
+    const MixtureTerms<V> exponents = exponents_of(at, mixture.logit(k), mixture.log_scale(k));
+    const MixtureTerms<V> terms = scaled_terms(at, exponents, top);
+    add(scaled, terms);
+    visit(k, at, terms, mask_not(safe));
+  }
+  sums = {select<V>(safe, sums.cdf, scaled.cdf), select<V>(safe, sums.survival, scaled.survival),
+          select<V>(safe, sums.density, scaled.density)};
+  return select_point<V>(safe, point, point_of_scaled_sums(scaled, top));
+}
+
+template <class V, class Mixture>
+GMFAST_HD MixturePoint<V> evaluate(const Mixture& mixture, V x, V largest_inverse_scale) {
+  MixtureTerms<V> sums;
+  return evaluate(mixture, x, largest_inverse_scale, sums,
+                  [](int64_t, const LogisticAt<V>&, const MixtureTerms<V>&, Mask<V>) {});
+}
+
+// The number in the middle of all those between low and high: halving the interval takes at most
+// as many steps as a number has bits, wherever its ends are.
+template <class V>
+GMFAST_HD V middle_number(V low, V high) {
+  constexpr int sign_shift = 8 * int(sizeof(Scalar<V>)) - 1;
+  using I = Integer<V>;
+  using U = UnsignedInteger<V>;
+  const I magnitude = bit_cast<I>(~(splat<U>(1) << sign_shift));
+  // Integers in the order of the numbers; the same turns them back.
+  const auto ordered = [&](I i) { return i ^ ((i >> sign_shift) & magnitude); };
+  const I a = ordered(bits(low)), b = ordered(bits(high));
+  return from_bits<V>(ordered((a & b) + ((a ^ b) >> 1)));
+}
+
+// x with logit(x) = y. The components' own solutions bracket it; Newton's method, which the
+// near-linearity of the logit makes converge within a few steps from nearly everywhere, is replaced
+// by halving the bracket where a step leaves it or is not half the one before. At most
+// `most_evaluations`, which only a bracket that had to be halved to the last bit comes near.
+template <class V>
+constexpr int most_evaluations = is_single<V> ? 100 : 200;
+
+template <class V, class Mixture>
+GMFAST_HD V solve(const Mixture& mixture, V y, V largest_inverse_scale) {
+  const V epsilon = splat<V>(is_single<V> ? Scalar<V>(0x1p-23) : Scalar<V>(0x1p-52));
+  const V half = splat<V>(Scalar<V>(0.5));
+  V low = splat<V>(Format<V>::infinity), high = -low;
+  V sum = splat<V>(0), weights = splat<V>(0);
+  for (int64_t k = 0; k < mixture.count; ++k) {
+    const V own = limited(mixture.mean(k) + y / mixture.inverse_scale(k), largest_position<V>);
+    low = min(low, own);
+    high = max(high, own);
+    sum = fma(mixture.weight(k), own, sum);
+    weights += mixture.weight(k);
+  }
+  // NaN stays.
+  V x = max(low, min(high, sum / weights));
+  V before = high - low;
+  const V tolerance = (splat<V>(1) + abs(y)) * (epsilon + epsilon);
+  auto done = mask_not(low < high);
+  for (int i = 0; i < most_evaluations<V> && !all(done); ++i) {
+    const MixturePoint<V> point = evaluate(mixture, x, largest_inverse_scale);
+    const V residual = point.logit - y;
+    low = select<V>(residual < splat<V>(0), x, low);
+    high = select<V>(residual > splat<V>(0), x, high);
+    const V step = -residual / point.derivative;
+    const V newton = x + step;
+    const auto within = mask_and(mask_and(newton > low, newton < high), abs(step) <= half * before);
+    // Of numbers beside each other, nothing lies between.
+    const V middle = middle_number(low, high);
+    const auto converged =
+        mask_or(mask_or(abs(residual) <= tolerance, abs(step) <= epsilon * abs(x)),
+                mask_or(mask_not(low < high), mask_and(middle == low, mask_not(within))));
+    const V next = select<V>(within, newton, select<V>(converged, x, middle));
+    before = abs(next - x);
+    x = select<V>(done, x, next);
+    done = mask_or(done, converged);
+  }
+  return x;
+}
+
+// The gradients of both outputs, of either direction. With p_k, f_k, g_k component k's shares of P,
+// F and S, T the logit and L the log of its derivative T':
+//   dT/dlogit_k = f_k - g_k                  dL/dlogit_k = p_k - f_k S/(F + S) - g_k F/(F + S)
+//   dT/dmean_k = -p_k T'                     dL/dmean_k = -p_k (a_k / scale_k - P/F + P/S)
+//   dT/dx = T' = P/F + P/S                   dL/dx = sum p_k a_k / scale_k - P/F + P/S
+// with a_k = -tanh(z_k / 2), and of the log-scale (x - mean_k) times that of the mean, for L less
+// p_k. The inverse x(y) has dx = (dy - dT) / T', and its log-derivative is -L at x: gradients
+// (g, h) of the two are (-(g - h dL/dx) / T', -h) of T and L, and -the former of y.
+template <class V>
+struct MixtureGradient {
+  V by_logit;             // the incoming gradient of T
+  V by_logit_derivative;  // that times T', which does not overflow where T' vanishes
+  V by_log_derivative;    // the incoming gradient of L
+  V shift;                // what all components' gradients by their mean share
+  V x;                    // the gradient by the operation's own x
+};
+
+// `bend` is the sum of p_k a_k / scale_k.
+template <class V>
+GMFAST_HD MixtureGradient<V> gradient_of(const MixturePoint<V>& point, V bend, V grad_y,
+                                         V grad_log_derivative, bool inverse) {
+  const V difference = point.density_over_survival - point.density_over_cdf;
+  const V slope = bend + difference;
+  MixtureGradient<V> gradient;
+  if (inverse) {
+    const V largest = splat<V>(is_single<V> ? Scalar<V>(1e30) : Scalar<V>(1e290));
+    const V total = fma(-grad_log_derivative, slope, grad_y);
+    gradient.x = total * min(largest, splat<V>(1) / point.derivative);
+    gradient.by_logit = -gradient.x;
+    gradient.by_logit_derivative = -total;
+    gradient.by_log_derivative = -grad_log_derivative;
+  } else {
+    gradient.by_logit = grad_y;
+    gradient.by_logit_derivative = grad_y * point.derivative;
+    gradient.by_log_derivative = grad_log_derivative;
+    gradient.x = fma(grad_log_derivative, slope, gradient.by_logit_derivative);
+  }
+  gradient.shift = fma(gradient.by_log_derivative, difference, gradient.by_logit_derivative);
+  return gradient;
+}
+
+// The gradients of a component's parameters from its shares of the sums and a_k / scale_k.
+template <class V>
+GMFAST_HD void component_gradient(const MixtureGradient<V>& gradient, const MixturePoint<V>& point,
+                                  const MixtureTerms<V>& shares, V bend, V distance, V& by_logit,
+                                  V& by_mean, V& by_log_scale) {
+  by_logit = fma(gradient.by_logit, shares.cdf - shares.survival,
+                 gradient.by_log_derivative *
+                     (shares.density - shares.cdf * point.survival - shares.survival * point.cdf));
+  by_mean = -shares.density * fma(gradient.by_log_derivative, bend, gradient.shift);
+  by_log_scale = fma(distance, by_mean, -gradient.by_log_derivative * shares.density);
+}
+
+}  // namespace GMFAST_LEVEL
+}  // namespace gmfast
