@@ -127,8 +127,8 @@ def _gradients_setup_context(ctx, inputs, output):
 
 
 def _plain_gradients(grad_y, grad_log_det, x, params, inverse, per_element):
-    """What the operator computes, in differentiable PyTorch. Of the inverse x(y), with T its forward and L the
-    log of T's derivative: dx = (dy - dT) / exp(L), and the log-derivative is -L."""
+    """What the operator computes, in differentiable PyTorch. Of the inverse x(y), with T its forward and L
+    the log of T's derivative: dx = (dy - dT) / exp(L), and the log-derivative is -L."""
     dtype = compute_dtype(x, *params)
     y, log_derivative = transform(x.to(dtype), *(p.to(dtype) for p in params))
     zero = torch.zeros_like(y)
