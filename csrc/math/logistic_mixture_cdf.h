@@ -223,8 +223,10 @@ GMFAST_HD V middle_number(V low, V high) {
 
 // x with logit(x) = y. The components' own solutions bracket it; Newton's method, which the
 // near-linearity of the logit makes converge within a few steps from nearly everywhere, is replaced
-// by halving the bracket where a step leaves it or is not half the one before. At most
-// `most_evaluations`, which only a bracket that had to be halved to the last bit comes near.
+// by halving the bracket where a step leaves it or is not half the one before. Found is where the
+// logit is y but for its rounding error, or where the bracket is as narrow as numbers allow: a step
+// is never so small that it could not narrow it. At most `most_evaluations`, which only a bracket
+// that has to be halved to the last bit comes near.
 template <class V>
 constexpr int most_evaluations = is_single<V> ? 100 : 200;
 
@@ -241,28 +243,32 @@ GMFAST_HD V solve(const Mixture& mixture, V y, V largest_inverse_scale) {
     sum = fma(mixture.weight(k), own, sum);
     weights += mixture.weight(k);
   }
-  // NaN stays.
+  // NaN stays, and is what is found.
   V x = max(low, min(high, sum / weights));
   V before = high - low;
   const V tolerance = (splat<V>(1) + abs(y)) * (epsilon + epsilon);
-  auto done = mask_not(low < high);
+  auto done = mask_or(mask_not(low < high), x != x);
   for (int i = 0; i < most_evaluations<V> && !all(done); ++i) {
     const MixturePoint<V> point = evaluate(mixture, x, largest_inverse_scale);
     const V residual = point.logit - y;
     low = select<V>(residual < splat<V>(0), x, low);
     high = select<V>(residual > splat<V>(0), x, high);
-    const V step = -residual / point.derivative;
-    const V newton = x + step;
-    const auto within = mask_and(mask_and(newton > low, newton < high), abs(step) <= half * before);
-    // Of numbers beside each other, nothing lies between.
+    const V newton_step = -residual / point.derivative;
+    const V least = splat<V>(Scalar<V>(0.75)) * epsilon * abs(x);  // moves x by one number or two
+    const auto exact = abs(residual) <= tolerance;
+    const auto narrow = high - low <= least + least;
+    const V step = copysign(max(least, abs(newton_step)), newton_step);
+    V next = x + step;
+    const auto within = mask_and(mask_and(next > low, next < high), abs(step) <= half * before);
     const V middle = middle_number(low, high);
-    const auto converged =
-        mask_or(mask_or(abs(residual) <= tolerance, abs(step) <= epsilon * abs(x)),
-                mask_or(mask_not(low < high), mask_and(middle == low, mask_not(within))));
-    const V next = select<V>(within, newton, select<V>(converged, x, middle));
+    next = select<V>(within, next, middle);
+    next = select<V>(narrow, max(low, min(high, x + newton_step)), next);
+    next = select<V>(mask_or(exact, done), x, next);
+    // Between neighbouring numbers nothing lies.
+    done =
+        mask_or(done, mask_or(mask_or(exact, narrow), mask_and(middle == low, mask_not(within))));
     before = abs(next - x);
-    x = select<V>(done, x, next);
-    done = mask_or(done, converged);
+    x = next;
   }
   return x;
 }
@@ -294,7 +300,7 @@ GMFAST_HD MixtureGradient<V> gradient_of(const MixturePoint<V>& point, V bend, V
   if (inverse) {
     const V largest = splat<V>(is_single<V> ? Scalar<V>(1e30) : Scalar<V>(1e290));
     const V total = fma(-grad_log_derivative, slope, grad_y);
-    gradient.x = total * min(largest, splat<V>(1) / point.derivative);
+    gradient.x = limited(total * min(largest, splat<V>(1) / point.derivative), largest_position<V>);
     gradient.by_logit = -gradient.x;
     gradient.by_logit_derivative = -total;
     gradient.by_log_derivative = -grad_log_derivative;
