@@ -5,13 +5,6 @@
 
 namespace gmfast {
 
-// A number for each channel.
-struct Channels {
-  void* data = nullptr;
-  DType dtype = DType::float32;
-  int64_t stride = 0;
-};
-
 struct ActNorm {
   RowShape shape;  // rows, or with channels_inner their elements, are channels
   bool channels_inner;

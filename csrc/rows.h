@@ -20,4 +20,11 @@ struct RowOperand {
   int64_t inner_stride = 0;  // 0 or 1
 };
 
+// A number for each channel.
+struct Channels {
+  void* data = nullptr;
+  DType dtype = DType::float32;
+  int64_t stride = 0;
+};
+
 }  // namespace gmfast

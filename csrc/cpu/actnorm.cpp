@@ -2,28 +2,10 @@
 
 #include "../math/actnorm.h"
 #include "rows.h"
-#include "tile.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
 namespace {
-
-template <class S>
-S read(const Channels& channels, int64_t c) {
-  S value = 0;
-  with_type(channels.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    value = load<S>(static_cast<const T*>(channels.data) + c * channels.stride);
-  });
-  return value;
-}
-
-void write(const Channels& channels, int64_t c, double value) {
-  with_type(channels.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    store(static_cast<T*>(channels.data) + c * channels.stride, value);
-  });
-}
 
 // The channels' numbers side by side. Where channels are adjacent and few, and so are the pixels,
 // the table holds them several times, and as many pixels are one row.
@@ -38,8 +20,8 @@ struct Table {
     scale = before + period;
     after = scale + period;
     for (int64_t c = 0; c < args.channels; ++c) {
-      const ActNormChannel<S> channel(read<S>(args.shift, c), read<S>(args.log_scale, c),
-                                      args.inverse);
+      const ActNormChannel<S> channel(read_channel<S>(args.shift, c),
+                                      read_channel<S>(args.log_scale, c), args.inverse);
       before[c] = channel.before;
       scale[c] = channel.scale;
       after[c] = channel.after;
@@ -114,7 +96,7 @@ void forward(const ActNorm& args) {
     });
   });
   double sum = 0;
-  for (int64_t c = 0; c < args.channels; ++c) sum += read<double>(args.log_scale, c);
+  for (int64_t c = 0; c < args.channels; ++c) sum += read_channel<double>(args.log_scale, c);
   const S log_det = S((args.inverse ? -sum : sum) * double(args.pixels));
   for (int64_t b = 0; b < args.batch; ++b) static_cast<S*>(args.log_det)[b] = log_det;
 }
@@ -170,8 +152,8 @@ void backward(const ActNormBackward& args) {
     double grad_shift, grad_log_scale;
     actnorm_channel_gradients(totals[c], totals[channels + c], by_log_det * double(args.pixels),
                               double(table.scale[c]), args.inverse, grad_shift, grad_log_scale);
-    write(args.grad_shift, c, grad_shift);
-    write(args.grad_log_scale, c, grad_log_scale);
+    write_channel(args.grad_shift, c, grad_shift);
+    write_channel(args.grad_log_scale, c, grad_log_scale);
   }
 }
 

@@ -17,6 +17,7 @@
 #include "parallel.h"
 #include "reduce.h"
 #include "scratch.h"
+#include "tile.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
@@ -104,6 +105,23 @@ class RowWriter {
   void* row_ = nullptr;
   DType dtype_;
 };
+
+template <class S>
+S read_channel(const Channels& channels, int64_t c) {
+  S value = 0;
+  with_type(channels.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    value = load<S>(static_cast<const T*>(channels.data) + c * channels.stride);
+  });
+  return value;
+}
+
+inline void write_channel(const Channels& channels, int64_t c, double value) {
+  with_type(channels.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    store(static_cast<T*>(channels.data) + c * channels.stride, value);
+  });
+}
 
 // ---------------------------------------------------------------------------------------------
 // Elementwise
@@ -193,8 +211,10 @@ void sum_samples(const RowShape& shape, double scale, double offset, S* totals, 
   const int64_t work = rows_of_piece * shape.inner < piece ? rows_of_piece * shape.inner : piece;
   parallel_for(shape.batch * pieces, 16384 / (work + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
-      const int64_t sample = index / pieces, group = index % pieces / inner_pieces;
-      const int64_t first = index % inner_pieces * piece, rest = shape.inner - first;
+      const bool several = pieces > 1;
+      const int64_t sample = several ? index / pieces : index;
+      const int64_t group = several ? index % pieces / inner_pieces : 0;
+      const int64_t first = several ? index % inner_pieces * piece : 0, rest = shape.inner - first;
       const int64_t first_row = group * rows_of_piece, rows_left = shape.rows - first_row;
       DoubleSum<V> sum;
       for (int64_t r = 0; r < (rows_left < rows_of_piece ? rows_left : rows_of_piece); ++r) {
@@ -202,10 +222,14 @@ void sum_samples(const RowShape& shape, double scale, double offset, S* totals, 
         for_each_vector<V>(first, rest < piece ? rest : piece,
                            [&](int64_t i, auto span) { sum.add(values(i, span), span); });
       }
-      partial.get()[index] = sum.total();
+      if (pieces == 1) {
+        totals[sample] = S(offset + scale * sum.total());
+      } else {
+        partial.get()[index] = sum.total();
+      }
     }
   });
-  for (int64_t sample = 0; sample < shape.batch; ++sample) {
+  for (int64_t sample = 0; pieces != 1 && sample < shape.batch; ++sample) {
     totals[sample] = S(offset + scale * sum(partial.get() + sample * pieces, pieces));
   }
 }

@@ -35,8 +35,8 @@ GMFAST_HD void actnorm_backward(V grad_y, V x, V before, V scale, V& grad_x, V& 
 
 // A channel's gradients from the sums of the two, and that of log_det times the pixels.
 GMFAST_HD void actnorm_channel_gradients(double by_shift, double by_scale, double by_log_det,
-                                                double scale, bool inverse, double& grad_shift,
-                                                double& grad_log_scale) {
+                                         double scale, bool inverse, double& grad_shift,
+                                         double& grad_log_scale) {
   grad_shift = inverse ? -by_shift : by_shift * scale;
   grad_log_scale = by_scale * scale + by_log_det;
   if (inverse) grad_log_scale = -grad_log_scale;

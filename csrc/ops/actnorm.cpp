@@ -9,10 +9,6 @@
 namespace gmfast {
 namespace {
 
-Channels channels_of(const Tensor& tensor) {
-  return {tensor.data_ptr(), dtype_of(tensor), tensor.stride(0)};
-}
-
 // What forward and backward have in common.
 template <class Args>
 void describe(Args& args, const Tensor& x, const Tensor& shift, const Tensor& log_scale,

@@ -7,6 +7,11 @@
 
 namespace gmfast {
 
+// (C,)
+inline Channels channels_of(const Tensor& tensor) {
+  return {tensor.data_ptr(), dtype_of(tensor), tensor.stride(0)};
+}
+
 class RowWalk {
  public:
   // `leader` (B, *S) sets shape and order: its channels innermost, or its dimensions as they come.
@@ -28,7 +33,13 @@ class RowWalk {
 
   // Adds a tensor that broadcasts to the leader's shape. Returns what the operand points into, to
   // be kept until the kernel has run.
-  Tensor add(Tensor tensor, RowOperand& operand) {
+  Tensor add(const Tensor& tensor, RowOperand& operand) {
+    operand.dtype = dtype_of(tensor);
+    return place(tensor, operand);
+  }
+
+  // As add(), of any dtype: the operand's is left alone.
+  Tensor place(Tensor tensor, RowOperand& operand) {
     Sizes strides = strides_of(tensor);
     if (!walk(strides, operand)) {
       strides = dense_strides(sizes_, channels_last_);
@@ -38,7 +49,6 @@ class RowWalk {
       walk(strides, operand);
     }
     operand.data = tensor.data_ptr();
-    operand.dtype = dtype_of(tensor);
     const int64_t row = shape_.inner * operand.inner_stride;
     const int64_t sample = shape_.rows > 1 ? shape_.rows * operand.row_stride : row;
     rows_adjoin_ = rows_adjoin_ && (shape_.rows <= 1 || operand.row_stride == row);

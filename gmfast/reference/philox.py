@@ -4,6 +4,8 @@ The counter is (position low, position high, sample, draw) and the key is the 64
 has the same noise whatever the batch size, the device or the number of threads.
 """
 
+import math
+
 import torch
 
 _WORD = 0xFFFFFFFF
@@ -55,3 +57,47 @@ def uniform(seed, batch, spatial, count, dtype, device, first=0):
             else:
                 columns.append(((high >> 9).to(dtype) + 0.5) * 2.0**-23)
     return torch.stack(columns, 1)
+
+
+def array_words(seed, batch, numel, per_block, device):
+    """The words of the first `numel` elements of each sample, `per_block` elements to a block: (B, tiles,
+    per_block, 4 / per_block, 16).
+
+    Sixteen elements in a row lie in sixteen blocks, and the next sixteen take the blocks' next words:
+    csrc/math/random.h says why.
+    """
+    tiles = -(-numel // (16 * per_block))
+    drawn = torch.stack(words(seed, batch, (tiles * 16,), 0, device), 1)
+    return drawn.view(batch, per_block, 4 // per_block, tiles, 16).permute(0, 3, 1, 2, 4)
+
+
+def array_uniform(seed, shape, dtype, device):
+    """One number for each element, in the open interval (0, 1), of `shape` (B, *S)."""
+    batch, *spatial = shape
+    numel = math.prod(spatial)
+    if dtype == torch.float64:
+        low, high = array_words(seed, batch, numel, 2, device).unbind(3)
+        numbers = (((high << 20) | (low >> 12)).to(dtype) + 0.5) * 2.0**-52
+    else:
+        numbers = ((array_words(seed, batch, numel, 4, device) >> 9).to(torch.float32) + 0.5) * 2.0**-23
+    return numbers.reshape(batch, -1)[:, :numel].reshape(shape)
+
+
+def array_normal(seed, shape, dtype, device):
+    """One standard normal number for each element, after Box and Muller, computed in float64."""
+    batch, *spatial = shape
+    numel = math.prod(spatial)
+    if dtype == torch.float64:
+        low, high = array_words(seed, batch, numel, 2, device).unbind(3)
+        radius_word, angle_word = (((high << 20) | (low >> 12)).to(dtype) + 0.5).mul(2.0**-52).unbind(2)
+        angle = 2 * math.pi * angle_word
+    else:
+        # Of four words, the first two make two numbers, and the last two.
+        first, second = array_words(seed, batch, numel, 4, device).reshape(batch, -1, 2, 2, 16).unbind(3)
+        # Rounded as the kernels round it: near 1 its steps are coarse.
+        radius_word = ((first >> 1).float() * 2.0**-31 + 2.0**-32).double()
+        # The right half of the circle, in signed 32 bits; the last bit turns it around.
+        angle = math.pi * (2.0**-32 * ((second ^ 2**31) - 2**31) + (second & 1))
+    radius = torch.sqrt(-2 * torch.log(radius_word))
+    numbers = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], -2)
+    return numbers.reshape(batch, -1)[:, :numel].reshape(shape).to(dtype)

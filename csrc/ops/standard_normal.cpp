@@ -1,0 +1,31 @@
+#include "../standard_normal.h"
+
+#include "backend.h"
+#include "layout.h"
+
+namespace gmfast {
+namespace {
+
+Tensor standard_normal(const Tensor& seed, Sizes size, ScalarType dtype) {
+  STD_TORCH_CHECK(!size.empty(), "shape: expected (B, *S)");
+  check_seed(seed, seed);
+  Tensor out = empty_contiguous(seed, size, dtype);
+  StandardNormal args{};
+  args.batch = size[0];
+  args.elements = 1;
+  for (size_t d = 1; d < size.size(); ++d) args.elements *= size[d];
+  args.seed = static_cast<const int64_t*>(seed.data_ptr());
+  args.out = out.data_ptr();
+  args.dtype = dtype_of(out);
+  GMFAST_RUN(standard_normal, seed, args);
+  return out;
+}
+
+}  // namespace
+}  // namespace gmfast
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
+  m.def("standard_normal(Tensor seed, SymInt[] size, ScalarType dtype) -> Tensor");
+}
+
+GMFAST_REGISTER(m) { m.impl("standard_normal", TORCH_BOX(&gmfast::standard_normal)); }
