@@ -2,6 +2,7 @@
 
 from .activation import ConcatELU, GatedActivation
 from .actnorm import ActNorm
+from .autoregressive import MaskedAffineAutoregressive, MaskedSplineAutoregressive, naive_inverse
 from .conv import CausalConv1d, MaskedConv2d
 from .coupling import AffineCoupling, LogisticMixtureCoupling, SplineCoupling
 from .flow import Flow
@@ -19,13 +20,16 @@ __all__ = [
     "Inverse",
     "InvertibleConv1x1",
     "LogisticMixtureCoupling",
+    "MaskedAffineAutoregressive",
     "MaskedConv2d",
     "MaskedLinear",
     "MaskedMLP",
+    "MaskedSplineAutoregressive",
     "Permute",
     "Sequential",
     "SplineCoupling",
     "Split",
     "Squeeze2d",
     "Transform",
+    "naive_inverse",
 ]

@@ -11,6 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import _check
+
+
+#: The nonlinearity of hidden units, by name.
+ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
+
 
 class MaskedLinear(nn.Linear):
     """`nn.Linear` that takes a mask with its input: booleans (out_features, in_features). Where it is false
@@ -24,22 +30,35 @@ class MaskedMLP(nn.Module):
     """A multilayer perceptron from D values to `num_params` numbers about each, which depend on exactly the
     values before it in an order that each call names.
 
-    Hidden units are rectified, and the input reaches the output directly too. Degrees ascend evenly through a
-    hidden layer and are the same in every order, so one set of weights serves many of them.
+    Unless told otherwise hidden units are rectified, and the input reaches the output directly too. Degrees
+    ascend evenly through a hidden layer and are the same in every order, so one set of weights serves many of
+    them.
 
     Args:
         num_inputs: D.
         hidden: sizes of the hidden layers; may be empty.
         num_params: numbers about each value.
         num_context: features of a context that every unit sees; 0 for none.
+        activation: of hidden units: "relu", "tanh", "elu" or "silu".
+        direct: whether the input reaches the output directly too.
     """
 
-    def __init__(self, num_inputs: int, hidden: tuple[int, ...], num_params: int, num_context: int = 0):
+    def __init__(
+        self,
+        num_inputs: int,
+        hidden: tuple[int, ...],
+        num_params: int,
+        num_context: int = 0,
+        *,
+        activation: str = "relu",
+        direct: bool = True,
+    ):
         super().__init__()
-        self.num_inputs, self.num_params = num_inputs, num_params
+        _check.one_of("activation", activation, tuple(ACTIVATIONS))
+        self.num_inputs, self.num_params, self.activation = num_inputs, num_params, activation
         sizes = [num_inputs, *hidden, num_inputs * num_params]
         self.layers = nn.ModuleList(MaskedLinear(below, size) for below, size in pairwise(sizes))
-        self.direct = MaskedLinear(num_inputs, num_inputs * num_params, bias=False)
+        self.direct = MaskedLinear(num_inputs, num_inputs * num_params, bias=False) if direct else None
         self.context = None
         if num_context:
             self.context = nn.ModuleList(nn.Linear(num_context, size, bias=False) for size in sizes[1:])
@@ -47,19 +66,27 @@ class MaskedMLP(nn.Module):
     def forward(self, x: Tensor, order: Tensor, context: Tensor | None = None) -> Tensor:
         """`x (B, D)`; `order (D,)`, a permutation: the index of the value of each rank; `context (B, F)`.
         Returns (B, D, num_params)."""
+        return self.outputs_and_sums(x, order, context)[0]
+
+    def outputs_and_sums(
+        self, x: Tensor, order: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What `forward` returns, and what the hidden layers' units are before their nonlinearity."""
         rank = order.argsort()
         degrees = [rank + 1]
         for layer in self.layers[:-1]:
             degrees.append(self.degrees(layer, order.device))
         degrees.append(rank.repeat_interleave(self.num_params))
 
-        h = x
+        h, sums, activation = x, [], ACTIVATIONS[self.activation]
         for i, layer in enumerate(self.layers):
-            h = layer(h if i == 0 else F.relu(h), degrees[i + 1][:, None] >= degrees[i])
+            h = layer(h if i == 0 else activation(h), degrees[i + 1][:, None] >= degrees[i])
             if self.context is not None:
                 h = h + self.context[i](context)
-        h = h + self.direct(x, degrees[-1][:, None] >= degrees[0])
-        return h.unflatten(1, (self.num_inputs, self.num_params))
+            sums.append(h)
+        if self.direct is not None:
+            h = h + self.direct(x, degrees[-1][:, None] >= degrees[0])
+        return h.unflatten(1, (self.num_inputs, self.num_params)), sums[:-1]
 
     def degrees(self, layer: MaskedLinear, device) -> Tensor:
         """The degree of each unit of a hidden layer."""
@@ -67,5 +94,6 @@ class MaskedMLP(nn.Module):
         return 1 + units * (self.num_inputs - 1) // layer.out_features
 
     def units_up_to(self, degree: int, layer: MaskedLinear) -> int:
-        """How many units of a hidden layer have at most that degree: they come first."""
+        """How many units of a hidden layer have at most that degree: they come first.
+        `csrc/math/made_inverse.h` states the same."""
         return -(-degree * layer.out_features // max(self.num_inputs - 1, 1))

@@ -14,6 +14,7 @@ from .discretized_logistic_mixture import (
 from .gated_activation import gated_activation
 from .gaussian_log_prob import gaussian_log_prob
 from .logistic_mixture_cdf import logistic_mixture_cdf
+from .made_inverse import made_inverse, made_solve
 from .masked_conv2d import conv_mask, masked_conv2d
 from .rational_quadratic_spline import rational_quadratic_spline
 from .standard_normal import standard_normal
@@ -31,6 +32,8 @@ __all__ = [
     "gated_activation",
     "gaussian_log_prob",
     "logistic_mixture_cdf",
+    "made_inverse",
+    "made_solve",
     "masked_conv2d",
     "rational_quadratic_spline",
     "standard_normal",

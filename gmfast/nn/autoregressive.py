@@ -1,0 +1,281 @@
+"""Autoregressive transforms: each value is changed in a way that the values before it decide."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as GF
+from ..ops import _check
+from ..ops.made_inverse import made_inverse, made_solve
+from ..reference.affine_coupling import SCALE_MAPS
+from ..reference.made_inverse import made_invert
+from .made import ACTIVATIONS, MaskedMLP
+from .transform import Transform
+
+
+class MaskedAutoregressive(Transform):
+    """What the masked autoregressive transforms share (Papamakarios et al., 2017, arXiv:1705.07057): the
+    network of `MaskedMLP`, one pass forward, and an inverse that computes nothing twice.
+
+    `forward` is one pass of the network. `inverse` goes from value to value, and each hidden unit is computed
+    once, when the last value that it may see has become known: the arithmetic of one pass, in D steps. It
+    equals, to rounding, what D full passes give (`gmfast.nn.naive_inverse` runs those). Gradients through
+    the inverse are those of the implicit function: one more pass, and a triangular solve that is again as
+    much work as one pass; there is no second derivative through it, which is an error.
+
+    Args:
+        num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
+        hidden: sizes of the hidden layers; may be empty.
+        order: the index of the value of each rank; None: as they come. `range(D - 1, -1, -1)` turns it
+            around.
+        num_context: size of the context (B, num_context) that every unit sees; 0 for none.
+        activation: of hidden units: "relu", "tanh", "elu" or "silu".
+        direct: whether the values reach the parameters past the hidden layers too.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_params: int,
+        hidden: tuple[int, ...] = (64, 64),
+        *,
+        order: Iterable[int] | Tensor | None = None,
+        num_context: int = 0,
+        activation: str = "relu",
+        direct: bool = False,
+    ):
+        super().__init__()
+        hidden = tuple(hidden)
+        for size in (num_inputs, *hidden):
+            if size < 1:
+                raise ValueError(
+                    f"num_inputs, hidden: expected positive integers, got {num_inputs}, {hidden}"
+                )
+        order = range(num_inputs) if order is None else order
+        order = torch.as_tensor(order if isinstance(order, Tensor) else list(order), dtype=torch.int64)
+        if order.shape != (num_inputs,) or not torch.equal(order.sort().values, torch.arange(num_inputs)):
+            raise ValueError(f"order: expected a permutation of 0 to {num_inputs - 1}, got {order.tolist()}")
+        self.net = MaskedMLP(
+            num_inputs, hidden, num_params, num_context, activation=activation, direct=direct
+        )
+        self.register_buffer("order", order)
+        self.naive = False
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        flat = self._flat("x", x, context)
+        z, log_det = self.transform(flat, self.net(flat, self.order, context), inverse=False)
+        return z.view_as(x), log_det
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        flat = self._flat("z", z, context)
+        wanted = (flat, context, *self.net.parameters())
+        differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in wanted)
+        with torch.no_grad():
+            x, log_det = (self._invert_naively if self.naive else self._invert)(flat, context)
+        if differentiable:
+            # To first order x moves by what `_Implicit` makes of the residual, which is zero here.
+            params, sums = self.net.outputs_and_sums(x, self.order, context)
+            residual = flat - self.transform(x, params, inverse=False)[0]
+            x = x + _Implicit.apply(residual, self, x, params.detach(), *[s.detach() for s in sums])
+            log_det = -self.transform(x, self.net(x, self.order, context), inverse=False)[1]
+        return x.view_as(z), log_det
+
+    def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """The transform of `x (B, D)` value by value, by parameters (B, D, P)."""
+        raise NotImplementedError
+
+    def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
+        if x.dim() < 2 or x.shape[1:].numel() != self.net.num_inputs:
+            raise ValueError(f"{name}: expected (B, {self.net.num_inputs}), got {tuple(x.shape)}")
+        if (context is not None) != (self.net.context is not None):
+            expected = "None" if self.net.context is None else f"({len(x)}, num_context)"
+            raise ValueError(
+                f"context: expected {expected}, got {None if context is None else tuple(context.shape)}"
+            )
+        return x.flatten(1)
+
+    def _in_steps(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor | None]:
+        """The network's matrices, inputs and outputs in the order of the steps."""
+        net, order, outputs = self.net, self.order, (self.net.num_inputs, self.net.num_params)
+        weights = [layer.weight.to(dtype) for layer in net.layers]
+        direct = None if net.direct is None else net.direct.weight.to(dtype)
+        weights[-1] = weights[-1].unflatten(0, outputs)[order].flatten(0, 1)
+        weights[0] = weights[0][:, order]
+        if direct is not None:
+            direct = direct.unflatten(0, outputs)[order].flatten(0, 1)[:, order]
+        return weights, direct
+
+    def _offsets(self, context: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What is added to the sums of all units and outputs, (1, ...) or with a context (B, ...)."""
+        net, offsets = self.net, []
+        for i, layer in enumerate(net.layers):
+            offset = layer.bias[None]
+            if context is not None:
+                offset = offset + net.context[i](context.to(layer.bias.dtype))
+            offsets.append(offset.to(dtype))
+        last = offsets[-1].unflatten(1, (net.num_inputs, net.num_params))[:, self.order]
+        return torch.cat([*offsets[:-1], last.flatten(1)], 1)
+
+    def _invert(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+        weights, direct = self._in_steps(dtype)
+        x, log_det = self._steps(z[:, self.order].to(dtype), weights, direct, self._offsets(context, dtype))
+        return torch.empty_like(x).index_copy_(1, self.order, x).to(z.dtype), log_det
+
+    def _steps(self, z, weights, direct, offsets) -> tuple[Tensor, Tensor]:
+        """The inverse and its log-determinant, in the order of the steps."""
+
+        def invert(_, z, params):
+            x, log_derivative = self.transform(z[:, None], params[:, None], inverse=True)
+            return x[:, 0], log_derivative
+
+        return made_invert(z, weights, direct, offsets, self.net.activation, invert)
+
+    def _invert_naively(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = torch.zeros_like(z)
+        for index in self.order.tolist():
+            params = self.net(x, self.order, context)
+            x[:, index] = self.transform(z, params, inverse=True)[0][:, index]
+        return x, self.transform(z, self.net(x, self.order, context), inverse=True)[1]
+
+
+class _Implicit(torch.autograd.Function):
+    """Zeros, whose gradient is that of the inverse by the residual z - f(x): J^-T grad."""
+
+    @staticmethod
+    def forward(ctx, residual, transform, x, params, *sums):
+        ctx.transform = transform
+        ctx.save_for_backward(x, params, *sums)
+        return torch.zeros_like(residual)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        transform, (x, params, *sums) = ctx.transform, ctx.saved_tensors
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        net = transform.net
+        last_first = transform.order.flip(0)
+        with torch.enable_grad():
+            x, params, *sums = (t.detach().to(dtype).requires_grad_() for t in (x, params, *sums))
+            total = transform.transform(x, params, inverse=False)[0].sum()
+            diagonal, partial = torch.autograd.grad(total, (x, params))
+            units = [ACTIVATIONS[net.activation](s).sum() for s in sums]
+            slopes = torch.autograd.grad(units, sums) if sums else ()
+        backwards = [s.flip(1) for s in reversed(slopes)]
+        weights, direct = transform._in_steps(dtype)
+
+        def turned(weight):  # within a value its parameters keep their order, as they do in `partial`
+            return weight.t().flip(0)
+
+        outputs = (net.num_inputs, net.num_params)
+        last = weights[-1].unflatten(0, outputs).flip(0).flatten(0, 1)
+        weights = [turned(weight.flip(0)) for weight in weights[:-1]]
+        weights = [turned(last), *reversed(weights)]
+        if direct is not None:
+            direct = turned(direct.unflatten(0, outputs).flip(0).flatten(0, 1))
+        v = made_solve(
+            grad[:, last_first].to(dtype),
+            diagonal[:, last_first],
+            partial[:, last_first],
+            torch.cat(backwards, 1) if backwards else x.new_zeros(len(x), 0),
+            weights,
+            direct,
+        )
+        v = torch.empty_like(v).index_copy_(1, last_first, v).to(grad.dtype)
+        return (v, *[None] * (len(ctx.needs_input_grad) - 1))
+
+
+class MaskedAffineAutoregressive(MaskedAutoregressive):
+    """`z_i = x_i·s_i + t_i`, t_i and the raw scale of s_i being functions of the values before x_i: the
+    transform of MAF (arXiv:1705.07057), and, with its directions exchanged by `Inverse`, of IAF
+    (arXiv:1606.04934).
+
+    Its inverse runs in a kernel of its own on CPUs, in plain PyTorch elsewhere.
+
+    Args:
+        scale_map, clamp: as in `gmfast.functional.affine_coupling`.
+        num_inputs, hidden, order, num_context, activation, direct: as in `MaskedAutoregressive`.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        hidden: tuple[int, ...] = (64, 64),
+        *,
+        scale_map: str = "softclip",
+        clamp: float = 2.0,
+        **options,
+    ):
+        _check.one_of("scale_map", scale_map, tuple(SCALE_MAPS))
+        super().__init__(num_inputs, 2, hidden, **options)
+        self.scale_map, self.clamp = scale_map, clamp
+
+    def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        shift, scale = params.unbind(2)
+        return GF.affine_coupling(
+            x, shift, scale, scale_map=self.scale_map, clamp=self.clamp, inverse=inverse
+        )
+
+    def _steps(self, z, weights, direct, offsets):
+        return made_inverse(
+            z,
+            weights,
+            direct,
+            offsets,
+            activation=self.net.activation,
+            scale_map=self.scale_map,
+            clamp=self.clamp,
+        )
+
+
+class MaskedSplineAutoregressive(MaskedAutoregressive):
+    """A rational-quadratic spline of each value, with linear tails, whose bins the values before it decide
+    (neural spline flows, Durkan et al., 2019, arXiv:1906.04032).
+
+    Args:
+        num_bins, bound, min_bin_width, min_bin_height, min_derivative: as in
+            `gmfast.functional.rational_quadratic_spline`.
+        num_inputs, hidden, order, num_context, activation, direct: as in `MaskedAutoregressive`.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        hidden: tuple[int, ...] = (64, 64),
+        *,
+        num_bins: int = 8,
+        bound: float = 3.0,
+        min_bin_width: float = 1e-3,
+        min_bin_height: float = 1e-3,
+        min_derivative: float = 1e-3,
+        **options,
+    ):
+        super().__init__(num_inputs, 3 * num_bins - 1, hidden, **options)
+        self.num_bins = num_bins
+        self.options = {
+            "bound": bound,
+            "min_bin_width": min_bin_width,
+            "min_bin_height": min_bin_height,
+            "min_derivative": min_derivative,
+        }
+
+    def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        widths, heights, derivatives = params.split([self.num_bins, self.num_bins, self.num_bins - 1], -1)
+        return GF.rational_quadratic_spline(x, widths, heights, derivatives, inverse=inverse, **self.options)
+
+
+@contextmanager
+def naive_inverse(module: nn.Module) -> Iterator[None]:
+    """Inside, the masked autoregressive transforms in `module` invert themselves by D full passes: what their
+    incremental inverse is held to."""
+    transforms = [part for part in module.modules() if isinstance(part, MaskedAutoregressive)]
+    were = [transform.naive for transform in transforms]
+    for transform in transforms:
+        transform.naive = True
+    try:
+        yield
+    finally:
+        for transform, naive in zip(transforms, were, strict=True):
+            transform.naive = naive

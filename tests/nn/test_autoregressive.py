@@ -1,0 +1,271 @@
+import copy
+
+import pytest
+import torch
+from torch.autograd.functional import jacobian
+
+import gmfast
+from gmfast import reference
+from gmfast.nn import (
+    Inverse,
+    MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
+    Permute,
+    Sequential,
+    naive_inverse,
+)
+from gmfast.ops.made_inverse import made_inverse, made_solve
+
+KINDS = {"affine": MaskedAffineAutoregressive, "spline": MaskedSplineAutoregressive}
+NETS = {
+    "wide": {"num_inputs": 5, "hidden": (13, 9)},
+    "narrow": {"num_inputs": 7, "hidden": (3,)},
+    "deep": {"num_inputs": 6, "hidden": (8, 17, 8), "direct": True, "order": [3, 0, 5, 1, 2, 4]},
+    "linear": {"num_inputs": 4, "hidden": (), "direct": True, "order": range(3, -1, -1)},
+    "one value": {"num_inputs": 1, "hidden": (4,)},
+    "context": {"num_inputs": 5, "hidden": (16, 16), "num_context": 3, "order": [4, 2, 0, 1, 3]},
+}
+
+
+def build(kind, dtype=torch.float64, scale=2.0, **options):
+    """A transform whose parameters vary, and so whose masks and orders matter."""
+    torch.manual_seed(0)
+    transform = KINDS[kind](**options).to(dtype)
+    with torch.no_grad():
+        for parameter in transform.parameters():
+            parameter.mul_(scale)
+    return transform
+
+
+def inputs(transform, batch, dtype=torch.float64):
+    net = transform.net
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, net.num_inputs, generator=generator, dtype=torch.float64).to(dtype)
+    if net.context is None:
+        return x, None
+    context = torch.randn(batch, net.context[0].in_features, generator=generator, dtype=torch.float64)
+    return x, context.to(dtype)
+
+
+@pytest.fixture(params=NETS)
+def net(request):
+    return NETS[request.param]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activation", ["relu", "tanh", "elu", "silu"])
+def test_incremental_inverse_is_the_sequential_one(kind, net, activation):
+    """float64 to 1e-10, at sizes around a vector and a block of two."""
+    transform = build(kind, activation=activation, **net)
+    for batch in (1, 7, 8, 9, 17, 35):
+        z, context = inputs(transform, batch)
+        with torch.no_grad():
+            x, log_det = transform.inverse(z, context)
+            with naive_inverse(transform):
+                expected, expected_log_det = transform.inverse(z, context)
+            again, forward_log_det = transform(x, context)
+        torch.testing.assert_close(x, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(log_det, expected_log_det, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(again, z, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(forward_log_det, -log_det, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32(kind):
+    """Errs no more than four times as much as the sequential inverse does, in float64's terms."""
+    options = {"num_inputs": 64, "hidden": (64, 64)}
+    single, double = build(kind, torch.float32, 1.0, **options), build(kind, scale=1.0, **options)
+    z, _ = inputs(double, 50)
+    with torch.no_grad():
+        exact = double.inverse(z)
+        ours = single.inverse(z.float())
+        with naive_inverse(single):
+            naive = single.inverse(z.float())
+    for e, o, n in zip(exact, ours, naive, strict=True):
+        assert o.dtype == torch.float32
+        assert (o - e).abs().max() <= 4 * (n - e).abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_log_det_is_the_jacobians(kind, net, direction):
+    transform = build(kind, **net)
+    x, context = inputs(transform, 3)
+    function = getattr(transform, direction)
+    for i in range(3):
+        own = None if context is None else context[i : i + 1]
+        matrix = jacobian(lambda x, own=own: function(x[None], own)[0][0], x[i])  # noqa: B023
+        log_det = function(x[i : i + 1], own)[1]
+        torch.testing.assert_close(log_det[0], matrix.slogdet().logabsdet, rtol=1e-8, atol=1e-8)
+    ranks = matrix[transform.order][:, transform.order]
+    assert torch.equal(ranks.triu(1), torch.zeros_like(ranks))  # each value sees those before it alone
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_through_the_inverse(kind, net):
+    """By differences, for the noise, the context and every parameter, of both results."""
+    transform = build(kind, activation="tanh", **net)
+    z, context = inputs(transform, 3)
+    names, values = zip(*transform.named_parameters(), strict=True)
+
+    def function(z, *rest):
+        context, parameters = (rest[0], rest[1:]) if transform.net.context is not None else (None, rest)
+        call = {"z": z, "context": context}
+        return torch.func.functional_call(
+            Inverse(transform),
+            {f"transform.{n}": p for n, p in zip(names, parameters, strict=True)},
+            (call["z"], call["context"]),
+        )
+
+    rest = () if context is None else (context.requires_grad_(),)
+    assert torch.autograd.gradcheck(
+        function, (z.requires_grad_(), *rest, *values), eps=1e-6, atol=1e-5, rtol=1e-4, nondet_tol=0
+    )
+
+
+def test_gradients_equal_those_through_all_passes():
+    """ReLU, whose kinks `gradcheck` would meet: against autograd through an unrolled inverse."""
+    transform = build("affine", num_inputs=9, hidden=(20, 20), order=torch.randperm(9).tolist())
+    z, _ = inputs(transform, 37)
+    weight = torch.randn(37, 9, dtype=torch.float64)
+    names = list(dict(transform.named_parameters()))
+
+    def gradients(x, log_det, z):
+        loss = (x * weight).sum() + (log_det * weight[:, 0]).sum()
+        found = torch.autograd.grad(loss, (z, *transform.parameters()))
+        return dict(zip(["z", *names], found, strict=True))
+
+    z.requires_grad_()
+    ours = gradients(*transform.inverse(z), z)
+    x = torch.zeros_like(z)
+    for index in transform.order.tolist():
+        params = transform.net(x, transform.order)
+        x = x.index_copy(
+            1, torch.tensor([index]), transform.transform(z, params, inverse=True)[0][:, [index]]
+        )
+    expected = gradients(x, transform.transform(z, transform.net(x, transform.order), inverse=True)[1], z)
+    for name, grad in ours.items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-9, atol=1e-9, msg=name)
+        assert expected[name].abs().max() > 1e-3
+
+
+def test_a_second_derivative_through_the_inverse_is_an_error():
+    transform = build("affine", num_inputs=3, hidden=(4,))
+    z, _ = inputs(transform, 2)
+    z.requires_grad_()
+    (grad,) = torch.autograd.grad(transform.inverse(z)[0].sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("scale_map", ["exp", "sigmoid", "tanh", "atan", "softclip"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kernels_against_plain_pytorch(scale_map, dtype):
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) / 3
+
+    steps, units, batch = 11, (23, 5), 41
+    weights, direct = [random(23, 11), random(5, 23), random(22, 5)], random(22, 11)
+    for rows in (1, batch):
+        args = random(batch, steps), weights, direct, random(rows, sum(units) + 22)
+        options = {"activation": "elu", "scale_map": scale_map, "clamp": 1.5}
+        wide = [[t.double() for t in a] if isinstance(a, list) else a.double() for a in args]
+        for ours, plain in zip(
+            made_inverse(*args, **options), reference.made_inverse(*wide, **options), strict=True
+        ):
+            tolerance = 1e-11 if dtype == torch.float64 else 2e-4
+            torch.testing.assert_close(ours.double(), plain, rtol=tolerance, atol=tolerance)
+
+    grad, diagonal, partial = random(batch, steps), random(batch, steps).exp(), random(batch, steps, 3)
+    args = grad, diagonal, partial, random(batch, 28), [random(5, 33), random(23, 5), random(11, 23)], None
+    wide = [[t.double() for t in a] if isinstance(a, list) else a if a is None else a.double() for a in args]
+    tolerance = 1e-11 if dtype == torch.float64 else 2e-4
+    torch.testing.assert_close(
+        made_solve(*args).double(), reference.made_solve(*wide), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_results_do_not_depend_on_the_batch_or_on_threads():
+    transform = build("affine", torch.float32, num_inputs=10, hidden=(33,))
+    z, _ = inputs(transform, 70, torch.float32)
+    with torch.no_grad():
+        x, log_det = transform.inverse(z)
+        for rows in (slice(0, 1), slice(3, 40), slice(60, 70)):
+            part = transform.inverse(z[rows])
+            assert torch.equal(part[0], x[rows]) and torch.equal(part[1], log_det[rows])
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            assert torch.equal(transform.inverse(z)[0], x)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_compute_in_float32(dtype):
+    transform = build("affine", dtype, 1.0, num_inputs=6, hidden=(12,))
+    z, _ = inputs(transform, 5, dtype)
+    with torch.no_grad():
+        x, log_det = transform.inverse(z)
+        wide = copy.deepcopy(transform).float().inverse(z.float())
+    assert x.dtype == dtype and log_det.dtype == torch.float32
+    assert torch.equal(x, wide[0].to(dtype)) and torch.equal(log_det, wide[1])
+
+
+def test_shapes_empty_batches_and_strides():
+    transform = build("affine", num_inputs=12, hidden=(12,))
+    image = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    z, log_det = transform(image)
+    assert z.shape == image.shape and log_det.shape == (4,)
+    torch.testing.assert_close(transform.inverse(z)[0], image)
+    wide = torch.randn(4, 24, dtype=torch.float64)
+    torch.testing.assert_close(
+        transform.inverse(wide[:, ::2])[0], transform.inverse(wide[:, ::2].contiguous())[0]
+    )
+    x, log_det = transform.inverse(torch.empty(0, 12, dtype=torch.float64))
+    assert x.shape == (0, 12) and log_det.shape == (0,)
+
+
+def test_kernel_is_in_use(monkeypatch):
+    if "cpu" not in gmfast._library.devices:
+        pytest.skip("no compiled library")
+    monkeypatch.setattr(reference, "made_inverse", None)
+    monkeypatch.setattr(reference, "made_solve", None)
+    transform = build("affine", num_inputs=4, hidden=(5,))
+    z, _ = inputs(transform, 3)
+    transform.inverse(z.requires_grad_())[0].sum().backward()
+
+
+def test_compiles():
+    flow = Sequential(
+        build("affine", torch.float32, num_inputs=6, hidden=(8,)),
+        Permute.reverse(6),
+        Inverse(build("affine", torch.float32, num_inputs=6, hidden=(8,))),
+    )
+    z = torch.randn(5, 6)
+    with torch.no_grad():
+        for function in (flow, flow.inverse):
+            compiled = torch.compile(function, fullgraph=True, backend="aot_eager")(z)
+            torch.testing.assert_close(compiled, function(z))
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="order: expected a permutation of 0 to 2"):
+        MaskedAffineAutoregressive(3, order=[0, 1, 1])
+    with pytest.raises(ValueError, match="activation: expected one of 'relu'"):
+        MaskedAffineAutoregressive(3, activation="gelu")
+    with pytest.raises(ValueError, match="scale_map: expected one of 'exp'"):
+        MaskedAffineAutoregressive(3, scale_map="softplus")
+    with pytest.raises(ValueError, match="hidden: expected positive integers"):
+        MaskedAffineAutoregressive(3, (0,))
+    transform = MaskedAffineAutoregressive(3)
+    with pytest.raises(ValueError, match=r"x: expected \(B, 3\), got \(2, 4\)"):
+        transform(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"z: expected \(B, 3\), got \(3,\)"):
+        transform.inverse(torch.zeros(3))
+    with pytest.raises(ValueError, match="context: expected None"):
+        transform(torch.zeros(2, 3), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match=r"context: expected \(2, num_context\), got None"):
+        MaskedAffineAutoregressive(3, num_context=2).inverse(torch.zeros(2, 3))
