@@ -61,11 +61,14 @@ class MaskedAutoregressive(Transform):
             num_inputs, hidden, num_params, num_context, activation=activation, direct=direct
         )
         self.register_buffer("order", order)
+        for i, mask in enumerate(self.net.masks(order)):
+            self.register_buffer(f"_mask{i}", mask, persistent=False)
+        self.register_load_state_dict_post_hook(_update_masks)
         self.naive = False
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         flat = self._flat("x", x, context)
-        z, log_det = self.transform(flat, self.net(flat, self.order, context), inverse=False)
+        z, log_det = self.transform(flat, self._run(flat, context)[0], inverse=False)
         return z.view_as(x), log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -76,15 +79,20 @@ class MaskedAutoregressive(Transform):
             x, log_det = (self._invert_naively if self.naive else self._invert)(flat, context)
         if differentiable:
             # To first order x moves by what `_Implicit` makes of the residual, which is zero here.
-            params, sums = self.net.outputs_and_sums(x, self.order, context)
+            params, sums = self._run(x, context)
             residual = flat - self.transform(x, params, inverse=False)[0]
             x = x + _Implicit.apply(residual, self, x, params.detach(), *[s.detach() for s in sums])
-            log_det = -self.transform(x, self.net(x, self.order, context), inverse=False)[1]
+            log_det = -self.transform(x, self._run(x, context)[0], inverse=False)[1]
         return x.view_as(z), log_det
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """The transform of `x (B, D)` value by value, by parameters (B, D, P)."""
         raise NotImplementedError
+
+    def _run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """The parameters of each value, and the sums of the hidden units."""
+        masks = [getattr(self, f"_mask{i}") for i in range(len(self.net.layers) + 1)]
+        return self.net.outputs_and_sums(x, masks, context)
 
     def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
         if x.dim() < 2 or x.shape[1:].numel() != self.net.num_inputs:
@@ -136,9 +144,14 @@ class MaskedAutoregressive(Transform):
     def _invert_naively(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x = torch.zeros_like(z)
         for index in self.order.tolist():
-            params = self.net(x, self.order, context)
+            params = self._run(x, context)[0]
             x[:, index] = self.transform(z, params, inverse=True)[0][:, index]
-        return x, self.transform(z, self.net(x, self.order, context), inverse=True)[1]
+        return x, self.transform(z, self._run(x, context)[0], inverse=True)[1]
+
+
+def _update_masks(transform: MaskedAutoregressive, _) -> None:
+    for i, mask in enumerate(transform.net.masks(transform.order)):
+        getattr(transform, f"_mask{i}").copy_(mask)
 
 
 class _Implicit(torch.autograd.Function):

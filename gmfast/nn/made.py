@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..ops import _check
 
-
 #: The nonlinearity of hidden units, by name.
 ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
 
@@ -66,26 +65,30 @@ class MaskedMLP(nn.Module):
     def forward(self, x: Tensor, order: Tensor, context: Tensor | None = None) -> Tensor:
         """`x (B, D)`; `order (D,)`, a permutation: the index of the value of each rank; `context (B, F)`.
         Returns (B, D, num_params)."""
-        return self.outputs_and_sums(x, order, context)[0]
+        return self.outputs_and_sums(x, self.masks(order), context)[0]
 
-    def outputs_and_sums(
-        self, x: Tensor, order: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """What `forward` returns, and what the hidden layers' units are before their nonlinearity."""
+    def masks(self, order: Tensor) -> list[Tensor]:
+        """The masks of the layers, from the first to the last, and of the direct way."""
         rank = order.argsort()
         degrees = [rank + 1]
         for layer in self.layers[:-1]:
             degrees.append(self.degrees(layer, order.device))
         degrees.append(rank.repeat_interleave(self.num_params))
+        pairs = [*pairwise(degrees), (degrees[0], degrees[-1])]
+        return [above[:, None] >= below for below, above in pairs]
 
+    def outputs_and_sums(
+        self, x: Tensor, masks: list[Tensor], context: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What `forward` returns, and what the hidden layers' units are before their nonlinearity."""
         h, sums, activation = x, [], ACTIVATIONS[self.activation]
         for i, layer in enumerate(self.layers):
-            h = layer(h if i == 0 else activation(h), degrees[i + 1][:, None] >= degrees[i])
+            h = layer(h if i == 0 else activation(h), masks[i])
             if self.context is not None:
                 h = h + self.context[i](context)
             sums.append(h)
         if self.direct is not None:
-            h = h + self.direct(x, degrees[-1][:, None] >= degrees[0])
+            h = h + self.direct(x, masks[-1])
         return h.unflatten(1, (self.num_inputs, self.num_params)), sums[:-1]
 
     def degrees(self, layer: MaskedLinear, device) -> Tensor:

@@ -94,7 +94,7 @@ def test_log_det_is_the_jacobians(kind, net, direction):
     function = getattr(transform, direction)
     for i in range(3):
         own = None if context is None else context[i : i + 1]
-        matrix = jacobian(lambda x, own=own: function(x[None], own)[0][0], x[i])  # noqa: B023
+        matrix = jacobian(lambda x, own=own: function(x[None], own)[0][0], x[i])
         log_det = function(x[i : i + 1], own)[1]
         torch.testing.assert_close(log_det[0], matrix.slogdet().logabsdet, rtol=1e-8, atol=1e-8)
     ranks = matrix[transform.order][:, transform.order]
@@ -212,6 +212,15 @@ def test_halves_compute_in_float32(dtype):
         wide = copy.deepcopy(transform).float().inverse(z.float())
     assert x.dtype == dtype and log_det.dtype == torch.float32
     assert torch.equal(x, wide[0].to(dtype)) and torch.equal(log_det, wide[1])
+
+
+def test_state_dict_brings_the_order():
+    first = build("affine", num_inputs=5, hidden=(7,), order=[3, 1, 4, 0, 2])
+    second = MaskedAffineAutoregressive(5, (7,)).double()
+    second.load_state_dict(first.state_dict())
+    x, _ = inputs(first, 6)
+    for direction in ("forward", "inverse"):
+        torch.testing.assert_close(getattr(second, direction)(x), getattr(first, direction)(x))
 
 
 def test_shapes_empty_batches_and_strides():
