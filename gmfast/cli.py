@@ -39,7 +39,12 @@ def main() -> None:
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="One of gated_pixelcnn, made, pixelcnn, pixelcnnpp, wavenet.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="One of flowpp, gated_pixelcnn, glow, made, nice, pixelcnn, pixelcnnpp, realnvp, wavenet."
+        ),
+    ],
     data: Annotated[
         str | None,
         typer.Option(
@@ -157,8 +162,12 @@ def sample(
         typer.Option("--complete", help="Draw the lower half of --n held-out images, six times each."),
     ] = False,
     method: Annotated[
-        str, typer.Option(help="cached: nothing is computed twice; naive: a full pass for each value.")
-    ] = "cached",
+        str | None,
+        typer.Option(
+            help="cached: nothing is computed twice; naive: a full pass for each value. "
+            "[default: cached; flows need neither]"
+        ),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="bfloat16: rounded to it, half the memory to read. For cached.")
     ] = None,
@@ -176,6 +185,15 @@ def sample(
     model, settings, _ = load_run(run)
     device = find_device(device)
     sound = settings.rate is not None
+    one_pass = not hasattr(model, "decoder")  # as flows draw
+    if one_pass:
+        asked = {"method": method, "weights": weights, "complete": complete, "compare": compare}
+        for name, value in asked.items():
+            if value:
+                raise ValueError(
+                    f"{name}: expected an autoregressive model, which draws value after value, but "
+                    f"{settings.model} draws a sample in one pass"
+                )
     if sound and complete:
         raise ValueError("complete: expected a model of images, got one of sound")
     if length is not None and not sound:
@@ -189,7 +207,9 @@ def sample(
     num_labels = model.config.get("num_labels")
     if label is None and num_labels is not None and not complete:
         label = torch.arange(n, device=device) % num_labels
-    options = {"label": label, "seed": seed, "temperature": temperature, "progress": True}
+    options = {"label": label, "seed": seed, "temperature": temperature}
+    if not one_pass:
+        options["progress"] = True
     count, levels = n, model.config["num_levels"]
     if sound:
         options["length"] = length
@@ -198,14 +218,15 @@ def sample(
         count = n * COMPLETIONS
         options |= completion
 
-    def draw(method: str, weights: str | None = None) -> tuple[torch.Tensor, float]:
+    def draw(**how: str | None) -> tuple[torch.Tensor, float]:
         """What the model draws, and how many seconds that takes."""
         started = time.perf_counter()
-        drawn = model.sample(count, method=method, weights=weights, **options).cpu()
+        drawn = model.sample(count, **how, **options).cpu()
         return drawn, time.perf_counter() - started
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    drawn, seconds = draw(method, weights)
+    method = method or "cached"
+    drawn, seconds = draw() if one_pass else draw(method=method, weights=weights)
     if sound:
         duration = drawn.numel() / settings.rate
         print(
@@ -215,7 +236,7 @@ def sample(
     if compare:
         both = {method: (drawn, seconds)}
         other = "naive" if method == "cached" else "cached"
-        both[other] = draw(other)
+        both[other] = draw(method=other)
         drawn_here = ~keep if complete else None
         print(_comparison(*both["cached"], *both["naive"], levels, weights, drawn_here))
 

@@ -5,18 +5,26 @@ from the data, and has `config` (its constructor's arguments), `loss(x, label)`,
 where the paper initialises from data, `initialize(x, label)`.
 """
 
+from .flowpp import FlowPP
 from .gated_pixelcnn import GatedPixelCNN
+from .glow import Glow
 from .made import MADE
+from .nice import NICE
 from .pixelcnn import PixelCNN
 from .pixelcnnpp import PixelCNNPP
+from .realnvp import RealNVP
 from .wavenet import WaveNet
 
 #: What `gmfast train` calls each model.
 MODELS = {
+    "flowpp": FlowPP,
     "gated_pixelcnn": GatedPixelCNN,
+    "glow": Glow,
     "made": MADE,
+    "nice": NICE,
     "pixelcnn": PixelCNN,
     "pixelcnnpp": PixelCNNPP,
+    "realnvp": RealNVP,
     "wavenet": WaveNet,
 }
 
@@ -30,6 +38,33 @@ _PHOTOS = {"size": 16, "batch_size": 32}
 #: Settings of `gmfast train` that suit a model and a data set (None: any), to train in minutes on two CPU
 #: cores. Where there is none, the published model and the defaults of `gmfast.train.Settings` apply.
 DEFAULTS = {
+    ("flowpp", "digits"): {
+        "lr": 0.002,
+        "options": {
+            "num_couplings": (4, 2, 3),
+            "num_filters": 32,
+            "num_blocks": 1,
+            "num_components": 4,
+            "dropout": 0.1,
+            "dequantizer_couplings": 2,
+            "dequantizer_filters": 16,
+            "dequantizer_blocks": 1,
+        },
+    },
+    ("flowpp", "photos"): {
+        **_PHOTOS,
+        "lr": 0.002,
+        "options": {
+            "num_couplings": (4, 2, 3),
+            "num_filters": 32,
+            "num_blocks": 1,
+            "num_components": 4,
+            "dropout": 0.0,
+            "dequantizer_couplings": 2,
+            "dequantizer_filters": 16,
+            "dequantizer_blocks": 1,
+        },
+    },
     ("gated_pixelcnn", "digits"): {
         "lr": 0.002,
         "options": {"nr_layers": 5, "nr_filters": 32, "kernel_size": 3, "nr_out_filters": 64},
@@ -39,10 +74,18 @@ DEFAULTS = {
         "lr": 0.002,
         "options": {"nr_layers": 5, "nr_filters": 48, "kernel_size": 3, "nr_out_filters": 96},
     },
+    ("glow", "digits"): {"lr": 0.002, "options": {"num_scales": 2, "num_steps": 8, "width": 64}},
+    ("glow", "photos"): {
+        **_PHOTOS,
+        "lr": 0.002,
+        "options": {"num_scales": 2, "num_steps": 8, "width": 96},
+    },
     ("made", "digits"): {"lr": 0.003, "options": {"num_orders": 16, "nr_logistic_mix": 5}},
     ("made", "binary-digits"): {"lr": 0.003, "options": {"num_orders": 16, "head": "bernoulli"}},
     # Its layers grow with the square of the number of values: small photos.
     ("made", "photos"): {"size": 8, "lr": 0.003, "options": {"nr_logistic_mix": 5}},
+    ("nice", "digits"): {"lr": 0.001, "options": {"hidden": 256, "num_hidden": 3}},
+    ("nice", "photos"): {"size": 8, "lr": 0.001, "options": {"hidden": 256, "num_hidden": 3}},
     ("pixelcnn", "digits"): {
         "lr": 0.002,
         "options": {"nr_resnet": 4, "nr_filters": 24, "nr_out_filters": 64},
@@ -59,13 +102,32 @@ DEFAULTS = {
         **_PHOTOS,
         "options": {"nr_resnet": 1, "nr_filters": 32, "dropout": 0.0},
     },
+    ("realnvp", "digits"): {"lr": 0.002, "options": {"num_blocks": 2, "num_filters": 24}},
+    ("realnvp", "photos"): {
+        **_PHOTOS,
+        "lr": 0.002,
+        "options": {"num_blocks": 2, "num_filters": 32},
+    },
     ("wavenet", None): {
         "batch_size": 4,
         "lr": 0.002,
         "options": {"num_cycles": 2, "layers_per_cycle": 8, "residual_channels": 32, "skip_channels": 64},
     },
 }
-for _model in ("gated_pixelcnn", "pixelcnn", "pixelcnnpp"):
+for _model in ("flowpp", "gated_pixelcnn", "glow", "nice", "pixelcnn", "pixelcnnpp", "realnvp"):
     DEFAULTS[_model, "binary-digits"] = DEFAULTS[_model, "digits"]
 
-__all__ = ["DATA", "DEFAULTS", "MADE", "MODELS", "GatedPixelCNN", "PixelCNN", "PixelCNNPP", "WaveNet"]
+__all__ = [
+    "DATA",
+    "DEFAULTS",
+    "MADE",
+    "MODELS",
+    "NICE",
+    "FlowPP",
+    "GatedPixelCNN",
+    "Glow",
+    "PixelCNN",
+    "PixelCNNPP",
+    "RealNVP",
+    "WaveNet",
+]

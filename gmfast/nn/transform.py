@@ -149,8 +149,8 @@ class Permute(Transform):
     def __init__(self, order: Iterable[int] | Tensor):
         super().__init__()
         order = torch.as_tensor(order if isinstance(order, Tensor) else list(order), dtype=torch.int64)
-        if order.dim() != 1 or not torch.equal(
-            order.sort().values, torch.arange(len(order), device=order.device)
+        if order.dim() != 1 or not (
+            order.is_meta or torch.equal(order.sort().values, torch.arange(len(order), device=order.device))
         ):
             raise ValueError(
                 f"order: expected a permutation of 0 to {order.numel() - 1}, got {order.tolist()}"
