@@ -1,5 +1,7 @@
 """NICE: Dinh, Krueger and Bengio, 2014, https://arxiv.org/abs/1410.8516."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: int, num_hidden: int, outputs: int, num_labels: int | None):
         super().__init__()
         sizes = [inputs, *[hidden] * num_hidden]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.out = nn.Linear(hidden, outputs)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
