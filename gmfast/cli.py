@@ -1,6 +1,7 @@
 """The `gmfast` command."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -42,14 +43,16 @@ def train(
     model: Annotated[
         str,
         typer.Argument(
-            help="One of flowpp, gated_pixelcnn, glow, made, nice, pixelcnn, pixelcnnpp, realnvp, wavenet."
+            help="One of flowpp, gated_pixelcnn, glow, iaf, made, maf, nice, pixelcnn, pixelcnnpp, realnvp, "
+            "spline_flow, wavenet."
         ),
     ],
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, binary-digits, photos, speech, flute, or a path. "
-            "[default: speech for wavenet, else digits]"
+            help="digits, binary-digits, photos, speech, flute; for maf, iaf and spline_flow also moons, "
+            "circles, swiss-roll, checkerboard, gaussians, spirals, wine, breast-cancer, diabetes; or a path. "
+            "[default: speech for wavenet, moons for maf, iaf and spline_flow, else digits]"
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. [default: runs/MODEL-DATA]")] = None,
@@ -144,11 +147,16 @@ def train(
 def sample(
     run: Annotated[Path, typer.Argument(help="A folder that `gmfast train` wrote.")],
     n: Annotated[
-        int | None, typer.Option("--n", min=1, help="How many. [default: 16 images, 1 clip of sound]")
+        int | None,
+        typer.Option("--n", min=1, help="How many. [default: 16 images, 1 clip of sound, 2000 vectors]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Image i is the same for any number of images.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="A PNG, or for sound a WAV. [default: samples.png, samples.wav]")
+        Path | None,
+        typer.Option(
+            help="A PNG, or for sound a WAV, or for vectors an .npz or .csv. "
+            "[default: samples.png, samples.wav, samples.npz]"
+        ),
     ] = None,
     length: Annotated[
         int | None, typer.Option(min=1, help="Samples in a clip of sound. [default: as in training]")
@@ -177,13 +185,24 @@ def sample(
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
 ) -> None:
     """Draw images from a trained model into a grid, or clips of sound, one after another, into a WAV file
-    with a picture of its waveform and spectrogram beside it."""
+    with a picture of its waveform and spectrogram beside it, or vectors, in the data's units, into an .npz or
+    .csv file, with a picture of data, samples and density beside it where they lie in the plane."""
     import torch
 
     from .train import find_device, load_run
 
     model, settings, _ = load_run(run)
     device = find_device(device)
+    if model.config.get("num_levels", 0) is None:
+        for name, value in {"complete": complete, "compare": compare}.items():
+            if value:
+                raise ValueError(f"{name}: expected a model of images, got one of vectors")
+        for name, value in {"length": length, "weights": weights}.items():
+            if value is not None:
+                raise ValueError(f"{name}: expected none for vectors, got {value}")
+        options = {"seed": seed, "temperature": temperature, "method": method or "cached"}
+        _sample_vectors(model.to(device), settings, n or 2000, label, out or Path("samples.npz"), options)
+        return
     sound = settings.rate is not None
     one_pass = not hasattr(model, "decoder")  # as flows draw
     if one_pass:
@@ -265,12 +284,24 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Other data than the run's own.")] = None,
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
 ) -> None:
-    """Bits per dimension on held-out data, beside a histogram of each pixel, or of a sound's samples."""
+    """Bits per dimension on held-out data, beside a histogram of each pixel, or of a sound's samples; for
+    vectors of real numbers, of the density in their own units, beside a Gaussian's."""
     from .train import evaluate, find_device, load_run
 
     model, settings, step = load_run(run)
     dataset = settings.load_data(data)
     bits = evaluate(model.to(find_device(device)), dataset, settings.conditional)
+    if dataset.real_valued:
+        per_vector = dataset.train.shape[1] * math.log(2)
+        for name, value in (
+            (f"{settings.model} at step {step}", bits),
+            ("one Gaussian of full covariance", dataset.gaussian_bits_per_dim()),
+        ):
+            print(
+                f"{name}: {value:.4f} bits per dimension, {value * per_vector:.4f} nats per vector "
+                f"on {len(dataset.heldout)} {dataset.items}"
+            )
+        return
     histogram = dataset.histogram_bits_per_dim(settings.conditional)
     unit, baseline = (
         ("dimension", "per-pixel histogram")
@@ -308,6 +339,38 @@ def bench(
         from .benchmark import main
 
     main(out=out, quick=quick)
+
+
+def _sample_vectors(model, settings, n: int, label: int | None, out: Path, options: dict) -> None:
+    """Writes `n` vectors and, in the plane, a picture beside them."""
+    import numpy as np
+    import torch
+
+    if out.suffix.lower() not in (".npz", ".csv"):
+        raise ValueError(f"out: expected an .npz or .csv file, got {out}")
+    if label is None and model.num_labels is not None:
+        label = torch.arange(n, device=model.mean.device) % model.num_labels
+    started = time.perf_counter()
+    samples = model.sample(n, label=label, **options).cpu()
+    print(f"{n} vectors in {time.perf_counter() - started:.2f} s", file=sys.stderr)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix.lower() == ".csv":
+        np.savetxt(out, samples.numpy(), delimiter=",", fmt="%.9g")
+    else:
+        np.savez(out, samples=samples.numpy())
+    print(out)
+    if model.image_shape == (2,) and model.num_labels is None:
+        from .density_plot import density_plot
+
+        picture = out.with_suffix(".png")
+        with torch.no_grad():
+            density_plot(
+                picture,
+                lambda x: model.log_prob(x.to(model.mean.device)).cpu(),
+                settings.load_data().heldout,
+                samples,
+            )
+        print(picture)
 
 
 def _completion(model, settings, n: int, label: int | None):

@@ -1,4 +1,5 @@
-"""Images and sounds as integers: what can be had without a download, and what lies in local files.
+"""Images and sounds as integers, and vectors of real numbers: what can be had without a download, and what
+lies in local files.
 
 `load` returns every kind as the same `Dataset`. `to_unit` and `from_unit` go between the integers and the
 [-1, 1] that models take.
@@ -6,6 +7,7 @@
 
 import gzip
 import io
+import math
 import pickle
 import tarfile
 from dataclasses import dataclass
@@ -21,8 +23,14 @@ from . import audio
 #: Recordings that the package pyo carries for its examples (LGPL; read where it is installed, never copied).
 RECORDINGS = {"speech": "baseballmajeur_m.aif", "flute": "flute.aif"}
 
+#: Densities in the plane.
+TOYS = ("moons", "circles", "swiss-roll", "checkerboard", "gaussians", "spirals")
+
+#: scikit-learn's tables of measurements that come with it.
+TABLES = ("wine", "breast-cancer", "diabetes")
+
 #: Data that needs no file.
-BUILT_IN = ("digits", "binary-digits", "photos", *RECORDINGS)
+BUILT_IN = ("digits", "binary-digits", "photos", *RECORDINGS, *TOYS, *TABLES)
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
@@ -30,30 +38,63 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".ti
 @dataclass(frozen=True)
 class Dataset:
     """Images `train` and `heldout`, uint8 (N, C, H, W) with values below `num_levels`, and where the data
-    has classes their labels, int64 (N,). Or clips of sound, uint8 or int32 (N, 1, T), of `rate` Hz."""
+    has classes their labels, int64 (N,). Or clips of sound, uint8 or int32 (N, 1, T), of `rate` Hz. Or vectors
+    of real numbers, float32 (N, D) in their own units, with `num_levels` None."""
 
     name: str
     train: Tensor
     heldout: Tensor
     train_labels: Tensor | None = None
     heldout_labels: Tensor | None = None
-    num_levels: int = 256
+    num_levels: int | None = 256
     rate: int | None = None
 
     @property
     def items(self) -> str:
         """What there are N of."""
+        if self.real_valued:
+            return "vectors"
         return "images" if self.rate is None else "clips"
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+    def real_valued(self) -> bool:
+        """Whether it is of real numbers rather than of levels."""
+        return self.num_levels is None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W), or (D,) of vectors."""
         return tuple(self.train.shape[1:])
+
+    @property
+    def mean(self) -> Tensor:
+        """Of each number of real-valued data over the training vectors, (D,)."""
+        return self.train.double().mean(0).float()
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the same, (D,)."""
+        return self.train.double().std(0, correction=0).float()
 
     @property
     def num_labels(self) -> int | None:
         """Number of classes, or None."""
         return None if self.train_labels is None else int(self.train_labels.max()) + 1
+
+    def gaussian_bits_per_dim(self) -> float:
+        """Bits per dimension on the held-out vectors of the simplest model of real-valued data: one Gaussian
+        with the mean and the full covariance of the training vectors, in the data's units. Variances are
+        raised by a millionth of what each number has, lest it be singular."""
+        train, heldout = self.train.double(), self.heldout.double()
+        mean, std = train.mean(0), train.std(0, correction=0)
+        train, heldout = (train - mean) / std, (heldout - mean) / std
+        size = train.shape[1]
+        covariance = train.t() @ train / len(train) + 1e-6 * torch.eye(size, dtype=torch.float64)
+        factor = torch.linalg.cholesky(covariance)
+        z = torch.linalg.solve_triangular(factor, heldout.t(), upper=False)
+        log_det = factor.diagonal().log().sum() + std.log().sum()
+        nats = 0.5 * z.square().sum(0).mean() + log_det + size / 2 * math.log(2 * math.pi)
+        return nats.item() / (size * math.log(2))
 
     def histogram_bits_per_dim(self, conditional: bool = False) -> float:
         """Bits per dimension on the held-out images of the simplest model: every subpixel (of every class, if
@@ -76,8 +117,10 @@ class Dataset:
         return total / self.heldout.numel()
 
 
-def to_unit(images: Tensor, num_levels: int) -> Tensor:
-    """Integers 0 … num_levels - 1 as float32 in [-1, 1]."""
+def to_unit(images: Tensor, num_levels: int | None) -> Tensor:
+    """Integers 0 … num_levels - 1 as float32 in [-1, 1]. Real numbers (None) stay as they are."""
+    if num_levels is None:
+        return images.float()
     return images.float() * (2 / (num_levels - 1)) - 1
 
 
@@ -113,6 +156,14 @@ def load(
       given, in the `encoding` "mulaw" (256 levels, the default) or "linear" (65536), and cut into clips.
       The last fifth of each file is held out and cut end to end; training clips overlap if there would be
       few. What is shorter than a clip is left out, and so are files whose names begin with a dot.
+    - `moons`, `circles`, `swiss-roll`, `checkerboard`, `gaussians` (eight in a ring) and `spirals`: 10,000
+      points of the plane with some noise, and 2,000 to hold out; always the same ones.
+    - `wine` (178 vectors of 13), `breast-cancer` (569 of 30) and `diabetes` (442 of 9: without the sex, which
+      has two values and no density): scikit-learn's tables, the first two with classes. A fifth, drawn at
+      random but always the same one, is held out.
+    - an `.npz` file with arrays `train` and `heldout` of floats (N, D): vectors, with labels as above.
+    - a `.csv` file: numbers between commas, a line a vector, after one line of names or none. A fifth of the
+      lines, drawn as above, is held out.
     - any other folder: the images in it and below, in the order of their names, shrunk and cropped at the
       centre to `size`×`size` RGB. Every tenth is held out.
 
@@ -127,7 +178,9 @@ def load(
     dataset = _load(name_or_path, size, rate, encoding or "mulaw")
     for name, value in (("rate", rate), ("encoding", encoding)):
         if value is not None and dataset.rate is None:
-            raise ValueError(f"{name}: expected None for {dataset.name}, which is images, got {value!r}")
+            raise ValueError(
+                f"{name}: expected None for {dataset.name}, which is {dataset.items}, got {value!r}"
+            )
     return dataset
 
 
@@ -137,12 +190,18 @@ def _load(name_or_path, size, rate, encoding) -> Dataset:
         return _digits(name_or_path)
     if name_or_path == "photos":
         return _photos(pixels)
+    if name_or_path in TOYS:
+        return _toy(name_or_path)
+    if name_or_path in TABLES:
+        return _table(name_or_path)
     if name_or_path in RECORDINGS:
         return _sounds(name_or_path, [_recording(name_or_path)], samples, rate or 8000, encoding)
     path = Path(name_or_path)
     if path.is_file():
         if path.suffix == ".npz":
             return _npz(path)
+        if path.suffix.lower() == ".csv":
+            return _csv(path)
         if path.name.endswith((".tar.gz", ".tgz")):
             return _cifar10(path, _tar_files(path))
         if path.suffix.lower() in audio.SUFFIXES:
@@ -158,7 +217,9 @@ def _load(name_or_path, size, rate, encoding) -> Dataset:
             return _sounds(path.name, sounds, samples, rate, encoding)
         return _image_folder(path, pixels)
     if path.exists():
-        raise ValueError(f"data: expected a folder, sound, an .npz file or CIFAR-10's .tar.gz, got {path}")
+        raise ValueError(
+            f"data: expected a folder, sound, an .npz or .csv file or CIFAR-10's .tar.gz, got {path}"
+        )
     raise FileNotFoundError(
         f"data: expected {', '.join(BUILT_IN)} or a path, but {path.absolute()} does not exist"
     )
@@ -203,6 +264,85 @@ def _photos(size: int, train_crops: int = 8192) -> Dataset:
         tiles = right.unfold(1, size, size).unfold(2, size, size)  # (C, rows, columns, size, size)
         heldout.append(tiles.permute(1, 2, 0, 3, 4).flatten(0, 1))
     return Dataset("photos", torch.stack(train), torch.cat(heldout))
+
+
+def _toy(name: str, train: int = 10_000, heldout: int = 2_000) -> Dataset:
+    from sklearn import datasets
+
+    count, random = train + heldout, np.random.RandomState(0)
+    noise = random.randn(count, 2)
+    if name == "moons":
+        x = datasets.make_moons(count, noise=0.07, random_state=random)[0]
+    elif name == "circles":
+        x = datasets.make_circles(count, noise=0.06, factor=0.5, random_state=random)[0]
+    elif name == "swiss-roll":
+        x = datasets.make_swiss_roll(count, noise=0.5, random_state=random)[0][:, [0, 2]] / 5
+    elif name == "checkerboard":
+        column = random.randint(4, size=count)
+        row = 2 * random.randint(2, size=count) + column % 2
+        x = np.stack([column, row], 1) + random.rand(count, 2) - 2
+    elif name == "gaussians":
+        angle = random.randint(8, size=count) * np.pi / 4
+        x = 2 * np.stack([np.cos(angle), np.sin(angle)], 1) + 0.2 * noise
+    else:
+        angle = 3 * np.pi * np.sqrt(random.rand(count))
+        side = 2 * random.randint(2, size=count) - 1
+        x = (side * angle / 3)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1) + 0.1 * noise
+    x = torch.from_numpy(x[random.permutation(count)].astype(np.float32))
+    return Dataset(name, x[:train], x[train:], num_levels=None)
+
+
+def _table(name: str) -> Dataset:
+    from sklearn import datasets
+
+    if name == "diabetes":
+        bunch = datasets.load_diabetes(scaled=False)
+        names = list(bunch.feature_names)
+        return _vectors(name, np.delete(bunch.data, names.index("sex"), 1))
+    bunch = datasets.load_wine() if name == "wine" else datasets.load_breast_cancer()
+    return _vectors(name, bunch.data, bunch.target)
+
+
+def _csv(path: Path) -> Dataset:
+    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    rows = []
+    for number, line in enumerate(lines):
+        try:
+            rows.append([float(cell) for cell in line.split(",")])
+        except ValueError:
+            if number:
+                raise ValueError(
+                    f"data: expected numbers between commas in {path}, got {line[:60]!r}"
+                ) from None
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError(f"data: expected lines of equally many numbers in {path}")
+    if len(rows) < 10:
+        raise ValueError(f"data: expected at least 10 lines of numbers in {path}, found {len(rows)}")
+    return _vectors(path.stem, np.array(rows))
+
+
+def _vectors(name: str, x: np.ndarray, labels: np.ndarray | None = None) -> Dataset:
+    """A table split at random."""
+    order = np.random.RandomState(0).permutation(len(x))
+    split = len(x) * 4 // 5
+    train, heldout = (torch.from_numpy(x[part].astype(np.float32)) for part in (order[:split], order[split:]))
+    if labels is not None:
+        labels = [torch.from_numpy(labels[part].astype(np.int64)) for part in (order[:split], order[split:])]
+    return _checked(Dataset(name, train, heldout, *(labels or (None, None)), num_levels=None))
+
+
+def _checked(dataset: Dataset) -> Dataset:
+    """Raises ValueError for vectors that have no density, or that are none."""
+    for split in (dataset.train, dataset.heldout):
+        if not len(split) or not split.isfinite().all():
+            raise ValueError(f"data: expected finite numbers in {dataset.name}, training and held out")
+    for column, std in enumerate(dataset.std.tolist()):
+        if not std > 1e-6 * dataset.mean[column].abs():
+            raise ValueError(
+                f"data: expected numbers that vary, but all those of column {column} in the training vectors "
+                f"of {dataset.name} are {dataset.mean[column].item():g}: they have no density"
+            )
+    return dataset
 
 
 def _image_folder(path: Path, size: int) -> Dataset:
@@ -284,26 +424,23 @@ def _npz(path: Path) -> Dataset:
         if split not in arrays:
             raise ValueError(f"data: expected an array {split!r} in {path}, found {sorted(arrays)}")
         array = arrays[split]
+        if array.dtype.kind == "f" and array.ndim == 2 and len(array):
+            images[split] = torch.from_numpy(array.astype(np.float32))
+            labels |= _npz_labels(path, arrays, split, len(array))
+            continue
         if array.ndim == 3:
             array = array[:, None]
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3) or not len(array):
             raise ValueError(
                 f"data: expected {split!r} in {path} to be uint8 (N, H, W) or (N, C, H, W) with C = 1 or 3, "
-                f"got {array.dtype} {array.shape}"
+                f"or floats (N, D), got {array.dtype} {array.shape}"
             )
         if array.max() >= num_levels:
             raise ValueError(
                 f"data: expected {split!r} in {path} below num_levels {num_levels}, got {array.max()}"
             )
         images[split] = torch.from_numpy(array)
-        key = f"{split}_labels"
-        if key in arrays:
-            if arrays[key].shape != array.shape[:1] or arrays[key].dtype.kind not in "iu":
-                raise ValueError(
-                    f"data: expected {key!r} in {path} to be {len(array)} integers, "
-                    f"got {arrays[key].dtype} {arrays[key].shape}"
-                )
-            labels[key] = torch.from_numpy(arrays[key].astype(np.int64))
+        labels |= _npz_labels(path, arrays, split, len(array))
     if len(labels) == 1:
         raise ValueError(
             f"data: expected labels for both splits or none in {path}, found {next(iter(labels))!r}"
@@ -311,7 +448,24 @@ def _npz(path: Path) -> Dataset:
     if images["train"].shape[1:] != images["heldout"].shape[1:]:
         shapes = " and ".join(str(tuple(images[split].shape[1:])) for split in images)
         raise ValueError(f"data: expected images of one shape in {path}, got {shapes}")
+    kinds = {array.dtype for array in images.values()}
+    if len(kinds) > 1:
+        raise ValueError(f"data: expected images or vectors for both splits in {path}, got one of each")
+    if torch.float32 in kinds:
+        return _checked(Dataset(path.stem, **images, **labels, num_levels=None))
     return Dataset(path.stem, **images, **labels, num_levels=num_levels)
+
+
+def _npz_labels(path: Path, arrays: dict, split: str, count: int) -> dict[str, Tensor]:
+    key = f"{split}_labels"
+    if key not in arrays:
+        return {}
+    if arrays[key].shape != (count,) or arrays[key].dtype.kind not in "iu":
+        raise ValueError(
+            f"data: expected {key!r} in {path} to be {count} integers, "
+            f"got {arrays[key].dtype} {arrays[key].shape}"
+        )
+    return {key: torch.from_numpy(arrays[key].astype(np.int64))}
 
 
 def _tar_files(path: Path) -> dict:

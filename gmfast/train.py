@@ -112,8 +112,11 @@ def build_model(settings: Settings, dataset: Dataset) -> nn.Module:
         from_data = {"image_shape": dataset.image_shape, "num_levels": dataset.num_levels}
     else:
         from_data = {"length": dataset.train.shape[2], "num_levels": dataset.num_levels, "local_channels": 0}
-    if not from_data.keys() <= kinds.keys():
+    real_valued = getattr(cls, "real_valued", False)
+    if not from_data.keys() <= kinds.keys() or (dataset.real_valued and not real_valued):
         expected = "images" if "image_shape" in kinds else "sound"
+        if real_valued:
+            expected += " or vectors"
         raise ValueError(
             f"data: expected {expected} for {settings.model}, but {dataset.name} is {dataset.items}"
         )
@@ -129,7 +132,10 @@ def build_model(settings: Settings, dataset: Dataset) -> nn.Module:
             expected = "a list such as [100]" if kinds[name] is tuple else kinds[name].__name__
             raise ValueError(f"{name}: expected {expected}, got {value!r}")
     torch.manual_seed(_seed(settings.seed, "weights"))
-    return cls(**from_data, **settings.options)
+    model = cls(**from_data, **settings.options)
+    if dataset.real_valued:
+        model.standardize(dataset.mean, dataset.std)
+    return model
 
 
 @torch.no_grad()
@@ -139,13 +145,17 @@ def evaluate(model: nn.Module, dataset: Dataset, conditional: bool = False) -> f
     Raises ValueError when data and model do not go together."""
     levels = model.config["num_levels"]
     if dataset.num_levels != levels:
-        raise ValueError(f"data: expected {levels} levels, as the model has, got {dataset.num_levels}")
+        expected, got = (
+            "vectors" if count is None else f"{count} levels" for count in (levels, dataset.num_levels)
+        )
+        raise ValueError(f"data: expected {expected}, as the model has, got {got}")
     shape = model.config.get("image_shape")
     if shape is None and dataset.rate is None:
         raise ValueError(f"data: expected sound, as the model has, got {dataset.name}, which is images")
     if shape is not None and (dataset.rate is not None or tuple(shape) != dataset.image_shape):
+        expected = "vectors" if levels is None else "images"
         raise ValueError(
-            f"data: expected images of shape {tuple(shape)}, as the model has, got {dataset.items} of shape "
+            f"data: expected {expected} of shape {tuple(shape)}, as the model has, got {dataset.items} of shape "
             f"{tuple(dataset.train.shape[1:])}"
         )
     images, labels = dataset.heldout, dataset.heldout_labels if conditional else None

@@ -8,11 +8,14 @@ where the paper initialises from data, `initialize(x, label)`.
 from .flowpp import FlowPP
 from .gated_pixelcnn import GatedPixelCNN
 from .glow import Glow
+from .iaf import IAF
 from .made import MADE
+from .maf import MAF
 from .nice import NICE
 from .pixelcnn import PixelCNN
 from .pixelcnnpp import PixelCNNPP
 from .realnvp import RealNVP
+from .spline_flow import SplineFlow
 from .wavenet import WaveNet
 
 #: What `gmfast train` calls each model.
@@ -20,16 +23,22 @@ MODELS = {
     "flowpp": FlowPP,
     "gated_pixelcnn": GatedPixelCNN,
     "glow": Glow,
+    "iaf": IAF,
     "made": MADE,
+    "maf": MAF,
     "nice": NICE,
     "pixelcnn": PixelCNN,
     "pixelcnnpp": PixelCNNPP,
     "realnvp": RealNVP,
+    "spline_flow": SplineFlow,
     "wavenet": WaveNet,
 }
 
 #: What a model is trained on unless told otherwise, where that is not the digits.
 DATA = {
+    "iaf": "moons",
+    "maf": "moons",
+    "spline_flow": "moons",
     "wavenet": "speech",
 }
 
@@ -114,13 +123,21 @@ DEFAULTS = {
         "options": {"num_cycles": 2, "layers_per_cycle": 8, "residual_channels": 32, "skip_channels": 64},
     },
 }
+#: Small networks, over data that fit into a batch of a few hundred.
+_VECTORS = {"batch_size": 256, "lr": 0.003}
+for _name in ("moons", "circles", "swiss-roll", "checkerboard", "gaussians", "spirals"):
+    DEFAULTS["maf", _name] = {**_VECTORS, "options": {"num_transforms": 8}}
+    DEFAULTS["iaf", _name] = {**_VECTORS, "options": {"num_transforms": 8}}
+    DEFAULTS["spline_flow", _name] = _VECTORS
 for _model in ("flowpp", "gated_pixelcnn", "glow", "nice", "pixelcnn", "pixelcnnpp", "realnvp"):
     DEFAULTS[_model, "binary-digits"] = DEFAULTS[_model, "digits"]
 
 __all__ = [
     "DATA",
     "DEFAULTS",
+    "IAF",
     "MADE",
+    "MAF",
     "MODELS",
     "NICE",
     "FlowPP",
@@ -129,5 +146,6 @@ __all__ = [
     "PixelCNN",
     "PixelCNNPP",
     "RealNVP",
+    "SplineFlow",
     "WaveNet",
 ]
