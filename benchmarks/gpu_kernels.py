@@ -45,6 +45,14 @@ class Call:
         return f"{self.operation}({shapes}, {self.options})"
 
 
+class Transform(Call):
+    """A call that gives a result and its log-determinant."""
+
+    def __call__(self, *tensors, module=GF):
+        y, log_det = super().__call__(*tensors, module=module)
+        return torch.cat([y.flatten().to(log_det.dtype), log_det])
+
+
 class Update(Call):
     """A call that changes its second argument, which is part of the result."""
 
@@ -86,6 +94,12 @@ def calls(spatial, seed):
         weight = random(12, 35, 2) / 4
         yield Call("causal_conv1d", (random(2, 35, length), weight), {"dilation": 4, "activation": "gated"})
     x = random(2, 6, *spatial)
+    for scale_map, shift_first, inverse in (("exp", 0, 0), ("sigmoid", 1, 1), ("tanh", 0, 1), ("atan", 1, 0)):
+        options = {"scale_map": scale_map, "shift_first": bool(shift_first), "inverse": bool(inverse)}
+        half = random(2, 3, *spatial), random(2, 3, *spatial)
+        yield Transform("affine_coupling", (x, *half), options | {"recompute": not inverse})
+    packed = {"scale": None, "packed": "chunk", "scale_map": "softclip"}
+    yield Transform("affine_coupling", (x, random(2, 6, *spatial)), packed)
     yield Call("concat_elu", (x,))
     yield Call("concat_elu", (x,), {"dim": 0})
     yield Call("gated_activation", (x,))

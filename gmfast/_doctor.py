@@ -12,6 +12,7 @@ OPERATIONS = (
     "discretized_logistic_mixture_sample",
     "gated_activation",
     "concat_elu",
+    "affine_coupling",
     "masked_conv2d",
     "causal_conv1d",
     "causal_conv1d_update",

@@ -20,6 +20,8 @@ SIGNATURES = {
     "temperature=1.0, quantize=True, seed=None)",
     "gated_activation": "(x, residual=None, *, dim=1)",
     "concat_elu": "(x, dim=1)",
+    "affine_coupling": "(x, shift, scale, *, scale_map='exp', shift_first=False, clamp=2.0, mask=None, "
+    "inverse=False, packed=None, recompute=False)",
     "masked_conv2d": "(x, weight, bias=None, *, mask_type='B', channel_groups=1, dilation=1)",
     "causal_conv1d": "(x, weight, bias=None, *, dilation=1, groups=1, activation=None, initial_state=None, "
     "return_state=False)",

@@ -115,7 +115,7 @@ GMFAST_DEVICE double compute_item(const AffineCoupling& args, const Coupling<S>&
 }
 
 template <class S, class T, int N, bool backwards>
-__global__ void __launch_bounds__(sample_sum_threads)
+__global__ void __launch_bounds__(sample_sum_threads, 2)
     coupling_kernel(AffineCoupling args, CouplingItems items, SampleSum sum) {
   const SampleShare share(sum);
   const Coupling<S> c(args.inverse, args.shift_first, args.clamp);

@@ -82,13 +82,15 @@ template <class V>
 GMFAST_HD void coupling_backward(V grad_y, V grad_log_det, V known, bool from_output, V shift,
                                  const CouplingScale<V>& scale, const Coupling<V>& c, V& grad_x,
                                  V& grad_shift, V& grad_scale) {
-  // dy/df f: what the scale multiplies, times it.
+  // dy/dlog_s is what the scale multiplies, times it: the gradient meets the scale first, and where
+  // the slope is 0 then meets no infinity.
   const V t = c.sign * shift;
-  const V scaled =
-      from_output ? (c.before ? known : known - t) : (c.before ? known + t : known) * scale.factor;
+  const V multiplied =
+      from_output ? (c.before ? known : known - t) : (c.before ? known + t : known);
   grad_x = grad_y * scale.factor;
   grad_shift = c.sign * (c.before ? grad_x : grad_y);
-  grad_scale = c.sign * fma(grad_y, scaled, grad_log_det) * scale.slope;
+  const V weight = (from_output ? grad_y : grad_x) * scale.slope;
+  grad_scale = c.sign * fma(weight, multiplied, grad_log_det * scale.slope);
 }
 
 }  // namespace GMFAST_LEVEL

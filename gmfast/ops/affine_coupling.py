@@ -47,11 +47,11 @@ def affine_coupling(
         packed: `"chunk"` or `"interleaved"` where `shift` is the network's whole output `(B, 2*C2, *S)`, and
             `scale` None: all shifts and then all raw scales, or in turns. The same as passing the two views,
             but the gradient comes in one piece, which spares autograd from joining two.
-        recompute: save the result for the gradient instead of `x`. In a stack of couplings it is the next
-            one's input and saved anyway where that one's network reads it, so the stack keeps no tensor of
-            its own besides the networks' outputs. y - t then stands for x·s: where |t| is 2^k times as large
-            as |x·s|, the gradient of `scale` loses k bits. (Not with the order that has no t in it:
-            `shift_first`, or `inverse` without it.)
+        recompute: save the result for the gradient instead of `x`, which costs no time. Where the next layer
+            saves its input anyway (an ActNorm, an invertible convolution) and nothing else holds `x`, it
+            halves what a stack saves; but a network whose first layer saves a view of `x` holds all of it.
+            y - t stands for x·s: where |t| is 2^k times as large as |x·s|, the gradient of `scale` loses k
+            bits (not with `shift_first`, or `inverse` without it, which need no t).
 
     Returns:
         `(y, log_det)`: y in `x`'s shape and dtype; log_det `(B,)`, float64 if an input is float64, else
@@ -113,9 +113,7 @@ def _check_arguments(x, shift, scale, scale_map, clamp, mask, packed):
         if scale is not None:
             raise ValueError(f"scale: expected None, as shift holds both (packed={packed!r}), got a tensor")
         if channels % 2:
-            raise ValueError(
-                f"shift: expected an even number of channels (packed={packed!r}), got {channels}"
-            )
+            raise ValueError(f"shift: expected 2*C2 channels (packed={packed!r}), got {channels}")
         channels //= 2
     if channels > x.shape[1]:
         raise ValueError(f"shift: expected at most the {x.shape[1]} channels of x, got {channels}")

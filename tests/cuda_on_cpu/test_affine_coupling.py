@@ -96,7 +96,9 @@ def test_affine_coupling(sanitizer):
         cases, results = case(shape, *arguments, generator)
         items += cases
         checks.append(((shape, *arguments), results))
-    packs = [(SHAPES[2 * (i % 2)], d, whole, "tanh", False, False, False, i % 2) for i, d in enumerate(COMPUTED)]
+    packs = [
+        (SHAPES[2 * (i % 2)], d, whole, "tanh", False, False, False, i % 2) for i, d in enumerate(COMPUTED)
+    ]
     rare = [(shape, (f32, f32), whole, "exp", True, True, False, False) for shape in RARE_SHAPES]
     for arguments in packs + rare:
         cases, results = case(*arguments, generator)
