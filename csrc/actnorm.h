@@ -32,7 +32,7 @@ struct ActNormBackward {
   int64_t grad_log_det_stride;
   RowOperand grad_x;                    // data null where not wanted
   Channels grad_shift, grad_log_scale;  // likewise, both or none
-  void* scratch;                        // CUDA's
+  ChannelSum sum;                       // CUDA's
 };
 
 GMFAST_CPU_KERNEL(actnorm, ActNorm);

@@ -27,7 +27,7 @@ struct GaussianLogProbBackward {
   // Data null where not wanted. The latter two are either whole or sums of channels.
   RowOperand grad_z, grad_mean, grad_log_std;
   Channels channel_mean, channel_log_std;
-  void* scratch;  // CUDA's
+  ChannelSum sum;  // CUDA's
 };
 
 GMFAST_CPU_KERNEL(gaussian_log_prob, GaussianLogProb);

@@ -16,6 +16,10 @@ OPERATIONS = (
     "masked_conv2d",
     "causal_conv1d",
     "causal_conv1d_update",
+    "actnorm",
+    "dequantize_logit",
+    "gaussian_log_prob",
+    "standard_normal",
 )
 
 

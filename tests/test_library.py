@@ -27,6 +27,11 @@ SIGNATURES = {
     "return_state=False)",
     "causal_conv1d_update": "(x, state, weight, bias=None, *, dilation=1, groups=1, activation=None, "
     "state_indices=None)",
+    "actnorm": "(x, shift, log_scale, *, inverse=False)",
+    "dequantize_logit": "(x, *, num_levels=256, alpha=0.05, seed=None, inverse=False, noise=None, "
+    "quantize=True)",
+    "gaussian_log_prob": "(z, mean=None, log_std=None)",
+    "standard_normal": "(shape, *, seed=None, dtype=torch.float32, device=None)",
 }
 
 WITHOUT_LIBRARY = """

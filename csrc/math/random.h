@@ -140,6 +140,7 @@ GMFAST_HD Numbers<V> normals(Stream stream, uint64_t position) {
 template <class T>
 GMFAST_HD T pick(Numbers<T> numbers, int slot) {
   T value = numbers.value[0];
+  GMFAST_UNROLL
   for (int i = 1; i < numbers_per_block<T>; ++i) value = slot == i ? numbers.value[i] : value;
   return value;
 }

@@ -82,6 +82,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const std::optional<Tensor>& grad_y,
     args.grad_log_det = grad_log_det->data_ptr();
     args.grad_log_det_stride = grad_log_det->stride(0);
   }
+  Tensor scratch;
+  if (want_channels && x.is_cuda()) {
+    args.sum = ChannelSum(args.shape, args.channels_inner);
+    scratch = scratch_for(x, args.sum.scratch_bytes());
+    args.sum.scratch = static_cast<double*>(scratch.data_ptr());
+  }
   GMFAST_RUN(actnorm_backward, x, args);
   return {grad_x, grad_shift, grad_log_scale};
 }

@@ -86,7 +86,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x_given, const Optional& noise,
   args.log_det = log_det.data_ptr();
   Tensor scratch;
   if (x.is_cuda()) {
-    args.sum = SampleSum(args.in.shape.batch, args.elements, 32);
+    // Where noise is drawn an item is a block of it.
+    const int64_t tile = 16 * (args.in.compute == DType::float64 ? 2 : 4);
+    const bool drawn = args.in.seed;
+    const int64_t items = drawn ? (args.elements + tile - 1) / tile * 16 : args.elements;
+    args.sum = SampleSum(args.in.shape.batch, items, drawn ? 8 : 32);
     scratch = scratch_for(x, args.sum.scratch_bytes());
     args.sum.scratch = scratch.data_ptr();
   }

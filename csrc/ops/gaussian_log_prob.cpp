@@ -82,6 +82,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z,
   const bool sums = args.channel_mean.data || args.channel_log_std.data;
   args.shape = sums ? walk.shape() : walk.merged_shape();
   args.channels_inner = walk.channels_inner();
+  Tensor scratch;
+  if (sums && z.is_cuda()) {
+    args.sum = ChannelSum(args.shape, args.channels_inner);
+    scratch = scratch_for(z, args.sum.scratch_bytes());
+    args.sum.scratch = static_cast<double*>(scratch.data_ptr());
+  }
   GMFAST_RUN(gaussian_log_prob_backward, z, args);
   return {grad_z, grad_mean, grad_log_std};
 }

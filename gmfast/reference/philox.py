@@ -80,7 +80,7 @@ def array_uniform(seed, shape, dtype, device):
         numbers = (((high << 20) | (low >> 12)).to(dtype) + 0.5) * 2.0**-52
     else:
         numbers = ((array_words(seed, batch, numel, 4, device) >> 9).to(torch.float32) + 0.5) * 2.0**-23
-    return numbers.reshape(batch, -1)[:, :numel].reshape(shape)
+    return numbers.flatten(1)[:, :numel].reshape(shape)
 
 
 def array_normal(seed, shape, dtype, device):
@@ -93,11 +93,13 @@ def array_normal(seed, shape, dtype, device):
         angle = 2 * math.pi * angle_word
     else:
         # Of four words, the first two make two numbers, and the last two.
-        first, second = array_words(seed, batch, numel, 4, device).reshape(batch, -1, 2, 2, 16).unbind(3)
+        first, second = (
+            array_words(seed, batch, numel, 4, device).flatten(2, 3).unflatten(2, (2, 2)).unbind(3)
+        )
         # Rounded as the kernels round it: near 1 its steps are coarse.
         radius_word = ((first >> 1).float() * 2.0**-31 + 2.0**-32).double()
         # The right half of the circle, in signed 32 bits; the last bit turns it around.
         angle = math.pi * (2.0**-32 * ((second ^ 2**31) - 2**31) + (second & 1))
     radius = torch.sqrt(-2 * torch.log(radius_word))
     numbers = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], -2)
-    return numbers.reshape(batch, -1)[:, :numel].reshape(shape).to(dtype)
+    return numbers.flatten(1)[:, :numel].reshape(shape).to(dtype)
