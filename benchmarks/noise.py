@@ -1,43 +1,27 @@
-"""Nanoseconds a normal number on one core, at each SIMD level, beside `torch.randn`.
+"""Nanoseconds a normal number on one core, beside `torch.randn`. GMFAST_CPU_ISA lowers the SIMD level.
 
-No public operation draws plain noise yet, so this compiles csrc/math/random.h by itself, from a source tree:
-
-    python benchmarks/noise.py
+python benchmarks/noise.py
 """
 
-import ctypes
-import sys
 import time
-from pathlib import Path
 from statistics import median
 
 import torch
 
-NATIVE = Path(__file__).resolve().parent.parent / "tests" / "native"
-sys.path.insert(0, str(NATIVE))
-
-from harness import compile_library, simd_levels  # noqa: E402  (beside the tests that share it)
+import gmfast.functional as GF
+from gmfast import _library
 
 COUNT, ROUNDS = 1 << 16, 200
 
 
 def main():
     torch.set_num_threads(1)
-    out = torch.empty(COUNT)
-    columns = {"torch.randn": lambda: torch.randn(COUNT, out=out)}
-    for level, flags in simd_levels().items():
-        library = compile_library(
-            [NATIVE / "random.cpp"], flags=[*flags, "-O3", "-fno-math-errno"], name=f"noise_{level}"
-        )
-        columns[f"gmfast {level}"] = lambda normal=library.normal_float: normal(
-            ctypes.c_uint64(1),
-            ctypes.c_uint32(0),
-            ctypes.c_uint32(0),
-            ctypes.c_uint64(0),
-            ctypes.c_int64(COUNT),
-            ctypes.c_void_p(out.data_ptr()),
-            ctypes.c_bool(True),
-        )
+    seed = torch.tensor(1)
+    level = _library._C.cpu_level() if _library._C else "plain PyTorch"
+    columns = {
+        "torch.randn": lambda: torch.randn(1, COUNT),
+        f"gmfast {level}": lambda: GF.standard_normal((1, COUNT), seed=seed),
+    }
     times = {name: [] for name in columns}
     for _ in range(ROUNDS):  # in turns, so that the machine's state meets all alike
         for name, draw in columns.items():

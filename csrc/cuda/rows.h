@@ -113,16 +113,22 @@ __global__ void __launch_bounds__(row_threads)
   const int64_t pixels = lanes > 1 ? shape.rows : shape.inner;
   double sums[2] = {0, 0};
   if (channel < sum.channels) {
-    for (int64_t p = first + thread_index() / lanes; p < end; p += row_threads / lanes) {
-      const int64_t sample =
-          sum.positions <= 0xffffffffLL ? int64_t(uint32_t(p) / uint32_t(pixels)) : p / pixels;
-      const int64_t pixel = p - sample * pixels;
+    const int64_t step = row_threads / lanes, start = first + thread_index() / lanes;
+    const int64_t step_samples = step / pixels, step_pixels = step % pixels;
+    int64_t sample = start / pixels, pixel = start % pixels;
+    for (int64_t p = start; p < end; p += step) {
       S terms[2];
       Row::template apply<S>(
           args, lanes > 1 ? RowElement{sample, pixel, channel} : RowElement{sample, channel, pixel},
           terms);
       sums[0] += terms[0];
       sums[1] += terms[1];
+      sample += step_samples;
+      pixel += step_pixels;
+      if (pixel >= pixels) {
+        pixel -= pixels;
+        ++sample;
+      }
     }
   }
   double* to = sum.scratch + segment * 2 * sum.channels;

@@ -139,9 +139,10 @@ GMFAST_HD Numbers<V> normals(Stream stream, uint64_t position) {
 // The number for one element of an array, by itself.
 template <class T>
 GMFAST_HD T pick(Numbers<T> numbers, int slot) {
-  T value = numbers.value[0];
+  // A sum, because of a choice compilers make an index, and an array that has one is in memory.
+  T value = 0;
   GMFAST_UNROLL
-  for (int i = 1; i < numbers_per_block<T>; ++i) value = slot == i ? numbers.value[i] : value;
+  for (int i = 0; i < numbers_per_block<T>; ++i) value += slot == i ? numbers.value[i] : T(0);
   return value;
 }
 template <class T>

@@ -33,9 +33,10 @@ def dequantize_logit(x, *, num_levels=256, alpha=0.05, seed=None, inverse=False,
         `(y, log_det)`. y has the dtype of `x`; of integers that of `noise`, or float32. log_det `(B,)` = Σ
         -log p - log(1 - p) + log(1 - 2·alpha) - log num_levels (negated for the inverse), in float64 if
         computed in it, else float32. Differentiable to any order in `x` and `noise`.
-        With `quantize` and drawn noise the inverse gives `x` back exactly from a float32 or float64 y (float32: up to 65536 levels),
-        because drawn noise keeps a distance from 0 and 1, for float32 num_levels·2^-21. With alpha = 0 and
-        given noise of exactly 0 the logit is that of the dtype's smallest normal number.
+        With `quantize` and drawn noise the inverse gives `x` back exactly from a float32 or float64 y
+        (float32: up to 65536 levels), because drawn noise keeps a distance from 0 and 1, for float32
+        num_levels·2^-21. With alpha = 0 and given noise of exactly 0 the logit is that of the dtype's
+        smallest normal number.
 
     Raises:
         ValueError: for shapes and values. TypeError: for dtypes.

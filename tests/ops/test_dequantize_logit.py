@@ -64,7 +64,7 @@ class TestContracts(FlowContracts):
                     tensors,
                 )
                 assert y.isfinite().all() and log_det.isfinite().all()
-                q = alpha + (1 - 2 * alpha) * (1 - (x + noise).double() / 16)
+                q = alpha + (1 - 2 * alpha) * (1 - (x.double() + noise.double()) / 16)
                 expected = torch.log((1 - q) / q)
                 torch.testing.assert_close(y[:, 1:].double(), expected[:, 1:], rtol=2e-6, atol=1e-6)
 
