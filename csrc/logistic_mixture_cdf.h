@@ -17,8 +17,8 @@ struct MixtureTensor {
 struct MixtureShape {
   int64_t batch = 0, rows = 0, columns = 0, components = 0;
 
-  int64_t sample() const { return rows * columns; }
-  int64_t numel() const { return batch * rows * columns; }
+  constexpr int64_t sample() const { return rows * columns; }
+  constexpr int64_t numel() const { return batch * rows * columns; }
 };
 
 // y = logit of the mixture's CDF at x, or with `inverse` the y at which that is x.
@@ -30,6 +30,7 @@ struct LogisticMixtureCdf {
   void* solution = nullptr;        // y contiguous, in the compute dtype; null: not wanted
   void* log_derivative = nullptr;  // contiguous, in the compute dtype
   void* log_det = nullptr;         // its sums (batch), in the compute dtype; null: not wanted
+  void* scratch = nullptr;         // on a CUDA device, as SampleSum(batch, sample, 1) wants it
 
   DType compute() const {
     return compute_dtype(compute_dtype(x.dtype, logits.dtype),

@@ -179,7 +179,7 @@ V gradients(Mixture<V>& mixture, V x, V grad_y, V grad_log_derivative, bool inve
             Scalar<V>* terms, int i) {
   const V largest = mixture.turn_to(i);
   const auto term = [&](int64_t k, int j) { return terms + (4 * k + j) * lanes<V>; };
-  MixtureTerms<V> sums;
+  MixtureSums<V> sums;
   const MixturePoint<V> point =
       evaluate(mixture, x, largest, sums,
                [&](int64_t k, const LogisticAt<V>& at, const MixtureTerms<V>& of_k, Mask<V> mask) {
@@ -192,7 +192,8 @@ V gradients(Mixture<V>& mixture, V x, V grad_y, V grad_log_derivative, bool inve
                  keep(3, asymmetry(at) * mixture.inverse_scale(k));
                });
   const V one = splat<V>(1);
-  const MixtureTerms<V> inverses{one / sums.cdf, one / sums.survival, one / sums.density};
+  const MixtureTerms<V> inverses{one / sums.terms.cdf, one / sums.terms.survival,
+                                 one / sums.terms.density};
   V bend = splat<V>(0);
   for (int64_t k = 0; k < mixture.count; ++k) {
     bend = fma(load<V>(term(k, 2)) * inverses.density, load<V>(term(k, 3)), bend);

@@ -159,27 +159,34 @@ GMFAST_HD MixturePoint<V> select_point(Mask<V> mask, const MixturePoint<V>& a,
           select<V>(mask, a.derivative, b.derivative)};
 }
 
+// The sums that a mixture's terms at a point are of: plain ones in lanes where that is safe, else
+// those divided by e^top.
+template <class V>
+struct MixtureSums {
+  MixtureTerms<V> terms, top;
+  Mask<V> safe;
+};
+
 // visit(k, component at x, its terms, the lanes that they are for) is called for each component
-// with plain terms for every lane, and again with scaled ones for lanes in which sums of the plain
-// ones will not do. The sums that the terms are of are `sums`.
+// with plain terms for every lane, and again with scaled ones for lanes that need them.
 template <class V, class Mixture, class Visit>
 GMFAST_HD MixturePoint<V> evaluate(const Mixture& mixture, V x, V largest_inverse_scale,
-                                   MixtureTerms<V>& sums, const Visit& visit) {
-  const V zero = splat<V>(0);
-  sums = {zero, zero, zero};
+                                   MixtureSums<V>& sums, const Visit& visit) {
+  const V zero = splat<V>(0), least = splat<V>(-Format<V>::infinity);
+  sums.terms = {zero, zero, zero};
+  sums.top = {least, least, least};
   for (int64_t k = 0; k < mixture.count; ++k) {
     const V inverse_scale = mixture.inverse_scale(k);
     const LogisticAt<V> at = logistic_at(x, mixture.mean(k), inverse_scale);
     const MixtureTerms<V> terms = terms_of(at, mixture.weight(k), inverse_scale);
-    add(sums, terms);
+    add(sums.terms, terms);
     visit(k, at, terms, zero == zero);
   }
-  const auto safe = sums_are_safe(sums, largest_inverse_scale);
-  MixturePoint<V> point = point_of_sums(sums);
-  if (all(safe)) return point;
+  sums.safe = sums_are_safe(sums.terms, largest_inverse_scale);
+  const MixturePoint<V> point = point_of_sums(sums.terms);
+  if (all(sums.safe)) return point;
 
-  const V least = splat<V>(-Format<V>::infinity);
-  MixtureTerms<V> top{least, least, least};
+  MixtureTerms<V>& top = sums.top;
   for (int64_t k = 0; k < mixture.count; ++k) {
     const LogisticAt<V> at = logistic_at(x, mixture.mean(k), mixture.inverse_scale(k));
     const MixtureTerms<V> exponents = exponents_of(at, mixture.logit(k), mixture.log_scale(k));
@@ -190,19 +197,20 @@ GMFAST_HD MixturePoint<V> evaluate(const Mixture& mixture, V x, V largest_invers
   MixtureTerms<V> scaled{zero, zero, zero};
   for (int64_t k = 0; k < mixture.count; ++k) {
     const LogisticAt<V> at = logistic_at(x, mixture.mean(k), mixture.inverse_scale(k));
-    const MixtureTerms<V> exponents = exponents_of(at, mixture.logit(k), mixture.log_scale(k));
-    const MixtureTerms<V> terms = scaled_terms(at, exponents, top);
+    const MixtureTerms<V> terms =
+        scaled_terms(at, exponents_of(at, mixture.logit(k), mixture.log_scale(k)), top);
     add(scaled, terms);
-    visit(k, at, terms, mask_not(safe));
+    visit(k, at, terms, mask_not(sums.safe));
   }
-  sums = {select<V>(safe, sums.cdf, scaled.cdf), select<V>(safe, sums.survival, scaled.survival),
-          select<V>(safe, sums.density, scaled.density)};
-  return select_point<V>(safe, point, point_of_scaled_sums(scaled, top));
+  sums.terms = {select<V>(sums.safe, sums.terms.cdf, scaled.cdf),
+                select<V>(sums.safe, sums.terms.survival, scaled.survival),
+                select<V>(sums.safe, sums.terms.density, scaled.density)};
+  return select_point<V>(sums.safe, point, point_of_scaled_sums(scaled, top));
 }
 
 template <class V, class Mixture>
 GMFAST_HD MixturePoint<V> evaluate(const Mixture& mixture, V x, V largest_inverse_scale) {
-  MixtureTerms<V> sums;
+  MixtureSums<V> sums;
   return evaluate(mixture, x, largest_inverse_scale, sums,
                   [](int64_t, const LogisticAt<V>&, const MixtureTerms<V>&, Mask<V>) {});
 }

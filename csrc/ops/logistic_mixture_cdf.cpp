@@ -3,6 +3,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../sample_sum.h"
 #include "backend.h"
 #include "layout.h"
 
@@ -114,6 +115,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& logits
     log_det = empty_contiguous(x, {x.size(0)}, dtype);
     args.log_det = log_det.data_ptr();
   }
+  Tensor scratch = scratch_for(
+      x, x.is_cuda() ? SampleSum(args.shape.batch, args.shape.sample(), 1).scratch_bytes() : 0);
+  args.scratch = scratch.data_ptr();
   GMFAST_RUN(logistic_mixture_cdf, x, args);
   return {y, log_det, solution};
 }

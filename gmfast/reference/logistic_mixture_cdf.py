@@ -40,4 +40,6 @@ def logistic_mixture_cdf(x, logits, means, log_scales, *, inverse=False, reducti
             step = (x - again) * torch.exp(-log_derivative.clamp(min=-log_largest))
             y = y + (step - step.detach())
         log_derivative = -transform(y, logits, means, log_scales)[1]
-    return y, log_derivative if reduction == "none" else log_derivative.flatten(1).sum(1)
+    if reduction == "sum" and y.dim() > 1:
+        log_derivative = log_derivative.flatten(1).sum(1)
+    return y, log_derivative

@@ -13,6 +13,7 @@ def _drivers():
         "causal_conv1d",
         "decode",
         "discretized_logistic_mixture",
+        "logistic_mixture_cdf",
         "masked_conv2d",
         "pairs",
         "sum",

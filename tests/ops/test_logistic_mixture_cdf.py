@@ -207,7 +207,7 @@ def test_inverse_at_any_parameters(device, dtype, scale):
 @pytest.mark.parametrize("scale", [1, 3, 10])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_inverse_of_forward(device, dtype, scale):
-    """x comes back to its own rounding and that of y times dx/dy, where the slope that far off is the same."""
+    """x comes back to its own rounding and that of y times dx/dy, where the slope there is the same."""
     x, *params = (t.to(device) for t in random_inputs((50, 40), 8, dtype, scale))
     y, log_derivative = cdf(x, *params, reduction="none")
     back, log_derivative_back = cdf(y, *params, inverse=True, reduction="none")
