@@ -128,6 +128,9 @@ class Squeeze2d(Transform):
             raise ValueError(
                 f"x: expected (B, C, H, W) with H and W multiples of {self.factor}, got {tuple(x.shape)}"
             )
+        if not len(x):  # whose shape pixel_unshuffle would leave as it is
+            f = self.factor
+            return x.reshape(0, x.shape[1] * f * f, x.shape[2] // f, x.shape[3] // f), no_log_det(x)
         return F.pixel_unshuffle(x, self.factor), no_log_det(x)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
@@ -135,6 +138,9 @@ class Squeeze2d(Transform):
             raise ValueError(
                 f"z: expected (B, C, H, W) with C a multiple of {self.factor**2}, got {tuple(z.shape)}"
             )
+        if not len(z):
+            f = self.factor
+            return z.reshape(0, z.shape[1] // f**2, z.shape[2] * f, z.shape[3] * f), no_log_det(z)
         return F.pixel_shuffle(z, self.factor), no_log_det(z)
 
 

@@ -1,0 +1,149 @@
+import pytest
+import torch
+from nn.transform_contracts import Conditioner, Contracts
+from torch import nn
+
+import gmfast.functional as GF
+from gmfast.nn import AffineCoupling, LogisticMixtureCoupling, SplineCoupling
+
+CHECKERBOARD = (torch.arange(3)[:, None] + torch.arange(2)) % 2
+
+#: Rounding of a result comes back larger where the transform is flat.
+STEEP = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+
+
+class TestAffine(Contracts):
+    shape = (5, 2, 2)
+
+    def build(self):
+        return AffineCoupling(Conditioner(3, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*functorch transform.*")
+class TestAffineOfGlow(Contracts):
+    shape, context_shape = (4, 3), (2,)
+
+    def build(self):
+        conditioner = Conditioner(1, 6, context=2)
+        return AffineCoupling(
+            conditioner, scale_map="sigmoid", shift_first=True, interleaved=True, transformed=3
+        )
+
+
+class TestAdditive(Contracts):
+    shape, keeps_volume = (6,), True
+
+    def build(self):
+        return AffineCoupling(Conditioner(3, 3), additive=True)
+
+
+class TestAffineCheckerboard(Contracts):
+    shape = (2, 3, 2)
+
+    def build(self):
+        return AffineCoupling(Conditioner(2, 4), scale_map="tanh", mask=CHECKERBOARD)
+
+
+class TestSpline(Contracts):
+    shape = (3, 2, 2)
+    round_trip = STEEP
+
+    def build(self):
+        return SplineCoupling(Conditioner(2, 11), num_bins=4, bound=2.0)
+
+
+class TestSplineCheckerboard(Contracts):
+    shape, context_shape = (2, 3, 2), (2,)
+    round_trip = STEEP
+
+    def build(self):
+        return SplineCoupling(Conditioner(2, 22, context=2), num_bins=4, mask=CHECKERBOARD)
+
+
+class TestLogisticMixture(Contracts):
+    shape = (3, 2, 2)
+    round_trip = STEEP
+
+    def build(self):
+        return LogisticMixtureCoupling(Conditioner(2, 11, scale=0.5), num_components=3)
+
+
+class TestLogisticMixtureCheckerboard(Contracts):
+    shape = (2, 3, 2)
+    round_trip = STEEP
+
+    def build(self):
+        return LogisticMixtureCoupling(Conditioner(2, 22, scale=0.5), num_components=3, mask=CHECKERBOARD)
+
+
+class Fixed(nn.Module):
+    """A conditioner with one answer, and a memory of what it saw."""
+
+    def __init__(self, params):
+        super().__init__()
+        self.params = params
+
+    def forward(self, x):
+        self.saw = x
+        return self.params
+
+
+def test_affine_layouts():
+    x, params = torch.randn(2, 5, 3), torch.randn(2, 4, 3)
+    shift, scale = params.chunk(2, 1)
+    coupling = AffineCoupling(Fixed(params), scale_map="atan", clamp=1.5)
+    expected = GF.affine_coupling(x, shift, scale, scale_map="atan", clamp=1.5)
+    for a, e in zip(coupling(x), expected, strict=True):
+        assert torch.equal(a, e)
+    assert torch.equal(coupling.conditioner.saw, x[:, :3])
+    interleaved = torch.stack([shift, scale], 2).flatten(1, 2)
+    coupling = AffineCoupling(Fixed(interleaved), scale_map="atan", clamp=1.5, interleaved=True)
+    for a, e in zip(coupling(x), expected, strict=True):
+        assert torch.equal(a, e)
+
+
+def test_spline_layout():
+    """Channel c·num_params + p of the conditioner's result is parameter p of transformed channel c."""
+    x, params = torch.randn(2, 4, 3), torch.randn(2, 2 * 11, 3)
+    y, log_det = SplineCoupling(Fixed(params), num_bins=4, bound=2.0)(x)
+    elements = params.view(2, 2, 11, 3).movedim(2, -1)
+    tail, expected = GF.rational_quadratic_spline(x[:, 2:], *elements.split([4, 4, 3], -1), bound=2.0)
+    assert torch.equal(y[:, :2], x[:, :2])
+    torch.testing.assert_close(y[:, 2:], tail)
+    torch.testing.assert_close(log_det, expected)
+
+
+def test_logistic_mixture_layout():
+    x, params = torch.randn(2, 4, 3), torch.randn(2, 2 * 8, 3)
+    y, log_det = LogisticMixtureCoupling(Fixed(params), num_components=2)(x)
+    elements = params.view(2, 2, 8, 3).movedim(2, -1)
+    shift, scale, *mixture = elements.split([1, 1, 2, 2, 2], -1)
+    tail, expected = GF.logistic_mixture_cdf(x[:, 2:], *mixture)
+    scale = 2 * torch.tanh(scale[..., 0] / 2)
+    torch.testing.assert_close(y[:, 2:], tail * scale.exp() + shift[..., 0])
+    torch.testing.assert_close(log_det, expected + scale.flatten(1).sum(1))
+
+
+@pytest.mark.parametrize("kind", [AffineCoupling, SplineCoupling, LogisticMixtureCoupling])
+def test_masks(kind):
+    """Where the mask is 1 elements pass, to the bit, and the conditioner sees only those."""
+    numbers = {AffineCoupling: 2, SplineCoupling: 23, LogisticMixtureCoupling: 98}[kind]
+    coupling = kind(Fixed(torch.randn(4, 2 * numbers, 3, 2)), mask=CHECKERBOARD)
+    x = torch.randn(4, 2, 3, 2)
+    y, _ = coupling(x)
+    passed = CHECKERBOARD.bool().expand(4, 2, 3, 2)
+    assert torch.equal(y[passed], x[passed]) and (y[~passed] != x[~passed]).all()
+    assert torch.equal(coupling.conditioner.saw, torch.where(passed, x, 0.0))
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="transformed: expected None with a mask, got 1"):
+        AffineCoupling(nn.Identity(), transformed=1, mask=CHECKERBOARD)
+    with pytest.raises(
+        ValueError, match=r"conditioner: expected 2 numbers for each .* \(3, 4\), got \(3, 2\)"
+    ):
+        AffineCoupling(nn.Identity())(torch.randn(3, 4))
+    with pytest.raises(ValueError, match=r"x: expected at least 2 channels to transform 1 of them, got 1"):
+        AffineCoupling(nn.Identity())(torch.randn(3, 1))
+    with pytest.raises(ValueError, match=r"x: expected \(B, C, \*S\), got \(3,\)"):
+        AffineCoupling(nn.Identity())(torch.randn(3))
