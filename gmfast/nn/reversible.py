@@ -10,11 +10,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .actnorm import ActNorm
 from .coupling import Coupling
-from .transform import Inverse, Sequential, Split, Transform
+from .transform import Inverse, Sequential, Split, no_log_det
 
 
 @torch.compiler.disable
-def run(transform: Transform, x: Tensor, context=None, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
+def run(transform: Sequential, x: Tensor, context=None, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
     """`transform(x, context)`, or its inverse, of which autograd keeps only the result.
 
     Gradients reach `x`, the tensors in `context` (any nesting of tuples, lists and dicts) and the parameters
@@ -24,7 +24,7 @@ def run(transform: Transform, x: Tensor, context=None, *, inverse: bool = False)
     differentiable = [isinstance(t, Tensor) and t.requires_grad for t in tensors]
     parameters = [p for p in transform.parameters() if p.requires_grad]
     if not (torch.is_grad_enabled() and (x.requires_grad or any(differentiable) or parameters)):
-        return (transform.inverse if inverse else transform)(x, context)
+        return transform._one_by_one(x, context, inverse)
     call = _Call(transform, inverse, tensors, spec, differentiable, parameters, x.device.type)
     # Gradients of the parameters are the function's results: hooks of DistributedDataParallel see them.
     wanted = [t for t, needed in zip(tensors, differentiable, strict=True) if needed]
@@ -78,11 +78,11 @@ class _Call:
     def forward_through(self, transform, x, inverse):
         """The result of `transform`, its steps one by one."""
         if _is(transform, Sequential):
-            log_dets = []
+            total = no_log_det(x)
             for step in reversed(transform.transforms) if inverse else transform.transforms:
                 x, log_det = self.forward_through(step, x, inverse)
-                log_dets.append(log_det)
-            return x, _sum(log_dets, x)
+                total = total + log_det
+            return x, total
         if _is(transform, Inverse):
             return self.forward_through(transform.transform, x, not inverse)
         if _is(transform, Split):
@@ -228,13 +228,6 @@ def _is(transform, kind) -> bool:
     """Whether both directions are those of `kind`."""
     own = type(transform)
     return isinstance(transform, kind) and own.forward is kind.forward and own.inverse is kind.inverse
-
-
-def _sum(log_dets: list, x: Tensor) -> Tensor:
-    total = x.new_zeros(len(x), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    for log_det in log_dets:
-        total = total + log_det
-    return total
 
 
 def _rng_state(x: Tensor) -> list[Tensor]:

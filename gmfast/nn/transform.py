@@ -75,28 +75,24 @@ class Sequential(Transform):
         return iter(self.transforms)
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        if self.reversible and torch.is_grad_enabled():
-            return _run_reversible(self, x, context)
-        total = no_log_det(x)
-        for transform in self.transforms:
-            x, log_det = transform(x, context)
-            total = total + log_det
-        return x, total
+        return self._run(x, context, inverse=False)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        return self._run(z, context, inverse=True)
+
+    def _run(self, x, context, inverse):
         if self.reversible and torch.is_grad_enabled():
-            return _run_reversible(self, z, context, inverse=True)
-        total = no_log_det(z)
-        for transform in reversed(self.transforms):
-            z, log_det = transform.inverse(z, context)
+            from .reversible import run  # which knows the transforms defined here
+
+            return run(self, x, context, inverse=inverse)
+        return self._one_by_one(x, context, inverse)
+
+    def _one_by_one(self, x, context, inverse):
+        total = no_log_det(x)
+        for transform in reversed(self.transforms) if inverse else self.transforms:
+            x, log_det = (transform.inverse if inverse else transform)(x, context)
             total = total + log_det
-        return z, total
-
-
-def _run_reversible(*args, **kwargs):
-    from .reversible import run  # which knows the transforms defined here
-
-    return run(*args, **kwargs)
+        return x, total
 
 
 class Inverse(Transform):
