@@ -59,7 +59,7 @@ def test_base_of_one_s_own():
     x = flow.sample(100, seed=3)
     assert x.shape == (100, 2) and torch.equal(x, flow.sample(100, seed=3))
     torch.testing.assert_close(flow.log_prob(x), torch.full((100,), -2 * math.log(2.0)))
-    with pytest.raises(ValueError, match="temperature: expected 1 with a base of one's own, got 0.5"):
+    with pytest.raises(ValueError, match=r"temperature: expected 1 .*, got 0\.5"):
         flow.sample(1, temperature=0.5)
 
 
