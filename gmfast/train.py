@@ -164,7 +164,7 @@ def evaluate(model: nn.Module, dataset: Dataset, conditional: bool = False) -> f
     device = next(model.parameters()).device
     total = 0.0
     size = max(1, min(128, 2**17 // images[0, 0].numel()))
-    # What a loss draws, such as the noise of a flow, is the same at each evaluation and leaves training alone.
+    # What a loss draws, such as the noise of a flow, is the same each time and leaves training alone.
     with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(model):
         torch.manual_seed(0)
         for start in range(0, len(images), size):

@@ -117,6 +117,37 @@ def test_train_resume_evaluate_sample(gmfast_command, tmp_path):
     assert status == 2 and "label: expected integers from 0 to 9, got values from 10 to 10" in err
 
 
+def test_flows_are_trained_evaluated_and_sampled_in_one_pass(gmfast_command, tmp_path):
+    run, picture = tmp_path / "run", tmp_path / "grid.png"
+    options = ["--conditional", "--batch-size", "16", "--set", "num_steps=1", "--set", "width=4"]
+    status, _, err = gmfast_command("train", "glow", "--out", run, *options, "--steps", "2")
+    assert status == 0, err
+    outputs = [gmfast_command("evaluate", run) for _ in range(2)]
+    assert outputs[0] == outputs[1] and outputs[0][1].startswith("glow at step 2: ")
+    status, out, _ = gmfast_command("sample", run, "--n", "3", "--temperature", "0.7", "--out", picture)
+    assert (status, out) == (0, f"{picture}\n")
+    with Image.open(picture) as grid:
+        assert grid.size == (2 * 50 + 2, 2 * 50 + 2)
+    for arguments in (
+        ["--method", "naive"],
+        ["--method", "cached"],
+        ["--weights", "bfloat16"],
+        ["--compare"],
+        ["--complete"],
+    ):
+        status, _, err = gmfast_command("sample", run, *arguments, "--out", picture)
+        sentence = (
+            f"{arguments[0][2:]}: expected an autoregressive model, which draws value after value, but "
+        )
+        assert (status, err) == (2, f"gmfast: {sentence}glow draws a sample in one pass\n")
+
+
+def test_help_of_training_names_every_model(gmfast_command):
+    _, out, _ = gmfast_command("train", "--help")
+    named = re.search(r"One of (.*?)\.", " ".join(out.split())).group(1)
+    assert named.split(", ") == list(MODELS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

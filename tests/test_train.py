@@ -332,10 +332,22 @@ def test_evaluating_on_other_data_says_what_does_not_fit(tmp_path, toy):
 
 
 SMALL = {
+    "flowpp": {
+        "num_couplings": [1, 1, 0],
+        "num_filters": 4,
+        "num_blocks": 1,
+        "num_components": 2,
+        "dequantizer_couplings": 1,
+        "dequantizer_filters": 4,
+        "dequantizer_blocks": 1,
+    },
     "gated_pixelcnn": {"nr_layers": 2, "nr_filters": 4, "nr_out_filters": 8},
+    "glow": {"num_scales": 2, "num_steps": 1, "width": 4},
     "made": {"hidden": (8,), "num_orders": 2},
+    "nice": {"num_couplings": 2, "hidden": 4, "num_hidden": 1},
     "pixelcnn": {"nr_resnet": 1, "nr_filters": 4, "nr_out_filters": 8},
     "pixelcnnpp": TINY,
+    "realnvp": {"num_blocks": 1, "num_filters": 4},
     "wavenet": {"num_cycles": 1, "layers_per_cycle": 3, "residual_channels": 4, "skip_channels": 8},
 }
 

@@ -93,7 +93,7 @@ DEFAULTS = {
     ("made", "binary-digits"): {"lr": 0.003, "options": {"num_orders": 16, "head": "bernoulli"}},
     # Its layers grow with the square of the number of values: small photos.
     ("made", "photos"): {"size": 8, "lr": 0.003, "options": {"nr_logistic_mix": 5}},
-    ("nice", "digits"): {"lr": 0.001, "options": {"hidden": 256, "num_hidden": 3}},
+    ("nice", "digits"): {"lr": 0.001, "options": {"hidden": 256, "num_hidden": 3, "alpha": 0.05}},
     ("nice", "photos"): {"size": 8, "lr": 0.001, "options": {"hidden": 256, "num_hidden": 3}},
     ("pixelcnn", "digits"): {
         "lr": 0.002,

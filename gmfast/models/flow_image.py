@@ -26,7 +26,7 @@ class ImageFlow(nn.Module):
 
     Args:
         alpha: the continuous values are logits of `alpha + (1 - 2 * alpha) * (v + u) / num_levels` (Dinh et
-            al., 2017, arXiv:1605.08803). None: they are `(v + u) / num_levels - 0.5`.
+            al., 2017, arXiv:1605.08803). 0: they are `(v + u) / num_levels - 0.5`.
     """
 
     #: From continuous values to noise; the context of its conditioners is the label, int64 (B,), or None.
@@ -38,7 +38,7 @@ class ImageFlow(nn.Module):
         image_shape: tuple[int, int, int],
         num_levels: int,
         num_labels: int | None,
-        alpha: float | None,
+        alpha: float,
         multiple: int = 1,
     ):
         super().__init__()
@@ -53,8 +53,8 @@ class ImageFlow(nn.Module):
         check_at_least(2, num_levels=num_levels)
         if num_labels is not None:
             check_at_least(1, num_labels=num_labels)
-        if alpha is not None and not 0 < alpha < 0.5:
-            raise ValueError(f"alpha: expected a number between 0 and 0.5, or None, got {alpha}")
+        if not 0 <= alpha < 0.5:
+            raise ValueError(f"alpha: expected a number from 0 to below 0.5, got {alpha}")
         self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
         self.alpha = alpha
         self.noise_shape = image_shape
@@ -152,7 +152,7 @@ class ImageFlow(nn.Module):
         """What the transform takes of images and noise in (0, 1), and the log-determinant (B,) of it as a
         function of the noise."""
         levels = self.levels(x).to(u.dtype)
-        if self.alpha is None:
+        if self.alpha == 0:
             y = (levels + u) / self.num_levels - 0.5
             log_det = u.new_full((len(x),), -x[0].numel() * math.log(self.num_levels) if len(x) else 0.0)
         else:
@@ -174,7 +174,7 @@ class ImageFlow(nn.Module):
 
     def quantize(self, y: Tensor) -> Tensor:
         """Continuous values to images on the levels' grid."""
-        if self.alpha is None:
+        if self.alpha == 0:
             levels = ((y + 0.5) * self.num_levels).floor().clamp(0, self.num_levels - 1)
         else:
             levels, _ = GF.dequantize_logit(y, num_levels=self.num_levels, alpha=self.alpha, inverse=True)
@@ -200,4 +200,4 @@ def add_label(h: Tensor, embedding: nn.Embedding | None, label: Tensor | None) -
     """`h (B, C, *S)` and the label's bias for each channel, where there are classes."""
     if embedding is None:
         return h
-    return h + embedding(label).view(len(h), -1, *[1] * (h.dim() - 2))
+    return h + embedding(label).view(*h.shape[:2], *[1] * (h.dim() - 2))

@@ -92,7 +92,7 @@ class Glow(ImageFlow):
         width: channels within a coupling's network.
         coupling: "affine" or "additive".
         lu: parametrise the 1×1 convolutions by an LU decomposition.
-        alpha: None, as published: values are taken as they are; or the logits that RealNVP takes.
+        alpha: 0, as published: values are taken as they are; else the logits that RealNVP takes.
         reversible: memory for training that does not grow with the number of steps, at the cost of computing
             activations again (`gmfast.nn.Sequential`).
         num_levels: values a subpixel can take.
@@ -112,7 +112,7 @@ class Glow(ImageFlow):
         width: int = 512,
         coupling: str = "affine",
         lu: bool = True,
-        alpha: float | None = None,
+        alpha: float = 0.0,
         reversible: bool = False,
         num_levels: int = 256,
         num_labels: int | None = None,

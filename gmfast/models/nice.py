@@ -60,7 +60,7 @@ class NICE(ImageFlow):
         hidden: units of each of a coupling's `num_hidden` layers.
         num_hidden: rectified layers of a coupling.
         base: of the noise, "logistic" or "normal".
-        alpha: None, as published: values are taken as they are; or the logits that RealNVP takes.
+        alpha: 0, as published: values are taken as they are; else the logits that RealNVP takes.
         num_levels: values a subpixel can take.
         num_labels: number of classes to condition on; None for an unconditional model.
 
@@ -77,7 +77,7 @@ class NICE(ImageFlow):
         hidden: int = 2000,
         num_hidden: int = 4,
         base: str = "logistic",
-        alpha: float | None = None,
+        alpha: float = 0.0,
         num_levels: int = 256,
         num_labels: int | None = None,
     ):
