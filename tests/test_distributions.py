@@ -164,7 +164,7 @@ class TestFlowTransform:
     def base(self):
         return Independent(Normal(torch.zeros(4).double(), torch.ones(4).double()), 1)
 
-    @pytest.mark.parametrize("batch", [(), (5,), (2, 3), (2, 0)])
+    @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
     def test_density_is_the_flow_s(self, transform, base, batch):
         # torch's check of values has no empty batches.
         options = {"validate_args": False} if 0 in batch else {}

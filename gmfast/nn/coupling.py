@@ -93,7 +93,7 @@ class AffineCoupling(Coupling):
     Args:
         conditioner: returns `(B, 2*C2, *S)`: all shifts, then all raw scales; in turns if `interleaved`; the
             shifts alone, `(B, C2, *S)`, if `additive`.
-        scale_map, shift_first, clamp: as in `gmfast.functional.affine_coupling`.
+        scale_map, shift_first, clamp, recompute: as in `gmfast.functional.affine_coupling`.
         additive: `y = x + t`.
         interleaved: channel 2i of the conditioner's result is shift i, channel 2i + 1 raw scale i.
         transformed, mask: as in `Coupling`.
@@ -108,30 +108,28 @@ class AffineCoupling(Coupling):
         clamp: float = 2.0,
         additive: bool = False,
         interleaved: bool = False,
+        recompute: bool = False,
         transformed: int | None = None,
         mask: Tensor | None = None,
     ):
         super().__init__(conditioner, transformed=transformed, mask=mask)
         self.num_params = 1 if additive else 2
         self.scale_map, self.shift_first, self.clamp = scale_map, shift_first, clamp
-        self.additive, self.interleaved = additive, interleaved
+        self.recompute = recompute
+        self.packed = None if additive else "interleaved" if interleaved else "chunk"
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        if self.additive:
-            shift, scale = params, None
-        elif self.interleaved:
-            shift, scale = params[:, ::2], params[:, 1::2]
-        else:
-            shift, scale = params.chunk(2, 1)
         return GF.affine_coupling(
             x,
-            shift,
-            scale,
+            params,
+            None,
             scale_map=self.scale_map,
             shift_first=self.shift_first,
             clamp=self.clamp,
             mask=self.mask,
             inverse=inverse,
+            packed=self.packed,
+            recompute=self.recompute,
         )
 
 

@@ -14,7 +14,15 @@ f32, f64, bf16, f16 = torch.float32, torch.float64, torch.bfloat16, torch.float1
 TRANSFORM, BACKWARD = range(2)
 
 # batch, rows, columns, components; samples that share a block, and that take one and three of them.
-SHAPES = [(3, 2, 7, 5), (300, 1, 3, 2), (2, 1, 1, 1), (2, 3, 67, 3), (2, 4, 150, 2), (0, 2, 3, 2), (2, 0, 3, 2)]
+SHAPES = [
+    (3, 2, 7, 5),
+    (300, 1, 3, 2),
+    (2, 1, 1, 1),
+    (2, 3, 67, 3),
+    (2, 4, 150, 2),
+    (0, 2, 3, 2),
+    (2, 0, 3, 2),
+]
 # x, logits, means, log_scales
 DTYPES = [(f32,) * 4, (f64,) * 4, (f32, bf16, bf16, bf16), (f16,) * 4, (f32, f64, f16, bf16)]
 
