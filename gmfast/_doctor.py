@@ -20,6 +20,7 @@ OPERATIONS = (
     "dequantize_logit",
     "gaussian_log_prob",
     "standard_normal",
+    "logistic_mixture_cdf",
 )
 
 

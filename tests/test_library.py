@@ -32,6 +32,7 @@ SIGNATURES = {
     "quantize=True)",
     "gaussian_log_prob": "(z, mean=None, log_std=None)",
     "standard_normal": "(shape, *, seed=None, dtype=torch.float32, device=None)",
+    "logistic_mixture_cdf": "(x, logits, means, log_scales, *, inverse=False, reduction='sum')",
 }
 
 WITHOUT_LIBRARY = """
