@@ -103,7 +103,8 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_y, grad_log_det, grad_solution):
     data, *params = ctx.saved_tensors
-    if grad_solution is not None:  # of a second derivative: y is the solution rounded
+    # Of a second derivative, where y is the solution rounded; of no elements where there is none.
+    if grad_solution is not None and grad_solution.shape == data.shape:
         grad_y = grad_solution if grad_y is None else grad_y + grad_solution
     if grad_y is None and grad_log_det is None:
         return (None,) * 7
