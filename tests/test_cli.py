@@ -1,8 +1,10 @@
 import json
+import math
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -146,6 +148,38 @@ def test_help_of_training_names_every_model(gmfast_command):
     _, out, _ = gmfast_command("train", "--help")
     named = re.search(r"One of (.*?)\.", " ".join(out.split())).group(1)
     assert named.split(", ") == list(MODELS)
+
+
+def test_vectors(gmfast_command, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "new" / "points.npz"
+    small = ["--set", "hidden=[8]", "--set", "num_transforms=2"]
+    status, _, err = gmfast_command("train", "maf", "--data", "moons", "--out", run, "--steps", "3", *small)
+    assert status == 0 and "on moons, 10000 vectors" in err
+    status, said, _ = gmfast_command("evaluate", run)
+    model, gaussian = said.splitlines()
+    assert status == 0 and model.startswith("maf at step 3: ") and model.endswith("on 2000 vectors")
+    bits, nats = float(gaussian.split()[5]), float(gaussian.split()[9])
+    assert gaussian.startswith("one Gaussian of full covariance: 1.3") and nats == pytest.approx(
+        bits * 2 * math.log(2), abs=1e-3
+    )
+    status, said, _ = gmfast_command("sample", run, "--n", "50", "--out", out)
+    picture = out.with_suffix(".png")
+    assert (status, said) == (0, f"{out}\n{picture}\n")
+    samples = np.load(out)["samples"]
+    assert samples.shape == (50, 2) and samples.dtype == np.float32
+    with Image.open(picture) as image:  # an aspect of three panels, and more than one colour
+        assert image.width > 2 * image.height and len(image.convert("RGB").getcolors(10**6)) > 50
+    table = tmp_path / "points.csv"
+    gmfast_command("sample", run, "--n", "50", "--out", table, "--method", "naive")
+    np.testing.assert_allclose(np.loadtxt(table, delimiter=","), samples, rtol=1e-4, atol=1e-4)
+    for arguments, sentence in [
+        (["--out", "x.png"], "out: expected an .npz or .csv file, got x.png"),
+        (["--complete"], "complete: expected a model of images, got one of vectors"),
+        (["--compare"], "compare: expected a model of images, got one of vectors"),
+        (["--weights", "bfloat16"], "weights: expected none for vectors, got bfloat16"),
+        (["--length", "5"], "length: expected none for vectors, got 5"),
+    ]:
+        assert gmfast_command("sample", run, *arguments)[::2] == (2, f"gmfast: {sentence}\n")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gmfast.data import BUILT_IN, Dataset, from_unit, load, to_unit
+from gmfast.data import BUILT_IN, TABLES, TOYS, Dataset, from_unit, load, to_unit
 
 
 @pytest.mark.parametrize("num_levels", [2, 17, 256])
@@ -253,3 +253,75 @@ def test_histogram_baseline(conditional):
                 bits -= math.log2((count + 1) / (len(others) + 4))
     dataset = Dataset("toy", train.byte(), heldout.byte(), labels, heldout_labels, num_levels=4)
     assert dataset.histogram_bits_per_dim(conditional) == pytest.approx(bits / heldout.numel(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [*TOYS, *TABLES])
+def test_real_valued_data(name):
+    dataset, again = load(name), load(name)
+    sizes = {"wine": (142, 36, 13), "breast-cancer": (455, 114, 30), "diabetes": (353, 89, 9)}
+    train, heldout, size = sizes.get(name, (10_000, 2_000, 2))
+    assert dataset.train.shape == (train, size) and dataset.heldout.shape == (heldout, size)
+    assert dataset.train.dtype == torch.float32 and dataset.num_levels is None and dataset.real_valued
+    assert dataset.items == "vectors" and dataset.image_shape == (size,)
+    assert torch.equal(dataset.train, again.train) and torch.equal(dataset.heldout, again.heldout)
+    assert to_unit(dataset.train, None) is not None and torch.equal(
+        to_unit(dataset.train, None), dataset.train
+    )
+    standard = (dataset.train - dataset.mean) / dataset.std
+    assert standard.mean(0).abs().max() < 1e-4
+    assert torch.allclose(standard.square().mean(0), torch.ones(size), atol=1e-4)
+    # Held out is of the same distribution, and no training point.
+    assert ((dataset.heldout.mean(0) - dataset.mean) / dataset.std).abs().max() < 0.6
+    assert torch.cdist(dataset.heldout.double(), dataset.train.double()).min() > 0
+
+
+def test_toys_have_their_shapes():
+    radius = load("circles").train.norm(dim=1)
+    assert ((radius - 0.5).abs() < 0.25).sum() > 4500 and ((radius - 1).abs() < 0.25).sum() > 4500
+    x = load("checkerboard").train
+    assert ((x.floor().sum(1) % 2) == 0).all() and x.abs().max() <= 2
+    angle = torch.atan2(*load("gaussians").train.T.flip(0)) * 4 / math.pi
+    assert ((angle - angle.round()).abs() < 0.4).float().mean() > 0.98
+
+
+def test_gaussian_baseline():
+    """Against torch.distributions, in the data's units."""
+    dataset = load("diabetes")
+    train, heldout = dataset.train.double(), dataset.heldout.double()
+    model = torch.distributions.MultivariateNormal(train.mean(0), torch.cov(train.T, correction=0))
+    expected = -model.log_prob(heldout).mean().item() / (9 * math.log(2))
+    assert dataset.gaussian_bits_per_dim() == pytest.approx(expected, abs=1e-4)
+
+
+def test_files_of_vectors(tmp_path):
+    generator = np.random.RandomState(0)
+    x = generator.randn(50, 3) * [1, 10, 100]
+    path = tmp_path / "own.csv"
+    np.savetxt(path, x, delimiter=",", header="a,b,c", comments="")
+    dataset = load(path)
+    assert dataset.name == "own" and len(dataset.train) == 40 and len(dataset.heldout) == 10
+    both = torch.cat([dataset.train, dataset.heldout])
+    assert torch.allclose(both[both[:, 0].argsort()], torch.from_numpy(x[x[:, 0].argsort()]).float())
+    for text, message in [
+        ("1,2\n" * 5, "expected at least 10 lines of numbers in .*, found 5"),
+        ("a,b\n1,2\nx,3\n", "expected numbers between commas in .*, got 'x,3'"),
+        ("1,2\n1,2,3\n" * 9, "expected lines of equally many numbers"),
+        ("1,2\n3,2\n" * 9, "expected numbers that vary, but all those of column 1 .* are 2"),
+        ("1,2\n3,nan\n" * 9, "expected finite numbers in own"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"data: {message}"):
+            load(path)
+    path = tmp_path / "own.npz"
+    arrays = {
+        "train": x[:30],
+        "heldout": x[30:],
+        "train_labels": np.arange(30),
+        "heldout_labels": np.arange(20),
+    }
+    np.savez(path, **arrays)
+    dataset = load(path)
+    assert torch.equal(dataset.train, torch.from_numpy(x[:30]).float()) and dataset.num_labels == 30
+    np.savez(path, **arrays | {"heldout": np.zeros((20, 4, 4), np.uint8)})
+    with pytest.raises(ValueError, match="images"):
+        load(path)

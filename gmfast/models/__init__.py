@@ -123,13 +123,29 @@ DEFAULTS = {
         "options": {"num_cycles": 2, "layers_per_cycle": 8, "residual_channels": 32, "skip_channels": 64},
     },
 }
-#: Small networks, over data that fit into a batch of a few hundred.
+_TAKE_VECTORS = ("iaf", "maf", "spline_flow")
+for _name in ("iaf", "maf"):
+    DEFAULTS[_name, "digits"] = {"lr": 0.002, "options": {"hidden": (128, 128)}}
+    # Their layers grow with the square of the number of values: small photos.
+    DEFAULTS[_name, "photos"] = {"size": 8, "lr": 0.002, "options": {"hidden": (128, 128)}}
+DEFAULTS["spline_flow", "digits"] = {"lr": 0.002, "options": {"num_transforms": 4, "width": 48}}
+DEFAULTS["spline_flow", "photos"] = {**_PHOTOS, **DEFAULTS["spline_flow", "digits"]}
+#: Small networks, for points of the plane.
 _VECTORS = {"batch_size": 256, "lr": 0.003}
 for _name in ("moons", "circles", "swiss-roll", "checkerboard", "gaussians", "spirals"):
     DEFAULTS["maf", _name] = {**_VECTORS, "options": {"num_transforms": 8}}
     DEFAULTS["iaf", _name] = {**_VECTORS, "options": {"num_transforms": 8}}
     DEFAULTS["spline_flow", _name] = _VECTORS
-for _model in ("flowpp", "gated_pixelcnn", "glow", "nice", "pixelcnn", "pixelcnnpp", "realnvp"):
+for _model in (
+    "flowpp",
+    "gated_pixelcnn",
+    "glow",
+    "nice",
+    "pixelcnn",
+    "pixelcnnpp",
+    "realnvp",
+    *_TAKE_VECTORS,
+):
     DEFAULTS[_model, "binary-digits"] = DEFAULTS[_model, "digits"]
 
 __all__ = [

@@ -53,11 +53,11 @@ def net(request):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("activation", ["relu", "tanh", "elu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "elu"])
 def test_incremental_inverse_is_the_sequential_one(kind, net, activation):
     """float64 to 1e-10, at sizes around a vector and a block of two."""
     transform = build(kind, activation=activation, **net)
-    for batch in (1, 7, 8, 9, 17, 35):
+    for batch in (1, 8, 9, 35):
         z, context = inputs(transform, batch)
         with torch.no_grad():
             x, log_det = transform.inverse(z, context)
@@ -101,52 +101,42 @@ def test_log_det_is_the_jacobians(kind, net, direction):
     assert torch.equal(ranks.triu(1), torch.zeros_like(ranks))  # each value sees those before it alone
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_through_the_inverse(kind, net):
-    """By differences, for the noise, the context and every parameter, of both results."""
-    transform = build(kind, activation="tanh", **net)
-    z, context = inputs(transform, 3)
-    names, values = zip(*transform.named_parameters(), strict=True)
-
-    def function(z, *rest):
-        context, parameters = (rest[0], rest[1:]) if transform.net.context is not None else (None, rest)
-        call = {"z": z, "context": context}
-        return torch.func.functional_call(
-            Inverse(transform),
-            {f"transform.{n}": p for n, p in zip(names, parameters, strict=True)},
-            (call["z"], call["context"]),
-        )
-
-    rest = () if context is None else (context.requires_grad_(),)
-    assert torch.autograd.gradcheck(
-        function, (z.requires_grad_(), *rest, *values), eps=1e-6, atol=1e-5, rtol=1e-4, nondet_tol=0
-    )
-
-
-def test_gradients_equal_those_through_all_passes():
-    """ReLU, whose kinks `gradcheck` would meet: against autograd through an unrolled inverse."""
-    transform = build("affine", num_inputs=9, hidden=(20, 20), order=torch.randperm(9).tolist())
-    z, _ = inputs(transform, 37)
-    weight = torch.randn(37, 9, dtype=torch.float64)
-    names = list(dict(transform.named_parameters()))
-
-    def gradients(x, log_det, z):
-        loss = (x * weight).sum() + (log_det * weight[:, 0]).sum()
-        found = torch.autograd.grad(loss, (z, *transform.parameters()))
-        return dict(zip(["z", *names], found, strict=True))
-
-    z.requires_grad_()
-    ours = gradients(*transform.inverse(z), z)
+def unrolled_inverse(transform, z, context):
+    """D full passes that autograd sees through."""
     x = torch.zeros_like(z)
     for index in transform.order.tolist():
-        params = transform.net(x, transform.order)
-        x = x.index_copy(
-            1, torch.tensor([index]), transform.transform(z, params, inverse=True)[0][:, [index]]
-        )
-    expected = gradients(x, transform.transform(z, transform.net(x, transform.order), inverse=True)[1], z)
-    for name, grad in ours.items():
-        torch.testing.assert_close(grad, expected[name], rtol=1e-9, atol=1e-9, msg=name)
-        assert expected[name].abs().max() > 1e-3
+        params = transform.net(x, transform.order, context)
+        value = transform.transform(z, params, inverse=True)[0][:, [index]]
+        x = x.index_copy(1, torch.tensor([index]), value)
+    return x, transform.transform(z, transform.net(x, transform.order, context), inverse=True)[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_gradients_equal_those_through_all_passes(kind, net, activation):
+    transform = build(kind, activation=activation, **net)
+    z, context = inputs(transform, 19)
+    wanted = [z.requires_grad_(), *transform.parameters()]
+    if context is not None:
+        wanted.append(context.requires_grad_())
+    weight = torch.randn(z.shape, dtype=torch.float64)
+    found = []
+    for x, log_det in (transform.inverse(z, context), unrolled_inverse(transform, z, context)):
+        loss = (x * weight).sum() + (log_det * weight[:, 0]).sum()
+        found.append(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-8)
+    assert all(grad.abs().max() > 1e-3 for grad in found[1][:1])
+
+
+def test_gradients_by_differences():
+    transform = build("affine", num_inputs=3, hidden=(4,), activation="tanh", order=[2, 0, 1])
+    z, _ = inputs(transform, 2)
+    weight = transform.net.layers[0].weight
+    assert torch.autograd.gradcheck(
+        lambda z, w: torch.func.functional_call(Inverse(transform), {"transform.net.layers.0.weight": w}, z),
+        (z.requires_grad_(), weight.detach().requires_grad_()),
+    )
 
 
 def test_a_second_derivative_through_the_inverse_is_an_error():
@@ -278,3 +268,27 @@ def test_errors():
         transform(torch.zeros(2, 3), torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"context: expected \(2, num_context\), got None"):
         MaskedAffineAutoregressive(3, num_context=2).inverse(torch.zeros(2, 3))
+
+
+@pytest.mark.peers
+def test_against_zuko():
+    """The same weights: zuko's hidden units, whose degrees go round, in the order of ours."""
+    zuko = pytest.importorskip("zuko")
+    torch.manual_seed(0)
+    theirs = zuko.flows.MAF(5, transforms=1, hidden_features=(8, 12)).double()
+    ours = MaskedAffineAutoregressive(5, (8, 12)).double()
+    linears = [layer for layer in theirs.transform.transforms[0].hyper if hasattr(layer, "mask")]
+    orders, degree = [], torch.arange(1, 6)
+    for layer in linears[:-1]:
+        degree = (layer.mask * degree).max(1).values
+        orders.append(degree.argsort(stable=True))
+    with torch.no_grad():
+        below = torch.arange(5)
+        for mine, layer, above in zip(ours.net.layers, linears, [*orders, torch.arange(10)], strict=True):
+            mine.weight.copy_(layer.weight[above][:, below])
+            mine.bias.copy_(layer.bias[above])
+            below = above
+        x = torch.randn(7, 5, dtype=torch.float64)
+        z, log_det = theirs().transform.call_and_ladj(x)
+        torch.testing.assert_close(ours(x), (z, log_det))
+        torch.testing.assert_close(ours.inverse(z)[0], theirs().transform.inv(z))
