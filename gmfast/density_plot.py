@@ -28,11 +28,17 @@ def density_plot(path: str | Path, log_prob, data: Tensor, samples: Tensor, poin
     axes = figure.subplots(1, 3)
     for axis, shown, title in zip(axes[:2], (data, samples), ("data", "samples"), strict=True):
         size = float(np.clip(3000 / len(shown), 1, 20))
+        shown = shown.numpy()
         axis.scatter(shown[:, 0], shown[:, 1], s=size, linewidths=0)
         axis.set(title=f"{len(shown)} {title}")
     # A few sharp peaks do not leave the rest dark.
     picture = axes[2].pcolormesh(
-        horizontal, vertical, density, vmin=0, vmax=np.quantile(density, 0.995), shading="nearest"
+        horizontal.numpy(),
+        vertical.numpy(),
+        density,
+        vmin=0,
+        vmax=np.quantile(density, 0.995),
+        shading="nearest",
     )
     figure.colorbar(picture, ax=axes[2])
     axes[2].set(title="density")

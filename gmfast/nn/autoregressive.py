@@ -54,9 +54,10 @@ class MaskedAutoregressive(Transform):
                     f"num_inputs, hidden: expected positive integers, got {num_inputs}, {hidden}"
                 )
         order = range(num_inputs) if order is None else order
-        order = torch.as_tensor(order if isinstance(order, Tensor) else list(order), dtype=torch.int64)
-        if order.shape != (num_inputs,) or not torch.equal(order.sort().values, torch.arange(num_inputs)):
-            raise ValueError(f"order: expected a permutation of 0 to {num_inputs - 1}, got {order.tolist()}")
+        order = order.tolist() if isinstance(order, Tensor) else list(order)
+        if sorted(order) != list(range(num_inputs)):
+            raise ValueError(f"order: expected a permutation of 0 to {num_inputs - 1}, got {order}")
+        order = torch.tensor(order, dtype=torch.int64)
         self.net = MaskedMLP(
             num_inputs, hidden, num_params, num_context, activation=activation, direct=direct
         )
