@@ -62,6 +62,18 @@ class Update(Call):
         return torch.cat([y.flatten(), state.flatten()])
 
 
+class Spline(Call):
+    """A transform, its value and log-determinants in one tensor."""
+
+    def tolerance(self, dtype):
+        """Rounding moves a knot by an ulp of the bound, which is much of a narrow bin."""
+        return 20 * super().tolerance(dtype)
+
+    def __call__(self, *tensors, module=GF):
+        y, log_det = super().__call__(*tensors, module=module)
+        return torch.cat([y.flatten(), log_det.to(y.dtype)])
+
+
 class OwnConvolution(Call):
     """gmfast's kernel of the masked convolution, also where torch's would be taken for its speed."""
 
@@ -93,6 +105,9 @@ def calls(spatial, seed):
     else:
         weight = random(12, 35, 2) / 4
         yield Call("causal_conv1d", (random(2, 35, length), weight), {"dilation": 4, "activation": "gated"})
+    for bins, inverse in ((8, False), (8, True), (3, True)):
+        params = random(2, 6, 3 * bins - 1, *spatial).movedim(2, -1).split([bins, bins, bins - 1], -1)
+        yield Spline("rational_quadratic_spline", (random(2, 6, *spatial), *params), {"inverse": inverse})
     x = random(2, 6, *spatial)
     for scale_map, shift_first, inverse in (("exp", 0, 0), ("sigmoid", 1, 1), ("tanh", 0, 1), ("atan", 1, 0)):
         options = {"scale_map": scale_map, "shift_first": bool(shift_first), "inverse": bool(inverse)}

@@ -21,6 +21,7 @@ OPERATIONS = (
     "gaussian_log_prob",
     "standard_normal",
     "logistic_mixture_cdf",
+    "rational_quadratic_spline",
 )
 
 

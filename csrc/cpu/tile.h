@@ -70,12 +70,44 @@ GMFAST_HD void copy(T* image, Scalar<V>* tile) {
   }
 }
 
+// Between `filled` adjacent channels of as many pixels as V has lanes, and as many rows of a tile.
+template <Copy direction, class V, class T>
+GMFAST_HD void copy_block(T* pixel, int64_t pixel_stride, int filled, Scalar<V>* rows) {
+  V block[lanes<V>];
+  if (filled == lanes<V>) {
+    for (int l = 0; l < lanes<V>; ++l) {
+      block[l] = direction == Copy::in ? load<V>(pixel + l * pixel_stride)
+                                       : load<V>(rows + l * tile_pixels);
+    }
+  } else {
+    for (int l = 0; l < lanes<V>; ++l) {
+      if constexpr (direction == Copy::in) {
+        block[l] = load_partial<V>(pixel + l * pixel_stride, filled);
+      } else {
+        block[l] = l < filled ? load<V>(rows + l * tile_pixels) : splat<V>(0);
+      }
+    }
+  }
+  transpose(block);
+  for (int l = 0; l < lanes<V>; ++l) {
+    if constexpr (direction == Copy::in) {
+      if (l < filled) store(rows + l * tile_pixels, block[l]);
+    } else if (filled == lanes<V>) {
+      store(pixel + l * pixel_stride, block[l]);
+    } else {
+      store_partial(pixel + l * pixel_stride, block[l], filled);
+    }
+  }
+}
+
+// Between `channels` rows from `rows` on and a run's pixels.
 template <Copy direction, class T, class S>
-void copy_run(const Image& image, const Run& run, int64_t channels, Tile<S>& tile) {
+void copy_run(const Image& image, const Run& run, int64_t channels, S* rows) {
   using V = Native<S>;
   T* pixel = static_cast<T*>(image.data) + run.sample * image.batch_stride +
              run.pixel * image.pixel_stride;
   const int64_t channel_stride = image.channel_stride, pixel_stride = image.pixel_stride;
+  const auto row = [&](int64_t c) { return rows + c * tile_pixels + run.start; };
 
   // Whole vectors: along the row, or for adjacent channels as a block that is transposed.
   int64_t blocked_channels = 0;
@@ -84,35 +116,30 @@ void copy_run(const Image& image, const Run& run, int64_t channels, Tile<S>& til
     blocked_channels = channels;
     for (int64_t c = 0; c < channels; ++c) {
       for (int i = 0; i < blocked_pixels; i += lanes<V>) {
-        copy<direction, V>(pixel + c * channel_stride + i, tile.row(c) + run.start + i);
+        copy<direction, V>(pixel + c * channel_stride + i, row(c) + i);
       }
     }
   } else if (channel_stride == 1) {
-    blocked_channels = channels / lanes<V> * lanes<V>;
+    // Of a block that the channels do not fill, the lanes that they do.
+    constexpr bool partial = std::is_same<T, S>::value;
+    blocked_channels = partial ? channels : channels / lanes<V> * lanes<V>;
     for (int64_t c = 0; c < blocked_channels; c += lanes<V>) {
+      const int filled = int(channels - c < lanes<V> ? channels - c : lanes<V>);
       for (int i = 0; i < blocked_pixels; i += lanes<V>) {
-        V block[lanes<V>];
-        for (int l = 0; l < lanes<V>; ++l) {
-          block[l] = direction == Copy::in ? load<V>(pixel + (i + l) * pixel_stride + c)
-                                           : load<V>(tile.row(c + l) + run.start + i);
-        }
-        transpose(block);
-        for (int l = 0; l < lanes<V>; ++l) {
-          if constexpr (direction == Copy::in) {
-            store(tile.row(c + l) + run.start + i, block[l]);
-          } else {
-            store(pixel + (i + l) * pixel_stride + c, block[l]);
-          }
-        }
+        copy_block<direction, V>(pixel + i * pixel_stride + c, pixel_stride, filled, row(c) + i);
       }
     }
   }
   for (int64_t c = 0; c < channels; ++c) {
     for (int i = c < blocked_channels ? blocked_pixels : 0; i < run.count; ++i) {
-      copy<direction, S>(pixel + c * channel_stride + i * pixel_stride,
-                         tile.row(c) + run.start + i);
+      copy<direction, S>(pixel + c * channel_stride + i * pixel_stride, row(c) + i);
     }
   }
+}
+
+template <Copy direction, class T, class S>
+void copy_run(const Image& image, const Run& run, int64_t channels, Tile<S>& tile) {
+  copy_run<direction, T>(image, run, channels, tile.row(0));
 }
 
 // Calls body with a null pointer of the type that `dtype` names.

@@ -2,12 +2,15 @@ import torch
 import torch.nn.functional as F
 
 
-def _knots(raw, bound, min_bin):
-    bins = raw.shape[-1]
-    sizes = min_bin + (1 - min_bin * bins) * F.softmax(raw, -1)
-    inner = 2 * bound * torch.cumsum(sizes, -1)[..., :-1] - bound
-    ends = torch.full_like(raw[..., :1], bound)
-    return torch.cat([-ends, inner, ends], -1)
+def _bins(raw, bound, min_bin):
+    """Sizes of the bins, and where each begins."""
+    sizes = 2 * bound * (min_bin + (1 - min_bin * raw.shape[-1]) * F.softmax(raw, -1))
+    return sizes, F.pad(sizes[..., :-1].cumsum(-1), (1, 0)) - bound
+
+
+def _to_unit(t):
+    """In [0, 1], which only rounding leaves: the gradient is left alone."""
+    return t + (t.clamp(0, 1) - t).detach()
 
 
 def rational_quadratic_spline(
@@ -24,41 +27,43 @@ def rational_quadratic_spline(
     inverse=False,
     reduction="sum",
 ):
-    inside = (x >= -bound) & (x <= bound)
-    at = x.clamp(-bound, bound).unsqueeze(-1)
-    knots_x, knots_y = _knots(widths, bound, min_bin_width), _knots(heights, bound, min_bin_height)
+    widths, lefts = _bins(widths, bound, min_bin_width)
+    heights, floors = _bins(heights, bound, min_bin_height)
     slopes = min_derivative + F.softplus(derivatives)
     if tails == "linear":
         slopes = F.pad(slopes, (1, 1), value=1.0)
-    knots = knots_y if inverse else knots_x
-    bin = ((at >= knots).sum(-1, keepdim=True) - 1).clamp(0, widths.shape[-1] - 1)
-    left, right, below, above, d0, d1 = (
-        t.gather(-1, bin + i).squeeze(-1) for t in (knots_x, knots_y, slopes) for i in (0, 1)
+
+    at = x.clamp(-bound, bound)
+    starts = floors if inverse else lefts
+    bin = (at.unsqueeze(-1) >= starts[..., 1:]).sum(-1, keepdim=True)
+    width, left, height, floor, d0, d1 = (
+        t.gather(-1, bin + i).squeeze(-1)
+        for t, i in ((widths, 0), (lefts, 0), (heights, 0), (floors, 0), (slopes, 0), (slopes, 1))
     )
-    width, height, at = right - left, above - below, at.squeeze(-1)
     s = height / width
     if inverse:
-        rise = at - below
-        curvature = d0 + d1 - 2 * s
-        a = height * (s - d0) + rise * curvature
-        b = height * d0 - rise * curvature
-        c = -s * rise
-        root = (b * b - 4 * a * c).clamp(min=0).sqrt()
-        theta = (2 * c / (-b - root)).clamp(0, 1)
-        y = left + theta * width
+        # The quadratic's root without cancellation: csrc/math/rational_quadratic_spline.h has why.
+        t = _to_unit((at - floor) / height)
+        u = d0 * (1 - t) - d1 * t
+        big = u.abs() + (u.square() + 4 * s.square() * t * (1 - t)).sqrt()
+        falling = u < 0
+        a, b = torch.where(falling, big, 2 * s * t), torch.where(falling, 2 * s * (1 - t), big)
+        theta, rest = a / (a + b), b / (a + b)
+        y = left + width * theta
     else:
-        theta = (at - left) / width
-    mixed = theta * (1 - theta)
-    denominator = s + (d0 + d1 - 2 * s) * mixed
-    log_derivative = (
-        2 * s.log()
-        + (d1 * theta.square() + 2 * s * mixed + d0 * (1 - theta).square()).log()
-        - 2 * denominator.log()
-    )
-    if inverse:
-        log_derivative = -log_derivative
-    else:
-        y = below + height * (s * theta.square() + d0 * mixed) / denominator
-    if tails == "linear":
-        y, log_derivative = torch.where(inside, y, x), torch.where(inside, log_derivative, 0.0)
+        theta = _to_unit((at - left) / width)
+        rest = 1 - theta
+    mixed = theta * rest
+    denominator = s * (1 - 2 * mixed) + (d0 + d1) * mixed
+    slope = s.square() * (d1 * theta.square() + 2 * s * mixed + d0 * rest.square()) / denominator.square()
+    if not inverse:
+        y = floor + height * theta * (s * theta + d0 * rest) / denominator
+
+    # Beyond the bounds, a line of the slope that the spline has there.
+    low = x < -bound
+    outside = low | (x > bound)
+    slope = torch.where(outside, torch.where(low, d0, d1), slope)
+    line = at.detach() + (x - at.detach()) * (1 / slope if inverse else slope)
+    y = torch.where(outside, x if tails == "linear" else line, y)
+    log_derivative = -slope.log() if inverse else slope.log()
     return y, log_derivative if reduction == "none" else log_derivative.flatten(1).sum(1)

@@ -16,6 +16,7 @@ def _drivers():
         "logistic_mixture_cdf",
         "masked_conv2d",
         "pairs",
+        "rational_quadratic_spline",
         "sum",
     ]
     with ThreadPoolExecutor(2) as pool:
