@@ -93,8 +93,15 @@ DEFAULTS = {
     ("made", "binary-digits"): {"lr": 0.003, "options": {"num_orders": 16, "head": "bernoulli"}},
     # Its layers grow with the square of the number of values: small photos.
     ("made", "photos"): {"size": 8, "lr": 0.003, "options": {"nr_logistic_mix": 5}},
-    ("nice", "digits"): {"lr": 0.001, "options": {"hidden": 256, "num_hidden": 3, "alpha": 0.05}},
-    ("nice", "photos"): {"size": 8, "lr": 0.001, "options": {"hidden": 256, "num_hidden": 3}},
+    ("nice", "digits"): {
+        "lr": 0.001,
+        "options": {"num_couplings": 8, "hidden": 256, "num_hidden": 2, "alpha": 0.05},
+    },
+    ("nice", "photos"): {
+        "size": 8,
+        "lr": 0.001,
+        "options": {"num_couplings": 8, "hidden": 256, "num_hidden": 2, "alpha": 0.05},
+    },
     ("pixelcnn", "digits"): {
         "lr": 0.002,
         "options": {"nr_resnet": 4, "nr_filters": 24, "nr_out_filters": 64},
