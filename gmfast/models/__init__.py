@@ -83,7 +83,10 @@ DEFAULTS = {
         "lr": 0.002,
         "options": {"nr_layers": 5, "nr_filters": 48, "kernel_size": 3, "nr_out_filters": 96},
     },
-    ("glow", "digits"): {"lr": 0.002, "options": {"num_scales": 2, "num_steps": 8, "width": 64}},
+    ("glow", "digits"): {
+        "lr": 0.002,
+        "options": {"num_scales": 2, "num_steps": 8, "width": 64, "alpha": 0.05},
+    },
     ("glow", "photos"): {
         **_PHOTOS,
         "lr": 0.002,
