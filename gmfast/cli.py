@@ -51,7 +51,8 @@ def train(
         str | None,
         typer.Option(
             help="digits, binary-digits, photos, speech, flute; for maf, iaf and spline_flow also moons, "
-            "circles, swiss-roll, checkerboard, gaussians, spirals, wine, breast-cancer, diabetes; or a path. "
+            "circles, swiss-roll, checkerboard, gaussians, spirals, wine, breast-cancer, diabetes; or a "
+            "path. "
             "[default: speech for wavenet, moons for maf, iaf and spline_flow, else digits]"
         ),
     ] = None,

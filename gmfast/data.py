@@ -38,8 +38,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".ti
 @dataclass(frozen=True)
 class Dataset:
     """Images `train` and `heldout`, uint8 (N, C, H, W) with values below `num_levels`, and where the data
-    has classes their labels, int64 (N,). Or clips of sound, uint8 or int32 (N, 1, T), of `rate` Hz. Or vectors
-    of real numbers, float32 (N, D) in their own units, with `num_levels` None."""
+    has classes their labels, int64 (N,). Or clips of sound, uint8 or int32 (N, 1, T), of `rate` Hz. Or
+    vectors of real numbers, float32 (N, D) in their own units, with `num_levels` None."""
 
     name: str
     train: Tensor

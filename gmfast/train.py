@@ -155,8 +155,8 @@ def evaluate(model: nn.Module, dataset: Dataset, conditional: bool = False) -> f
     if shape is not None and (dataset.rate is not None or tuple(shape) != dataset.image_shape):
         expected = "vectors" if levels is None else "images"
         raise ValueError(
-            f"data: expected {expected} of shape {tuple(shape)}, as the model has, got {dataset.items} of shape "
-            f"{tuple(dataset.train.shape[1:])}"
+            f"data: expected {expected} of shape {tuple(shape)}, as the model has, got {dataset.items} of "
+            f"shape {tuple(dataset.train.shape[1:])}"
         )
     images, labels = dataset.heldout, dataset.heldout_labels if conditional else None
     if conditional and labels is None:
