@@ -19,10 +19,10 @@ struct MadeLayers {
 // The affine inverse x = (z - shift)·exp(-log_scale), both of the values before.
 struct MadeInverse {
   MadeLayers net;
-  const void* z = nullptr;        // (batch, steps)
-  const void* offsets = nullptr;  // (batch or 1, all units and then all outputs), added to sums
-  int64_t offsets_stride = 0;     // 0: all samples have the same
-  int activation = 0, scale_map = 0;
+  const void* z = nullptr;            // (batch, steps)
+  const void* offsets = nullptr;      // (batch or 1, all units and then all outputs), added to sums
+  int64_t offsets_stride = 0;         // 0: all samples have the same
+  int activation = 0, scale_map = 1;  // MadeActivation, ScaleMap
   double clamp = 2;
   void* x = nullptr;        // (batch, steps)
   void* log_det = nullptr;  // (batch,)

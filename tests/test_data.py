@@ -114,7 +114,7 @@ def test_npz(tmp_path):
         ),
         (
             {"train": np.zeros((5, 4, 4, 3), np.uint8)},
-            r"expected 'train' .* with C = 1 or 3, got uint8 \(5, 4, 4, 3\)",
+            r"expected 'train' .* with C = 1 or 3, or floats \(N, D\), got uint8 \(5, 4, 4, 3\)",
         ),
         ({"num_levels": 8}, "expected 'train' in .* below num_levels 8, got 8"),
         ({"train_labels": np.arange(4)}, r"expected 'train_labels' in .* to be 5 integers, got int64 \(4,\)"),

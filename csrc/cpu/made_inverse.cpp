@@ -80,7 +80,8 @@ void invert(const MadeInverse& args, const MadeNet<Scalar<V>>& net, int64_t firs
   int64_t before[made_max_layers] = {};
   for (int64_t i = 1; i < net.layers; ++i) before[i] = before[i - 1] + net.units[i - 1];
   const auto activation = MadeActivation(args.activation);
-  const auto map = MadeScaleMap(args.scale_map);
+  const auto map = ScaleMap(args.scale_map);
+  const Coupling<V> inverse(true, false, args.clamp);
   V log_det[R] = {};
   made_sweep<R>(
       net, values, hidden, results, R,
@@ -97,9 +98,9 @@ void invert(const MadeInverse& args, const MadeNet<Scalar<V>>& net, int64_t firs
         add_offset(units + 2 * s, shift);
         add_offset(units + 2 * s + 1, scale);
         for (int r = 0; r < R; ++r) {
-          const V log_scale = made_log_scale(map, scale[r], S(args.clamp));
-          values[s * R + r] = (noise[s * R + r] - shift[r]) * exp(splat<V>(0) - log_scale);
-          log_det[r] -= log_scale;
+          const CouplingScale<V> by = made_scale(map, scale[r], inverse);
+          values[s * R + r] = coupling(noise[s * R + r], shift[r], by, inverse);
+          log_det[r] -= by.log_s;
         }
       });
   store_rows<R>(values, net.steps, first, count, args.x);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "affine_coupling.h"
 #include "elementary.h"
 #include "simd.h"
 
@@ -15,7 +16,6 @@ namespace gmfast {
 inline namespace GMFAST_LEVEL {
 
 enum class MadeActivation { relu, tanh, elu, silu };
-enum class MadeScaleMap { exp, sigmoid, tanh, atan, softclip };
 
 constexpr int made_max_layers = 16;
 
@@ -162,20 +162,20 @@ GMFAST_HD V made_activation(MadeActivation kind, V x) {
   }
 }
 
-// log s of the raw number a.
+// The scale of the affine inverse: log s of the raw number a, and 1/s.
 template <class V>
-GMFAST_HD V made_log_scale(MadeScaleMap map, V a, Scalar<V> clamp) {
+GMFAST_HD CouplingScale<V> made_scale(ScaleMap map, V a, const Coupling<V>& inverse) {
   switch (map) {
-    case MadeScaleMap::exp:
-      return a;
-    case MadeScaleMap::sigmoid:
-      return log_sigmoid(a + splat<V>(2));
-    case MadeScaleMap::tanh:
-      return splat<V>(clamp) * tanh(a * splat<V>(1 / clamp));
-    case MadeScaleMap::atan:
-      return splat<V>(clamp * Scalar<V>(0.636)) * atan(a);
+    case ScaleMap::exp:
+      return coupling_scale<ScaleMap::exp>(a, inverse);
+    case ScaleMap::sigmoid:
+      return coupling_scale<ScaleMap::sigmoid>(a, inverse);
+    case ScaleMap::tanh:
+      return coupling_scale<ScaleMap::tanh>(a, inverse);
+    case ScaleMap::atan:
+      return coupling_scale<ScaleMap::atan>(a, inverse);
     default:
-      return a / fma(abs(a), splat<V>(Scalar<V>(0.14476482730108395)), splat<V>(1));
+      return coupling_scale<ScaleMap::softclip>(a, inverse);
   }
 }
 

@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> inverse(const Tensor& z, const std::vector<Tensor>& w
   args.z = network.keep(z);
   args.offsets = network.keep(offsets);
   args.offsets_stride = rows == 1 ? 0 : offsets.size(1);
-  STD_TORCH_CHECK(activation >= 0 && activation < 4 && scale_map >= 0 && scale_map < 5,
+  STD_TORCH_CHECK(activation >= 0 && activation < 4 && scale_map > 0 && scale_map < 6,
                   "activation, scale_map: expected known ones");
   args.activation = int(activation);
   args.scale_map = int(scale_map);

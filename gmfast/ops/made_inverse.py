@@ -7,8 +7,8 @@ degree. `weights` are L + 1 matrices (to, from), `direct` the input's way past t
 
 from .. import reference
 from .._library import has_kernel, operator
-from ..reference.affine_coupling import SCALE_MAPS
 from ..reference.made_inverse import ACTIVATIONS
+from .affine_coupling import _MAPS
 
 #: Hidden layers that the kernels take.
 MAX_LAYERS = 16
@@ -31,7 +31,7 @@ def made_inverse(z, weights, direct, offsets, *, activation="relu", scale_map="s
         return reference.made_inverse(
             z, weights, direct, offsets, activation=activation, scale_map=scale_map, clamp=clamp
         )
-    kinds = list(ACTIVATIONS).index(activation), list(SCALE_MAPS).index(scale_map)
+    kinds = list(ACTIVATIONS).index(activation), _MAPS.index(scale_map)
     return _inverse(z, weights, direct, offsets, *kinds, float(clamp))
 
 
