@@ -89,8 +89,8 @@ def main():
     rounds, kinds = (lambda a: (a.rounds, a.kinds))(parser.parse_args())
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {TRANSFORMS} transforms, ms")
     print(
-        f"{'':8}{'values':>7}{'batch':>7}  {'work':20}"
-        f"{'gmfast':>10}{'naive':>10}{'zuko':>10}{'zuko/gmfast':>13}"
+        f"{'':8}{'values':>7}{'batch':>7}  {'work':20}{'gmfast':>10}{'naive':>10}{'zuko':>10}"
+        f"{'zuko/gmfast':>13}"
     )
     for kind in kinds:
         for values, batch in [(64, 256)] if kind == "spline" else [(64, 256), (64, 1), (8, 256), (256, 256)]:

@@ -110,10 +110,11 @@ class MaskedAutoregressive(Transform):
         net, order, outputs = self.net, self.order, (self.net.num_inputs, self.net.num_params)
         weights = [layer.weight.to(dtype) for layer in net.layers]
         direct = None if net.direct is None else net.direct.weight.to(dtype)
-        weights[-1] = weights[-1].unflatten(0, outputs)[order].flatten(0, 1)
-        weights[0] = weights[0][:, order]
+        weights[-1] = weights[-1].unflatten(0, outputs).index_select(0, order).flatten(0, 1)
+        weights[0] = weights[0].index_select(1, order)
         if direct is not None:
-            direct = direct.unflatten(0, outputs)[order].flatten(0, 1)[:, order]
+            direct = direct.unflatten(0, outputs).index_select(0, order).flatten(0, 1)
+            direct = direct.index_select(1, order)
         return weights, direct
 
     def _offsets(self, context: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -124,14 +125,15 @@ class MaskedAutoregressive(Transform):
             if context is not None:
                 offset = offset + net.context[i](context.to(layer.bias.dtype))
             offsets.append(offset.to(dtype))
-        last = offsets[-1].unflatten(1, (net.num_inputs, net.num_params))[:, self.order]
+        last = offsets[-1].unflatten(1, (net.num_inputs, net.num_params)).index_select(1, self.order)
         return torch.cat([*offsets[:-1], last.flatten(1)], 1)
 
     def _invert(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         weights, direct = self._in_steps(dtype)
-        x, log_det = self._steps(z[:, self.order].to(dtype), weights, direct, self._offsets(context, dtype))
-        return torch.empty_like(x).index_copy_(1, self.order, x).to(z.dtype), log_det
+        steps = z.index_select(1, self.order).to(dtype)
+        x, log_det = self._steps(steps, weights, direct, self._offsets(context, dtype))
+        return x.index_select(1, self.order.argsort()).to(z.dtype), log_det
 
     def _steps(self, z, weights, direct, offsets) -> tuple[Tensor, Tensor]:
         """The inverse and its log-determinant, in the order of the steps."""
@@ -190,14 +192,14 @@ class _Implicit(torch.autograd.Function):
         if direct is not None:
             direct = turned(direct.unflatten(0, outputs).flip(0).flatten(0, 1))
         v = made_solve(
-            grad[:, last_first].to(dtype),
-            diagonal[:, last_first],
-            partial[:, last_first],
+            grad.index_select(1, last_first).to(dtype),
+            diagonal.index_select(1, last_first),
+            partial.index_select(1, last_first),
             torch.cat(backwards, 1) if backwards else x.new_zeros(len(x), 0),
             weights,
             direct,
         )
-        v = torch.empty_like(v).index_copy_(1, last_first, v).to(grad.dtype)
+        v = v.index_select(1, last_first.argsort()).to(grad.dtype)
         return (v, *[None] * (len(ctx.needs_input_grad) - 1))
 
 
