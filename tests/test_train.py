@@ -396,10 +396,8 @@ def test_real_valued_data(tmp_path, model):
     with torch.no_grad():
         log_prob = trained.log_prob(dataset.heldout, labels)
     assert bits == pytest.approx(-log_prob.mean().item() / (13 * math.log(2)), rel=1e-5)
-    x = trained.sample(200, seed=0, label=1 if loaded.conditional else None)
-    assert (
-        (x.median(0).values - dataset.mean) / dataset.std
-    ).abs().max() < 2  # proline is near 750, hue near 1
+    x = trained.sample(200, seed=0, label=torch.arange(200) % 3 if loaded.conditional else None)
+    assert ((x.median(0).values - dataset.mean) / dataset.std).abs().max() < 3  # alcohol: 13.0 ± 0.8
 
 
 def test_models_of_images_take_no_vectors(tmp_path):
