@@ -1,7 +1,5 @@
 """Glow's activation normalization: a shift and a scale for each channel."""
 
-import torch
-
 from .. import reference
 from .._library import has_kernel, operator
 from . import _check
