@@ -1,7 +1,8 @@
-"""Puts figures of `gmfast bench`, or of `gmfast bench --sampling`, into the README:
+"""Puts figures of `gmfast bench`, of `gmfast bench --sampling` or of benchmarks/flows.py into the README:
 
 python tools/readme_table.py benchmarks/results/cpu.csv
 python tools/readme_table.py benchmarks/results/sampling.csv
+python tools/readme_table.py benchmarks/results/flows.csv
 """
 
 import csv
@@ -15,10 +16,15 @@ README = Path(__file__).parent.parent / "README.md"
 def main(path):
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    name, table = ("sampling", sampling(rows)) if "over_naive" in rows[0] else ("bench", operations(rows))
-    first = rows[0]
+    kinds = {
+        "flow": ("flows", flows),
+        "over_naive": ("sampling", sampling),
+        "operation": ("bench", operations),
+    }
+    name, table_of = next(kind for column, kind in kinds.items() if column in rows[0])
+    table, first = table_of(rows), rows[0]
     where = first["gpu"] or first["processor"]
-    where += f", {first['threads']} threads" if name == "bench" else f", {first['cores']} cores"
+    where += f", {first['cores']} cores" if name == "sampling" else f", {first['threads']} threads"
     lines = [
         f"<!-- {name}: tools/readme_table.py -->",
         f"{where}, torch {first['torch']}, {first['date'][:10]}, commit {first['commit']} "
@@ -33,14 +39,30 @@ def main(path):
 
 
 def operations(rows):
-    yield "| operation | case | direction | eager | compile | gmfast | × eager | × compile | bandwidth |"
-    yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
+    yield "| operation | case | direction | eager | compile | gmfast | × eager | × compile | × peer | copy |"
+    yield "|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
     for row in rows:
         if row["layout"] == "contiguous" and row["direction"] != "recorded":
             yield (
                 f"| {row['operation']} | {row['case']} | {row['direction']} "
                 f"| {time(row['eager_ms'])} | {time(row['compile_ms'])} | {time(row['gmfast_ms'])} "
-                f"| {ratio(row['over_eager'])} | {ratio(row['over_compile'])} | {percent(row['share'])} |"
+                f"| {ratio(row['over_eager'])} | {ratio(row['over_compile'])} "
+                f"| {ratio(row['over_peer'])}{' ' + row['peer'] if row['peer'] else ''} "
+                f"| {percent(row['share'])} |"
+            )
+
+
+def flows(rows):
+    peers = {"zuko_ms": "zuko", "nflows_ms": "nflows", "normflows_ms": "normflows"}
+    yield "| flow | work | gmfast | peer | × peer |"
+    yield "|---|---|--:|--:|--:|"
+    for row in rows:
+        times = {name: float(row[column]) for column, name in peers.items() if row[column]}
+        if times:
+            peer = min(times, key=times.get)
+            yield (
+                f"| {row['flow']} | {row['work']} | {time(row['gmfast_ms'])} | {time(times[peer])} {peer} "
+                f"| {float(row['over_peer']):.2g} |"
             )
 
 
