@@ -15,8 +15,9 @@ class Flow(nn.Module):
     """A normalizing flow: the density of x when `transforms` take x to noise that `base` describes.
 
     Args:
-        base: the shape of one sample, for a standard normal; or a `torch.distributions.Distribution` whose
-            samples have that shape (`event_shape`, no `batch_shape`).
+        base: the shape of one sample's noise, for a standard normal; or a `torch.distributions.Distribution`
+            whose samples have that shape (`event_shape`, no `batch_shape`). It is the shape of one sample of
+            the data too, unless a transform such as `Squeeze2d` changes it.
         transforms: from data to noise: a `Transform` or several, in order.
 
     Equivalent to::
@@ -40,7 +41,7 @@ class Flow(nn.Module):
         self.register_buffer("_like", torch.empty(0), persistent=False)  # knows the device and the dtype
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        """Data to noise: `x (B, *shape)` to `(z, log_det)`."""
+        """Data to noise: `x` to `(z (B, *shape), log_det)`."""
         return self.transform(x, context)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
@@ -49,10 +50,13 @@ class Flow(nn.Module):
 
     def log_prob(self, x: Tensor, context=None) -> Tensor:
         """Log-density of each sample, (B,), in nats."""
-        if tuple(x.shape[1:]) != self.shape:
-            expected = ", ".join(map(str, ("B", *self.shape)))
-            raise ValueError(f"x: expected shape ({expected}), got {tuple(x.shape)}")
         z, log_det = self(x, context)
+        if tuple(z.shape[1:]) != self.shape:
+            expected = ", ".join(map(str, ("B", *self.shape)))
+            raise ValueError(
+                f"x: expected samples with noise of shape ({expected}), the base's, got {tuple(x.shape)} with "
+                f"noise of shape {tuple(z.shape)}"
+            )
         return self.base_log_prob(z) + log_det
 
     def base_log_prob(self, z: Tensor) -> Tensor:
@@ -68,7 +72,7 @@ class Flow(nn.Module):
         context=None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Draws `n` samples, (n, *shape).
+        """Draws `n` samples, (n, *S) for data of shape S.
 
         Args:
             n: how many; 0 is allowed.

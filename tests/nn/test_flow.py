@@ -15,6 +15,7 @@ from gmfast.nn import (
     Permute,
     Sequential,
     SplineCoupling,
+    Squeeze2d,
     Transform,
 )
 
@@ -150,13 +151,22 @@ def test_reaches_the_entropy_of_a_known_density(density, entropy, bound, reversi
     torch.testing.assert_close(drawn.mean(0), x.mean(0), rtol=0, atol=0.15)
 
 
+def test_noise_of_another_shape_than_the_data():
+    flow = Flow((12, 2, 2), [Squeeze2d()])
+    x = flow.sample(5, seed=0)
+    assert x.shape == (5, 3, 4, 4)
+    torch.testing.assert_close(flow.log_prob(x), Normal(0, 1).log_prob(x).flatten(1).sum(1))
+
+
 class NoInverse(Transform):
     pass
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"x: expected shape \(B, 4\), got \(3, 5\)"):
-        small().log_prob(torch.randn(3, 5))
+    with pytest.raises(
+        ValueError, match=r"x: expected samples with noise of shape \(B, 3, 4, 4\), .*12, 2, 2"
+    ):
+        Flow((3, 4, 4), Squeeze2d()).log_prob(torch.randn(2, 3, 4, 4))
     with pytest.raises(ValueError, match="base: expected no batch_shape"):
         Flow(Normal(torch.zeros(2), torch.ones(2)), [])
     with pytest.raises(NotImplementedError, match="NoInverse has no inverse"):
