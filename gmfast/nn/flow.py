@@ -54,8 +54,8 @@ class Flow(nn.Module):
         if tuple(z.shape[1:]) != self.shape:
             expected = ", ".join(map(str, ("B", *self.shape)))
             raise ValueError(
-                f"x: expected samples with noise of shape ({expected}), the base's, got {tuple(x.shape)} with "
-                f"noise of shape {tuple(z.shape)}"
+                f"x: expected samples with noise of shape ({expected}), the base's, got {tuple(x.shape)} "
+                f"with noise of shape {tuple(z.shape)}"
             )
         return self.base_log_prob(z) + log_det
 
