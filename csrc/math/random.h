@@ -139,11 +139,13 @@ GMFAST_HD Numbers<V> normals(Stream stream, uint64_t position) {
 // The number for one element of an array, by itself.
 template <class T>
 GMFAST_HD T pick(Numbers<T> numbers, int slot) {
-  // A sum, because of a choice compilers make an index, and an array that has one is in memory.
-  T value = 0;
-  GMFAST_UNROLL
-  for (int i = 0; i < numbers_per_block<T>; ++i) value += slot == i ? numbers.value[i] : T(0);
-  return value;
+  // No loop: of `slot == i` compilers make an index, and an array that has one is in memory.
+  const bool odd = slot & 1;
+  const T low = odd ? numbers.value[1] : numbers.value[0];
+  if constexpr (!is_single<T>) return low;
+  constexpr int last = numbers_per_block<T> - 1;
+  const T high = odd ? numbers.value[last] : numbers.value[last - 1];
+  return slot & 2 ? high : low;
 }
 template <class T>
 GMFAST_HD T uniform_at(Stream stream, uint64_t element) {
