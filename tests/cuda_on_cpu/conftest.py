@@ -9,14 +9,18 @@ from cuda_on_cpu.emulator import SANITIZERS, compile_driver
 @pytest.fixture(scope="session", autouse=True)
 def _drivers():
     names = [
+        "actnorm",
         "affine_coupling",
         "causal_conv1d",
         "decode",
+        "dequantize_logit",
         "discretized_logistic_mixture",
+        "gaussian_log_prob",
         "logistic_mixture_cdf",
         "masked_conv2d",
         "pairs",
         "rational_quadratic_spline",
+        "standard_normal",
         "sum",
     ]
     with ThreadPoolExecutor(2) as pool:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../csrc/rows.h"
+#include "../../csrc/sample_sum.h"
 #include "driver.h"
 
 inline gmfast::RowShape row_shape(Cases& cases) {
@@ -31,3 +32,17 @@ inline gmfast::Channels channels(Cases& cases) {
   channels.stride = 1;
   return channels;
 }
+
+// What a kernel needs besides, in memory of exactly its size.
+class ScratchMemory {
+ public:
+  explicit ScratchMemory(int64_t bytes) : data_(std::malloc(bytes)) {}
+  ScratchMemory(const ScratchMemory&) = delete;
+  ~ScratchMemory() { std::free(data_); }
+
+  operator void*() const { return data_; }
+  operator double*() const { return static_cast<double*>(data_); }
+
+ private:
+  void* data_;
+};
