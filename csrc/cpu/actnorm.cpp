@@ -65,13 +65,13 @@ template <class V>
 struct RowChannels {
   const Scalar<V>* table;
   bool inner;
-  V value;
+  Scalar<V> value;
 
   RowChannels(const Scalar<V>* table, int64_t row, bool inner)
-      : table(table), inner(inner), value(splat<V>(inner ? Scalar<V>(0) : table[row])) {}
+      : table(table), inner(inner), value(inner ? Scalar<V>(0) : table[row]) {}
   template <class Span>
   GMFAST_HD V load(int64_t i, Span span) const {
-    return inner ? span.load(table + i) : value;
+    return inner ? span.load(table + i) : splat<V>(value);
   }
 };
 
@@ -84,11 +84,10 @@ void forward(const ActNorm& args) {
     const RowOperand y = periodic(args.y, args, table.period, first);
     const bool inner = args.channels_inner;
     for_each_row<V>(shape, [&](RowPlace at) {
-      const RowReader<V> from(x, at);
-      const RowWriter<V> to(y, at);
-      const RowChannels<V> before(table.before, at.row, inner), scale(table.scale, at.row, inner),
-          after(table.after, at.row, inner);
-      return [=](int64_t i, auto span) {
+      return [from = RowReader<V>(x, at), to = RowWriter<V>(y, at),
+              before = RowChannels<V>(table.before, at.row, inner),
+              scale = RowChannels<V>(table.scale, at.row, inner),
+              after = RowChannels<V>(table.after, at.row, inner)](int64_t i, auto span) {
         to.store(i, span,
                  actnorm(from.load(i, span), before.load(i, span), scale.load(i, span),
                          after.load(i, span)));
@@ -115,15 +114,15 @@ void backward(const ActNormBackward& args) {
     const RowOperand grad_x = periodic(args.grad_x, args, table.period, first);
     const bool inner = args.channels_inner;
     const auto row = [&](RowPlace at) {
-      const RowReader<V> by_y(grad_y, at), from(x, at);
-      const RowWriter<V> to(grad_x, at);
-      const RowChannels<V> before(table.before, at.row, inner), scale(table.scale, at.row, inner);
-      return [=](int64_t i, auto span, V(&terms)[2]) {
-        V by_x;
-        actnorm_backward(by_y.load(i, span), from.load(i, span), before.load(i, span),
-                         scale.load(i, span), by_x, terms[0], terms[1]);
-        if (to) to.store(i, span, by_x);
-      };
+      return
+          [by_y = RowReader<V>(grad_y, at), from = RowReader<V>(x, at),
+           to = RowWriter<V>(grad_x, at), before = RowChannels<V>(table.before, at.row, inner),
+           scale = RowChannels<V>(table.scale, at.row, inner)](int64_t i, auto span, V(&terms)[2]) {
+            V by_x;
+            actnorm_backward(by_y.load(i, span), from.load(i, span), before.load(i, span),
+                             scale.load(i, span), by_x, terms[0], terms[1]);
+            if (to) to.store(i, span, by_x);
+          };
     };
     if (args.grad_shift.data) {
       const int64_t of_shape = inner ? shape.inner : shape.rows;
@@ -135,8 +134,7 @@ void backward(const ActNormBackward& args) {
       }
     } else {
       for_each_row<V>(shape, [&](RowPlace at) {
-        const auto values = row(at);
-        return [=](int64_t i, auto span) {
+        return [values = row(at)](int64_t i, auto span) {
           V terms[2];
           values(i, span, terms);
         };

@@ -12,27 +12,26 @@ template <class V>
 class Deviation {
  public:
   Deviation(const RowOperand& log_std, RowPlace at) : log_std_(log_std, at) {
-    inverse_ = log_std.data && log_std_.constant() ? exp(-log_std_.value()) : splat<V>(1);
+    if (log_std.data && log_std_.constant()) inverse_ = exp(-log_std_.value());
   }
 
   template <class Span>
   GMFAST_HD void load(int64_t i, Span span, V& log_std, V& inverse) const {
     log_std = log_std_.load(i, span);
-    inverse = log_std_.constant() ? inverse_ : exp(-log_std);
+    inverse = log_std_.constant() ? splat<V>(inverse_) : exp(-log_std);
   }
 
  private:
   RowReader<V> log_std_;
-  V inverse_;
+  Scalar<V> inverse_ = 1;
 };
 
 template <class S>
 void forward(const GaussianLogProb& args) {
   using V = Native<S>;
   const auto row = [&](RowPlace at) {
-    const RowReader<V> z(args.z, at), mean(args.mean, at);
-    const Deviation<V> deviation(args.log_std, at);
-    return [=](int64_t i, auto span) {
+    return [z = RowReader<V>(args.z, at), mean = RowReader<V>(args.mean, at),
+            deviation = Deviation<V>(args.log_std, at)](int64_t i, auto span) {
       V log_std, inverse;
       deviation.load(i, span, log_std, inverse);
       return gaussian_log_prob(z.load(i, span), mean.load(i, span), log_std, inverse);
@@ -46,16 +45,16 @@ template <class S>
 void backward(const GaussianLogProbBackward& args) {
   using V = Native<S>;
   const auto row = [&](RowPlace at) {
-    const RowReader<V> z(args.z, at), mean(args.mean, at);
-    const Deviation<V> deviation(args.log_std, at);
-    const RowWriter<V> to_z(args.grad_z, at), to_mean(args.grad_mean, at),
-        to_log_std(args.grad_log_std, at);
-    const V grad = splat<V>(static_cast<const S*>(args.grad)[at.sample * args.grad_stride]);
-    return [=](int64_t i, auto span, V(&terms)[2]) {
+    return [z = RowReader<V>(args.z, at), mean = RowReader<V>(args.mean, at),
+            deviation = Deviation<V>(args.log_std, at), to_z = RowWriter<V>(args.grad_z, at),
+            to_mean = RowWriter<V>(args.grad_mean, at),
+            to_log_std = RowWriter<V>(args.grad_log_std, at),
+            grad = static_cast<const S*>(args.grad)[at.sample * args.grad_stride]](
+               int64_t i, auto span, V(&terms)[2]) {
       V log_std, inverse, by_z;
       deviation.load(i, span, log_std, inverse);
-      gaussian_log_prob_backward(grad, z.load(i, span), mean.load(i, span), inverse, by_z, terms[0],
-                                 terms[1]);
+      gaussian_log_prob_backward(splat<V>(grad), z.load(i, span), mean.load(i, span), inverse, by_z,
+                                 terms[0], terms[1]);
       if (to_z) to_z.store(i, span, by_z);
       if (to_mean) to_mean.store(i, span, terms[0]);
       if (to_log_std) to_log_std.store(i, span, terms[1]);
@@ -73,8 +72,7 @@ void backward(const GaussianLogProbBackward& args) {
     }
   } else {
     for_each_row<V>(args.shape, [&](RowPlace at) {
-      const auto values = row(at);
-      return [=](int64_t i, auto span) {
+      return [values = row(at)](int64_t i, auto span) {
         V terms[2];
         values(i, span, terms);
       };

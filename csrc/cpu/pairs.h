@@ -24,12 +24,17 @@ void for_each_piece(const PairShape& shape, const Body& body) {
   const int64_t length = shape.inner < piece ? shape.inner + 1 : piece;
   parallel_for(shape.outer * shape.rows * pieces, grain / length + 1,
                [&](int64_t begin, int64_t end) {
-                 int64_t index = begin / pieces, first = begin % pieces * piece;
+                 // Divisions cost as much as a short row.
+                 int64_t row = begin / pieces, first = begin % pieces * piece;
+                 int64_t outer = row / shape.rows;
+                 row -= outer * shape.rows;
                  for (int64_t i = begin; i < end; ++i) {
                    const int64_t rest = shape.inner - first;
-                   body(index / shape.rows, index % shape.rows, first, rest < piece ? rest : piece);
+                   body(outer, row, first, rest < piece ? rest : piece);
                    first += piece;
-                   if (first >= shape.inner) ++index, first = 0;
+                   if (first < shape.inner) continue;
+                   first = 0;
+                   if (++row == shape.rows) row = 0, ++outer;
                  }
                });
 }

@@ -5,10 +5,13 @@
 // row's vectors:
 //
 //   for_each_row<V>(shape, [&](RowPlace at) {
-//     const RowReader<V> x(args.x, at);
-//     const RowWriter y(args.y, at);
-//     return [=](int64_t i, auto span) { y.store(i, span, x.load(i, span)); };
+//     return [x = RowReader<V>(args.x, at), y = RowWriter<V>(args.y, at)](int64_t i, auto span) {
+//       y.store(i, span, x.load(i, span));
+//     };
 //   });
+//
+// Rows may be short, so readers and writers are made where they stay, and hold no vectors: copies
+// of them would cost as much as a row's work.
 #pragma once
 
 #include "../math/simd.h"
@@ -43,16 +46,16 @@ class RowReader {
       using T = std::remove_pointer_t<decltype(type)>;
       const T* row = row_of<T>(operand, at);
       row_ = row;
-      if (constant_) value_ = splat<V>(gmfast::load<Scalar<V>>(row));
+      if (constant_) value_ = gmfast::load<Scalar<V>>(row);
     });
   }
 
   bool constant() const { return constant_; }
-  V value() const { return value_; }  // of a constant row
+  Scalar<V> value() const { return value_; }  // of a constant row
 
   template <class Span>
   GMFAST_HD V load(int64_t i, Span span) const {
-    if (constant_) return value_;
+    if (constant_) return splat<V>(value_);
     switch (dtype_) {
       case DType::bfloat16:
         return span.load(static_cast<const BFloat16*>(row_) + i);
@@ -68,7 +71,7 @@ class RowReader {
 
  private:
   const void* row_ = nullptr;
-  V value_ = splat<V>(0);
+  Scalar<V> value_ = 0;
   DType dtype_;
   bool constant_;
 };
@@ -151,7 +154,8 @@ GMFAST_HD Native<double> widen(V v) {
   return convert<Native<double>>(take<upper * lanes<V> / 2>(v, HalfLanes<V>{}));
 }
 
-// A vector's sum in double lanes.
+// A vector's sum in double lanes. Doubles are added with what rounding loses, as few lanes have
+// long sums.
 template <class V>
 class DoubleSum {
   using D = Native<double>;
@@ -163,19 +167,22 @@ class DoubleSum {
     if constexpr (!whole)
       v = select<V>(iota<V>() < splat<V>(Scalar<V>(span.count)), v, splat<V>(0));
     if constexpr (parts == 1) {
-      sums_[0] += v;
+      const D before = sums_[0], after = before + v, added = after - before;
+      sums_[1] += (before - (after - added)) + (v - added);
+      sums_[0] = after;
     } else {
       sums_[0] += widen<0>(v);
       sums_[1] += widen<1>(v);
     }
   }
   double total() const {
-    if constexpr (parts == 1) return reduce_add(sums_[0]);
-    return reduce_add(sums_[0] + sums_[parts - 1]);
+    if constexpr (parts > 1) return reduce_add(sums_[0] + sums_[1]);
+    // What was lost by an infinite sum is NaN.
+    return reduce_add(sums_[0] + select<D>(sums_[1] == sums_[1], sums_[1], splat<D>(0)));
   }
 
  private:
-  D sums_[parts] = {};
+  D sums_[2] = {};
 };
 
 // Adds a vector to as many doubles in memory.
@@ -299,8 +306,10 @@ void sum_channels(const RowShape& shape, bool channels_inner, double* totals, co
       double* to = partial.get() + unit * count * channels;
       for (int64_t i = 0; i < count * channels; ++i) to[i] = 0;
       const int64_t last = (unit + 1) * rows_of_unit < rows ? (unit + 1) * rows_of_unit : rows;
+      RowPlace at{unit * rows_of_unit / shape.rows, unit * rows_of_unit % shape.rows};
       for (int64_t r = unit * rows_of_unit; r < last; ++r) {
-        const auto values = row(RowPlace{r / shape.rows, r % shape.rows});
+        const auto values = row(at);
+        if (++at.row == shape.rows) at.row = 0, ++at.sample;
         for_each_vector<V>(0, channels, [&](int64_t i, auto span) {
           V terms[count];
           values(i, span, terms);
