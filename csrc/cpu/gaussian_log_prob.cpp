@@ -29,16 +29,26 @@ class Deviation {
 template <class S>
 void forward(const GaussianLogProb& args) {
   using V = Native<S>;
-  const auto row = [&](RowPlace at) {
+  const double constant = gaussian_constant * double(args.elements);
+  S* log_prob = static_cast<S*>(args.log_prob);
+  // The base of a flow: with nothing to ask at each vector it is twice as fast.
+  const DType own = is_single<V> ? DType::float32 : DType::float64;
+  if (!args.mean.data && !args.log_std.data && args.z.dtype == own && args.z.inner_stride == 1) {
+    return sum_samples<V>(args.shape, 1, constant, log_prob, [&](RowPlace at) {
+      return [z = row_of<const S>(args.z, at)](int64_t i, auto span) {
+        const V zero = splat<V>(0);
+        return gaussian_log_prob(span.load(z + i), zero, zero, splat<V>(1));
+      };
+    });
+  }
+  sum_samples<V>(args.shape, 1, constant, log_prob, [&](RowPlace at) {
     return [z = RowReader<V>(args.z, at), mean = RowReader<V>(args.mean, at),
             deviation = Deviation<V>(args.log_std, at)](int64_t i, auto span) {
       V log_std, inverse;
       deviation.load(i, span, log_std, inverse);
       return gaussian_log_prob(z.load(i, span), mean.load(i, span), log_std, inverse);
     };
-  };
-  sum_samples<V>(args.shape, 1, gaussian_constant * double(args.elements),
-                 static_cast<S*>(args.log_prob), row);
+  });
 }
 
 template <class S>

@@ -52,6 +52,10 @@ struct Span {
   GMFAST_HD void store(T* p, V v) const {
     whole ? gmfast::store(p, v) : store_partial(p, v, count);
   }
+  // 0 in the lanes beyond.
+  GMFAST_HD V keep(V v) const {
+    return whole ? v : select<V>(iota<V>() < splat<V>(Scalar<V>(count)), v, splat<V>(0));
+  }
 };
 
 // Calls body(i, span) for the vectors of a piece.

@@ -139,7 +139,7 @@ void for_each_row(const RowShape& shape, const Row& row) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Sums. What is added in one go depends on sizes alone, and is added in double.
+// Sums. What is added in one go depends on sizes alone. Groups of vectors are added in double.
 // ---------------------------------------------------------------------------------------------
 
 // Half of a vector of floats as doubles. Named, because compilers split the conversion.
@@ -162,10 +162,7 @@ class DoubleSum {
   static constexpr int parts = lanes<V> / lanes<D>;
 
  public:
-  template <bool whole>
-  GMFAST_HD void add(V v, Span<V, whole> span) {
-    if constexpr (!whole)
-      v = select<V>(iota<V>() < splat<V>(Scalar<V>(span.count)), v, splat<V>(0));
+  GMFAST_HD void add(V v) {
     if constexpr (parts == 1) {
       const D before = sums_[0], after = before + v, added = after - before;
       sums_[1] += (before - (after - added)) + (v - added);
@@ -184,6 +181,26 @@ class DoubleSum {
  private:
   D sums_[2] = {};
 };
+
+// Calls values(i, span, terms) for the vectors of a piece and adds the terms to `sums`: a few
+// vectors at a time, as that to make doubles of one takes longer than to compute it.
+template <class V, int count, class Values>
+GMFAST_HD void add_vectors(int64_t first, int64_t length, DoubleSum<V> (&sums)[count],
+                           const Values& values) {
+  constexpr int64_t group = 8 * lanes<V>;
+  const int64_t end = first + length;
+  for (int64_t start = first; start < end; start += group) {
+    V local[count];
+    for (int q = 0; q < count; ++q) local[q] = splat<V>(0);
+    for_each_vector<V>(start, end - start < group ? end - start : group, [&](int64_t i, auto span) {
+      V terms[count];
+      values(i, span, terms);
+      GMFAST_UNROLL
+      for (int q = 0; q < count; ++q) local[q] += span.keep(terms[q]);
+    });
+    for (int q = 0; q < count; ++q) sums[q].add(local[q]);
+  }
+}
 
 // Adds a vector to as many doubles in memory.
 template <class V, bool whole>
@@ -223,16 +240,16 @@ void sum_samples(const RowShape& shape, double scale, double offset, S* totals, 
       const int64_t group = several ? index % pieces / inner_pieces : 0;
       const int64_t first = several ? index % inner_pieces * piece : 0, rest = shape.inner - first;
       const int64_t first_row = group * rows_of_piece, rows_left = shape.rows - first_row;
-      DoubleSum<V> sum;
+      DoubleSum<V> sum[1];
       for (int64_t r = 0; r < (rows_left < rows_of_piece ? rows_left : rows_of_piece); ++r) {
         const auto values = row(RowPlace{sample, first_row + r});
-        for_each_vector<V>(first, rest < piece ? rest : piece,
-                           [&](int64_t i, auto span) { sum.add(values(i, span), span); });
+        add_vectors(first, rest < piece ? rest : piece, sum,
+                    [&](int64_t i, auto span, V(&terms)[1]) { terms[0] = values(i, span); });
       }
       if (pieces == 1) {
-        totals[sample] = S(offset + scale * sum.total());
+        totals[sample] = S(offset + scale * sum[0].total());
       } else {
-        partial.get()[index] = sum.total();
+        partial.get()[index] = sum[0].total();
       }
     }
   });
@@ -276,12 +293,7 @@ void sum_channels(const RowShape& shape, bool channels_inner, double* totals, co
             const auto values = row(RowPlace{b, first_channel + c});
             DoubleSum<V> local[count];
             for (int q = 0; q < count; ++q) local[q] = sums[c][q];
-            for_each_vector<V>(first, rest < piece ? rest : piece, [&](int64_t i, auto span) {
-              V terms[count];
-              values(i, span, terms);
-              GMFAST_UNROLL
-              for (int q = 0; q < count; ++q) local[q].add(terms[q], span);
-            });
+            add_vectors(first, rest < piece ? rest : piece, local, values);
             for (int q = 0; q < count; ++q) sums[c][q] = local[q];
           }
         }
