@@ -53,6 +53,28 @@ class Transform(Call):
         return torch.cat([y.flatten().to(log_det.dtype), log_det])
 
 
+class Dequantize(Transform):
+    """x, and noise where it is given."""
+
+    def __call__(self, x, noise=None, *, module=GF):
+        y, log_det = getattr(module, self.operation)(x, noise=noise, **self.options)
+        return torch.cat([y.flatten().to(log_det.dtype), log_det])
+
+    @property
+    def differentiable(self):
+        return "seed" not in self.options
+
+
+class Noise(Call):
+    """As many numbers as its tensor has, of that dtype."""
+
+    differentiable = False
+
+    def __call__(self, like, module=GF):
+        shape, device = tuple(like.shape), like.device
+        return module.standard_normal(shape, dtype=like.dtype, device=device, **self.options)
+
+
 class Update(Call):
     """A call that changes its second argument, which is part of the result."""
 
@@ -115,6 +137,18 @@ def calls(spatial, seed):
         yield Transform("affine_coupling", (x, *half), options | {"recompute": not inverse})
     packed = {"scale": None, "packed": "chunk", "scale_map": "softclip"}
     yield Transform("affine_coupling", (x, random(2, 6, *spatial)), packed)
+    ones = [1] * len(spatial)
+    per_channel = random(1, 6, *ones), random(1, 6, *ones)
+    for inverse in (False, True):
+        yield Transform("actnorm", (x, *per_channel), {"inverse": inverse})
+    yield Call("gaussian_log_prob", (x,))
+    yield Call("gaussian_log_prob", (x, *random(2, 12, *spatial).chunk(2, 1)))
+    yield Call("gaussian_log_prob", (x, *per_channel))
+    levels = torch.randint(32, x.shape).double()
+    yield Dequantize("dequantize_logit", (levels, torch.rand(x.shape).double()), {"num_levels": 32})
+    yield Dequantize("dequantize_logit", (levels,), {"num_levels": 32, "seed": seed})
+    yield Dequantize("dequantize_logit", (x,), {"inverse": True, "quantize": False})
+    yield Noise("standard_normal", (x,), {"seed": seed})
     yield Call("concat_elu", (x,))
     yield Call("concat_elu", (x,), {"dim": 0})
     yield Call("gated_activation", (x,))
