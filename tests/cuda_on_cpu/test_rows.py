@@ -19,6 +19,10 @@ LEVEL_TYPES = [None, torch.uint8, torch.int16, torch.int32, torch.int64]  # as L
 SHAPES = [(1, 1, 1), (3, 5, 7), (2, 3, 1100), (5, 1, 40), (2, 600, 35), (3, 2, 4400)]
 
 
+# Where channels are the rows, or inside of them: many would be a block for each, which here takes long.
+BY_CHANNELS = {False: [s for s in SHAPES if s[1] <= 5], True: [s for s in SHAPES if s[2] <= 1100]}
+
+
 def compute_dtype(dtype):
     return f64 if dtype == f64 else f32
 
@@ -56,6 +60,8 @@ def test_actnorm(sanitizer):
     generator = torch.Generator().manual_seed(0)
     items, results = [], []
     for i, (shape, inner, kind) in enumerate(itertools.product(SHAPES, (False, True), range(2))):
+        if shape not in BY_CHANNELS[inner]:
+            continue
         dtype = (f32, f64, bf16)[i % 3]
         inverse, place = bool(kind), apart if i // 3 % 2 else torch.clone
         compute = compute_dtype(dtype)
@@ -92,6 +98,8 @@ def test_gaussian_log_prob(sanitizer):
     # mean and log_std: none, of every element, of every channel and summed over the rest, the first of which
     # are the rows, the latter with channels innermost
     for i, (shape, form) in enumerate(itertools.product(SHAPES, ("none", "whole", "rows", "inner"))):
+        if form in ("rows", "inner") and shape not in BY_CHANNELS[form == "inner"]:
+            continue
         dtype, place = (f32, f64, bf16)[i % 3], apart if i // 3 % 2 else torch.clone
         compute = compute_dtype(dtype)
         z = torch.randn(shape, generator=generator).to(dtype)
