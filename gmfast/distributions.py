@@ -128,14 +128,15 @@ class FlowTransform(Transform):
         context: passed on; a tensor `(*batch, F…)` is expanded to the batch dimensions of values, which
             must end in its own.
         context_event_dim: how many dimensions at the end of `context` are no batch dimensions.
-        cache_size: 1 keeps the last pair of values and its log-determinant, so that the log-density of what
-            was just drawn, and the Jacobian of what was just transformed, are not computed again; 0 keeps
-            nothing.
+        cache_size: 1 keeps the last pair of values, so that what was just drawn is not transformed back for
+            its density. The very same tensor then has the value it had, even where parameters have changed
+            since, or the value was computed without gradients: for use between two steps of training, in one
+            mode. The log-determinant of the last pair is kept in any case.
     """
 
     bijective = True
 
-    def __init__(self, transform, event_dim, context=None, *, context_event_dim=1, cache_size=1):
+    def __init__(self, transform, event_dim, context=None, *, context_event_dim=1, cache_size=0):
         if event_dim < 1:
             raise ValueError(f"event_dim: expected 1 or more, got {event_dim}")
         super().__init__(cache_size=cache_size)
@@ -162,14 +163,12 @@ class FlowTransform(Transform):
 
     def _call(self, x):
         y, log_det = self._run(self.transform, x)
-        if self._cache_size:
-            self._last = x, y, log_det
+        self._last = x, y, log_det
         return y
 
     def _inverse(self, y):
         x, log_det = self._run(self.transform.inverse, y)
-        if self._cache_size:
-            self._last = x, y, -log_det
+        self._last = x, y, -log_det
         return x
 
     def log_abs_det_jacobian(self, x, y):

@@ -185,7 +185,7 @@ class TestFlowTransform:
         torch.testing.assert_close(view.inv(view(x).clone()), x)
         assert view.inv.inv is view and view.bijective
 
-    @pytest.mark.parametrize(("cache_size", "calls"), [(1, 0), (0, 2)])
+    @pytest.mark.parametrize(("cache_size", "calls"), [(1, 0), (0, 1)])
     def test_what_was_drawn_is_not_transformed_again(self, transform, base, cache_size, calls):
         counted = []
         transform.register_forward_hook(lambda *_: counted.append(1))
@@ -195,8 +195,18 @@ class TestFlowTransform:
         drawn = density.log_prob(x)
         assert len(counted) == calls
         once = density.log_prob(x.clone())
-        assert len(counted) == (1 if cache_size else 4)
+        assert len(counted) == calls + 1
         torch.testing.assert_close(drawn, once)
+
+    def test_the_same_values_again_after_a_step_of_training(self, transform, base):
+        density = TransformedDistribution(base, [FlowTransform(transform, 1).inv])
+        x = torch.randn(6, 4, dtype=torch.float64)
+        with torch.no_grad():
+            density.log_prob(x)
+        density.log_prob(x).sum().backward()  # a graph of its own
+        with torch.no_grad():
+            transform[1].conditioner.weight.add_(1)
+            torch.testing.assert_close(density.log_prob(x), Flow((4,), transform).log_prob(x))
 
     def test_contexts_follow_batch_dimensions(self, base):
         transform = AffineCoupling(WithContext(2, 3, 4)).double()
