@@ -56,6 +56,10 @@ class ActNorm(Transform):
         """Sets the parameters by the batch `x`, whatever they were: `forward(x)`, or `inverse(x)` if
         `inverse`, then has mean 0 and variance 1 in each channel. An empty batch changes nothing."""
         self._check("x", x)
+        self._set(x, inverse)
+
+    def _set(self, x: Tensor, inverse: bool, unless: Tensor | None = None) -> None:
+        """`unless`: a boolean on the device; where it is true the parameters stay."""
         with torch.no_grad():
             mean, std, count = self._statistics(x)
             # A float32 mean of equal numbers is right to rounding: a smaller deviation is none.
@@ -67,16 +71,21 @@ class ActNorm(Transform):
                     return
                 if not (shift.isfinite().all() and log_scale.isfinite().all()):
                     raise ValueError("x: expected finite numbers in the batch that initialises, got others")
+            if unless is not None:
+                shift = torch.where(unless, self.shift, shift)
+                log_scale = torch.where(unless, self.log_scale, log_scale)
             self.shift.copy_(shift)
             self.log_scale.copy_(log_scale)
             self.initialized.fill_(True)
         self._known_initialized = True
 
     def _first_batch(self, x: Tensor, inverse: bool) -> None:
-        if not torch.compiler.is_compiling() and self.initialized:
+        if torch.compiler.is_compiling():  # which cannot branch by a number on the device
+            self._set(x, inverse, unless=self.initialized)
+        elif self.initialized:
             self._known_initialized = True  # written by hand, or by another process
         else:
-            self.initialize(x, inverse=inverse)
+            self._set(x, inverse)
 
     def _statistics(self, x: Tensor):
         """Mean and standard deviation of each channel over all processes, in float64, and how many numbers

@@ -148,6 +148,19 @@ def test_first_batch_under_torch_compile():
     torch.testing.assert_close(compiled(x + 1)[0], expected(x + 1)[0])
 
 
+def test_set_by_hand_is_kept_under_torch_compile():
+    torch.manual_seed(0)
+    layer = ActNorm(3)
+    with torch.no_grad():
+        layer.shift.fill_(7)
+    layer.initialized.fill_(True)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(8, 3)
+    torch.testing.assert_close(compiled(x)[0], x + 7)
+    assert layer.shift.tolist() == [7, 7, 7]
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"x: expected 3 channels, got \(2, 4\)"):
         ActNorm(3)(torch.randn(2, 4))
