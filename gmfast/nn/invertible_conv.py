@@ -121,7 +121,7 @@ class InvertibleConv1x1(Transform):
     def _apply_matrix(self, weight: Tensor, x: Tensor) -> Tensor:
         weight = weight.to(x.dtype)
         last = x.movedim(1, -1)
-        if last.is_contiguous():  # (B, C), channels_last: the result is laid out alike
+        if x.dim() == 2 or last.is_contiguous():  # channels_last: the result is laid out alike
             return F.linear(last, weight).movedim(-1, 1)
         # Products of matrices, not convolutions, which may round float32 to TF32.
         return (weight @ x.flatten(2)).view(x.shape)

@@ -74,6 +74,15 @@ def test_keeps_the_layout(lu):
 
 
 @BOTH
+def test_vectors_of_any_strides(lu):
+    layer = InvertibleConv1x1(5, lu=lu).double()
+    numbers = torch.randn(40, dtype=torch.float64)
+    for x in (numbers[:20].view(5, 4).t(), numbers.view(4, 10)[:, ::2]):
+        for direction in (layer, layer.inverse):
+            torch.testing.assert_close(direction(x)[0], direction(x.contiguous())[0])
+
+
+@BOTH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_weights_invert_in_float64(lu, dtype):
     """The inverse is that of the weight as it is held, not one of a sum of roundings."""
