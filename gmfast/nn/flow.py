@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .. import functional as GF
-from ..ops import _seed
+from ..ops import _check, _seed
 from .transform import Sequential, Transform
 
 
@@ -38,7 +38,9 @@ class Flow(nn.Module):
         else:
             self.base, self.shape = None, tuple(base)
         self.transform = transforms if isinstance(transforms, nn.Module) else Sequential(transforms)
-        self.register_buffer("_like", torch.empty(0), persistent=False)  # knows the device and the dtype
+        like = next(self.transform.parameters(), torch.empty(0))
+        # Knows the device and the dtype, also where there are no parameters.
+        self.register_buffer("_like", like.detach().new_empty(0), persistent=False)
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Data to noise: `x` to `(z (B, *shape), log_det)`."""
@@ -76,11 +78,16 @@ class Flow(nn.Module):
 
         Args:
             n: how many; 0 is allowed.
-            seed: an int, an int64 tensor, or a `torch.Generator`; sample i is the same whatever `n` is. None
-                draws one from torch's global generator.
+            seed: an int, an int64 tensor, or a `torch.Generator`; None draws one from torch's global
+                generator. Sample i is the same whatever `n` is, but for a base of one's own, which draws as
+                it does after `torch.manual_seed`.
             context: what each sample is conditioned on.
             temperature: the standard deviation of a standard normal base; below 1 sharpens.
         """
+        _check.integer("n", n)
+        if n < 0:
+            raise ValueError(f"n: expected a number of samples, got {n}")
+        _check.number("temperature", temperature, 0, 1e30)
         if self.base is None:
             z = GF.standard_normal(
                 (n, *self.shape), seed=seed, dtype=self._like.dtype, device=self._like.device

@@ -74,6 +74,12 @@ def test_sample():
     torch.testing.assert_close(flow(flow.sample(6, seed=1, temperature=0.5))[0], z / 2, rtol=1e-3, atol=1e-4)
 
 
+def test_transforms_say_the_dtype_of_samples():
+    flow = Flow((4,), AffineCoupling(Conditioner(2, 4)).double())
+    assert flow.sample(3, seed=0).dtype == torch.float64
+    assert flow.float().sample(3, seed=0).dtype == torch.float32
+
+
 def test_contexts():
     flow, context = small(context=3).double(), torch.randn(5, 3, dtype=torch.float64)
     x = torch.randn(5, 4, dtype=torch.float64)
@@ -163,10 +169,12 @@ class NoInverse(Transform):
 
 
 def test_errors():
-    with pytest.raises(
-        ValueError, match=r"x: expected .* noise of shape \(B, 3, 4, 4\), .*12, 2, 2"
-    ):
+    with pytest.raises(ValueError, match=r"x: expected .* noise of shape \(B, 3, 4, 4\), .*12, 2, 2"):
         Flow((3, 4, 4), Squeeze2d()).log_prob(torch.randn(2, 3, 4, 4))
+    with pytest.raises(ValueError, match="n: expected a number of samples, got -1"):
+        small().sample(-1)
+    with pytest.raises(ValueError, match=r"temperature: expected a number in .*, got -1"):
+        small().sample(1, temperature=-1)
     with pytest.raises(ValueError, match="base: expected no batch_shape"):
         Flow(Normal(torch.zeros(2), torch.ones(2)), [])
     with pytest.raises(NotImplementedError, match="NoInverse has no inverse"):
