@@ -98,11 +98,10 @@ class MaskedAutoregressive(Transform):
     def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
         if x.dim() < 2 or x.shape[1:].numel() != self.net.num_inputs:
             raise ValueError(f"{name}: expected (B, {self.net.num_inputs}), got {tuple(x.shape)}")
-        if (context is not None) != (self.net.context is not None):
-            expected = "None" if self.net.context is None else f"({len(x)}, num_context)"
-            raise ValueError(
-                f"context: expected {expected}, got {None if context is None else tuple(context.shape)}"
-            )
+        size = None if self.net.context is None else (len(x), self.net.context[0].in_features)
+        got = None if context is None else tuple(context.shape)
+        if got != size:
+            raise ValueError(f"context: expected {size}, got {got}")
         return x.flatten(1)
 
     def _in_steps(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor | None]:
@@ -154,7 +153,7 @@ class MaskedAutoregressive(Transform):
 
 def _update_masks(transform: MaskedAutoregressive, _) -> None:
     for i, mask in enumerate(transform.net.masks(transform.order)):
-        getattr(transform, f"_mask{i}").copy_(mask)
+        setattr(transform, f"_mask{i}", mask)  # the old one may be on the meta device
 
 
 class _Implicit(torch.autograd.Function):

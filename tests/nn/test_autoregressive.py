@@ -266,8 +266,11 @@ def test_errors():
         transform.inverse(torch.zeros(3))
     with pytest.raises(ValueError, match="context: expected None"):
         transform(torch.zeros(2, 3), torch.zeros(2, 1))
-    with pytest.raises(ValueError, match=r"context: expected \(2, num_context\), got None"):
+    with pytest.raises(ValueError, match=r"context: expected \(2, 2\), got None"):
         MaskedAffineAutoregressive(3, num_context=2).inverse(torch.zeros(2, 3))
+    for shape in ((2, 5), (3, 2)):
+        with pytest.raises(ValueError, match=r"context: expected \(2, 2\), got \("):
+            MaskedAffineAutoregressive(3, num_context=2)(torch.zeros(2, 3), torch.zeros(shape))
 
 
 @pytest.mark.peers
