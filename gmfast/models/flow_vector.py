@@ -88,8 +88,10 @@ class VectorFlow(ImageFlow):
     def dequantize(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         if self.num_levels is not None:
             return super().dequantize(x, seed)
-        log_det = -self.std.to(self.dtype(x)).log().sum()
-        return (x - self.mean) / self.std, log_det.expand(len(x))
+        dtype = self.dtype(x)
+        mean, std = self.mean.to(dtype), self.std.to(dtype)
+        y = (x.to(dtype) - mean) / std
+        return y.to(next(self.parameters()).dtype), -std.log().sum().expand(len(x))
 
     def quantize(self, y: Tensor) -> Tensor:
         return super().quantize(y) if self.num_levels is not None else y * self.std + self.mean

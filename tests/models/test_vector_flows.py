@@ -1,5 +1,6 @@
 """MAF, IAF and spline flows: what they have in common."""
 
+import copy
 import math
 
 import pytest
@@ -130,6 +131,28 @@ def test_states_and_config():
         again.load_state_dict(model.state_dict())
         x = model.sample(4, seed=1)
         torch.testing.assert_close(again.log_prob(x), model.log_prob(x))
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("data", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_data_and_weights_of_any_dtypes(vectors, weights, data):
+    model = copy.deepcopy(vectors).to(weights)
+    x = vectors.sample(3, seed=0).to(data)
+    with torch.no_grad():
+        expected = vectors.log_prob(x.double())
+        tolerance = 2.0 if torch.bfloat16 in (weights, data) else 1e-2
+        torch.testing.assert_close(model.log_prob(x).double(), expected, rtol=0.2, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_a_state_is_assigned_to_a_model_without_memory(name):
+    cls, options = VECTORS[name]
+    model = build(cls, {**options, "image_shape": (3,)})
+    with torch.device("meta"):
+        again = cls(**model.config)
+    again.load_state_dict(model.state_dict(), assign=True)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(again.eval().log_prob(x), model.log_prob(x))
 
 
 def test_errors():
