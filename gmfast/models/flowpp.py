@@ -15,6 +15,7 @@ from ..nn import (
     Squeeze2d,
     Transform,
 )
+from ..nn.transform import no_log_det
 from .autoregressive import check_at_least
 from .flow_image import ImageFlow, add_label
 from .image import label_embedding
@@ -26,11 +27,11 @@ class Checkerboard(Transform):
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
         left, right = x.unflatten(3, (-1, 2)).unbind(4)
-        return torch.cat(self._exchange_in_odd_rows(left, right), 1), x.new_zeros(len(x))
+        return torch.cat(self._exchange_in_odd_rows(left, right), 1), no_log_det(x)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
         left, right = self._exchange_in_odd_rows(*z.chunk(2, 1))
-        return torch.stack([left, right], 4).flatten(3), z.new_zeros(len(z))
+        return torch.stack([left, right], 4).flatten(3), no_log_det(z)
 
     @staticmethod
     def _exchange_in_odd_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,6 +183,7 @@ class Dequantizer(nn.Module):
         for block in blocks:
             h = block(h, None)
         t, log_det = self.transform(noise, h)
+        t = t.to(torch.promote_types(t.dtype, torch.float32))  # halves do not tell places within a level
         log_det = log_det + (F.logsigmoid(t) + F.logsigmoid(-t)).flatten(1).sum(1)
         return torch.sigmoid(t), GF.gaussian_log_prob(noise) - log_det
 

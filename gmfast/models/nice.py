@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import ActNorm, AffineCoupling, Permute, Sequential, Transform
+from ..nn.transform import no_log_det
 from .autoregressive import check_at_least
 from .flow_image import ImageFlow, add_label
 from .image import label_embedding
@@ -41,10 +42,10 @@ class Flatten(Transform):
         self.shape = shape
 
     def forward(self, x, context=None):
-        return x.flatten(1), x.new_zeros(len(x))
+        return x.flatten(1), no_log_det(x)
 
     def inverse(self, z, context=None):
-        return z.unflatten(1, self.shape), z.new_zeros(len(z))
+        return z.unflatten(1, self.shape), no_log_det(z)
 
 
 class NICE(ImageFlow):
@@ -118,7 +119,8 @@ class NICE(ImageFlow):
         return (F.logsigmoid(z) + F.logsigmoid(-z)).sum(1)
 
     def noise(self, n, seed, dtype, device) -> Tensor:
-        z = super().noise(n, seed, dtype, device)
         if self.base == "normal":
-            return z
-        return torch.special.log_ndtr(z) - torch.special.log_ndtr(-z)  # by the CDFs, which are equal
+            return super().noise(n, seed, dtype, device)
+        z = super().noise(n, seed, torch.promote_types(dtype, torch.float32), device)
+        # By the CDFs, which are equal.
+        return (torch.special.log_ndtr(z) - torch.special.log_ndtr(-z)).to(dtype)

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -61,6 +62,32 @@ class TestFlowPPOfUniformNoise(TestFlowPP):
 
     test_density_of_the_noise = None
     test_probabilities_are_those_of_samples = None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_models_dequantize_in_float32(dtype):
+    """Whatever half precision has of the noise, its place in the level and its density agree."""
+    torch.manual_seed(0)
+    model = FlowPP(
+        (3, 16, 16),
+        (0, 0, 0),
+        num_filters=4,
+        num_blocks=0,
+        num_components=2,
+        dequantizer_couplings=1,
+        dequantizer_filters=4,
+        dequantizer_blocks=0,
+        num_levels=65536,
+    )
+    half = copy.deepcopy(model).to(dtype)
+    x = images(model, 2).to(dtype)
+    noise = GF.standard_normal(x.shape, seed=1, dtype=dtype)
+    with torch.no_grad():
+        u, log_density = half.dequantizer(x, noise)
+        _, expected = half.float().dequantizer(x.float(), noise.float())
+        assert u.dtype == log_density.dtype == torch.float32
+        torch.testing.assert_close(log_density, expected, rtol=0, atol=1.5)
+        assert half.to(dtype).log_prob(x, seed=1).isfinite().all()
 
 
 def test_checkerboard_splits_fields():

@@ -29,6 +29,13 @@ class TestNICEOfNormalNoise(TestNICE):
         return super().tiny() | {"base": "normal", "alpha": 0.05}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_models_draw(dtype):
+    model = NICE((1, 2, 4), hidden=8).to(dtype).eval()
+    x = model.sample(64, seed=1)
+    assert x.dtype == dtype and x.isfinite().all() and x.unique().numel() > 10
+
+
 def test_couplings_keep_volume():
     """All of the log-determinant is that of the scales and of the levels."""
     model = NICE((1, 2, 4), hidden=8, num_levels=5)
