@@ -35,6 +35,8 @@ def check_label(label: Tensor | None, count: int, num_labels: int | None) -> Ten
         return None
     if label is None:
         raise ValueError(f"label: expected {count} integers below {num_labels}, got None")
+    if not isinstance(label, Tensor):
+        raise TypeError(f"label: expected a tensor of {count} integers, got {type(label).__name__}")
     if label.shape != (count,) or label.dtype not in INTEGERS:
         raise ValueError(f"label: expected {count} integers, got {label.dtype} of shape {tuple(label.shape)}")
     label = label.long()

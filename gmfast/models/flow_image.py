@@ -75,6 +75,7 @@ class ImageFlow(nn.Module):
         with more of them, at their cost in time and memory. `seed` as in `forward`."""
         check_at_least(1, num_samples=num_samples)
         if num_samples > 1:
+            label = self.check_input(x, label)
             label = None if label is None else label.repeat_interleave(num_samples, 0)
             x = x.repeat_interleave(num_samples, 0)
         z, log_det = self(x, label, seed=seed)

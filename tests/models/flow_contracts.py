@@ -246,6 +246,8 @@ class FlowContracts:
             model.loss(x, torch.tensor([0, 1]))
         with pytest.raises(ValueError, match="label: expected 2 integers below 3, got None"):
             conditional.loss(x)
+        with pytest.raises(TypeError, match="label: expected a tensor"):
+            conditional.log_prob(x, 1, num_samples=2)
         with pytest.raises(ValueError, match="label: expected integers from 0 to 2, got values from 3 to 3"):
             conditional.sample(2, label=3)
         with pytest.raises(ValueError, match="n: expected a number of images, got -1"):
