@@ -1,5 +1,6 @@
 """The `gmfast` command."""
 
+import inspect
 import json
 import math
 import sys
@@ -174,7 +175,7 @@ def sample(
         str | None,
         typer.Option(
             help="cached: nothing is computed twice; naive: a full pass for each value. "
-            "[default: cached; flows need neither]"
+            "[default: cached; of flows only maf, iaf and spline_flow have them]"
         ),
     ] = None,
     weights: Annotated[
@@ -205,14 +206,17 @@ def sample(
         _sample_vectors(model.to(device), settings, n or 2000, label, out or Path("samples.npz"), options)
         return
     sound = settings.rate is not None
-    one_pass = not hasattr(model, "decoder")  # as flows draw
-    if one_pass:
-        asked = {"method": method, "weights": weights, "complete": complete, "compare": compare}
+    flow = not hasattr(model, "decoder")
+    takes_method = "method" in inspect.signature(model.sample).parameters
+    if flow:
+        asked = {"weights": weights, "complete": complete}
+        if not takes_method:
+            asked |= {"method": method, "compare": compare}
         for name, value in asked.items():
             if value:
                 raise ValueError(
-                    f"{name}: expected an autoregressive model, which draws value after value, but "
-                    f"{settings.model} draws a sample in one pass"
+                    f"{name}: expected a model that draws each value given those before it, got "
+                    f"{settings.model}, a flow"
                 )
     if sound and complete:
         raise ValueError("complete: expected a model of images, got one of sound")
@@ -228,7 +232,7 @@ def sample(
     if label is None and num_labels is not None and not complete:
         label = torch.arange(n, device=device) % num_labels
     options = {"label": label, "seed": seed, "temperature": temperature}
-    if not one_pass:
+    if not flow:
         options["progress"] = True
     count, levels = n, model.config["num_levels"]
     if sound:
@@ -246,7 +250,8 @@ def sample(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     method = method or "cached"
-    drawn, seconds = draw() if one_pass else draw(method=method, weights=weights)
+    how = ({"method": method} if takes_method else {}) | ({} if flow else {"weights": weights})
+    drawn, seconds = draw(**how)
     if sound:
         duration = drawn.numel() / settings.rate
         print(

@@ -138,10 +138,19 @@ def test_flows_are_trained_evaluated_and_sampled_in_one_pass(gmfast_command, tmp
         ["--complete"],
     ):
         status, _, err = gmfast_command("sample", run, *arguments, "--out", picture)
-        sentence = (
-            f"{arguments[0][2:]}: expected an autoregressive model, which draws value after value, but "
-        )
-        assert (status, err) == (2, f"gmfast: {sentence}glow draws a sample in one pass\n")
+        name = arguments[0][2:]
+        sentence = f"{name}: expected a model that draws each value given those before it, got glow, a flow"
+        assert (status, err) == (2, f"gmfast: {sentence}\n")
+
+
+def test_autoregressive_flows_of_images_are_sampled_by_both_methods(gmfast_command, tmp_path):
+    run, picture = tmp_path / "run", tmp_path / "grid.png"
+    options = ["--data", "digits", "--out", run, "--steps", "1", "--set", "hidden=[8]"]
+    assert gmfast_command("train", "maf", *options)[0] == 0
+    status, out, err = gmfast_command("sample", run, "--n", "2", "--compare", "--out", picture)
+    assert status == 0, err
+    assert re.search(r"cached \d+\.\d\d s, naive \d+\.\d\d s", out) and "128 values agree" in out
+    assert gmfast_command("sample", run, "--n", "2", "--method", "naive", "--out", picture)[0] == 0
 
 
 def test_help_of_training_names_every_model(gmfast_command):
