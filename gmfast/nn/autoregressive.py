@@ -23,7 +23,8 @@ class MaskedAutoregressive(Transform):
     once, when the last value that it may see has become known: the arithmetic of one pass, in D steps. It
     equals, to rounding, what D full passes give (`gmfast.nn.naive_inverse` runs those). Gradients through
     the inverse are those of the implicit function: one more pass, and a triangular solve that is again as
-    much work as one pass; there is no second derivative through it, which is an error.
+    much work as one pass; there is no second derivative through it, which is an error. Both directions run
+    the network in the dtype of its weights, under autocast too, so that they undo each other.
 
     Args:
         num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
@@ -93,7 +94,10 @@ class MaskedAutoregressive(Transform):
     def _run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """The parameters of each value, and the sums of the hidden units."""
         masks = [getattr(self, f"_mask{i}") for i in range(len(self.net.layers) + 1)]
-        return self.net.outputs_and_sums(x, masks, context)
+        dtype = self.net.layers[0].weight.dtype
+        context = context if context is None else context.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.net.outputs_and_sums(x.to(dtype), masks, context)
 
     def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
         if x.dim() < 2 or x.shape[1:].numel() != self.net.num_inputs:
@@ -131,7 +135,8 @@ class MaskedAutoregressive(Transform):
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         weights, direct = self._in_steps(dtype)
         steps = z.index_select(1, self.order).to(dtype)
-        x, log_det = self._steps(steps, weights, direct, self._offsets(context, dtype))
+        with torch.autocast(z.device.type, enabled=False):
+            x, log_det = self._steps(steps, weights, direct, self._offsets(context, dtype))
         return x.index_select(1, self.order.argsort()).to(z.dtype), log_det
 
     def _steps(self, z, weights, direct, offsets) -> tuple[Tensor, Tensor]:

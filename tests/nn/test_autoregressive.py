@@ -204,6 +204,32 @@ def test_halves_compute_in_float32(dtype):
     assert torch.equal(x, wide[0].to(dtype)) and torch.equal(log_det, wide[1])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_directions_undo_each_other_under_autocast(kind):
+    transform = build(kind, torch.float32, num_inputs=16, hidden=(32, 32), num_context=3)
+    z, context = inputs(transform, 9, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        x, log_det = transform.inverse(z, context)
+        with torch.no_grad():
+            plain = transform.inverse(z, context)
+        again, back = transform(x, context)
+    torch.testing.assert_close(again, z, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(back, -log_det, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((x, log_det), plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_values_of_another_dtype_than_the_weights(dtype):
+    transform = build("affine", torch.float32, num_inputs=6, hidden=(12,))
+    x, _ = inputs(transform, 5, dtype)
+    z, log_det = transform(x)
+    expected = transform(x.float())
+    assert z.dtype == dtype
+    bound = max(torch.finfo(dtype).eps, 1e-6) * 4
+    torch.testing.assert_close(z.float(), expected[0], rtol=bound, atol=bound)
+    torch.testing.assert_close(log_det.float(), expected[1], rtol=1e-5, atol=1e-5)
+
+
 def test_state_dict_brings_the_order():
     first = build("affine", num_inputs=5, hidden=(7,), order=[3, 1, 4, 0, 2])
     second = MaskedAffineAutoregressive(5, (7,)).double()
