@@ -130,6 +130,9 @@ def calls(spatial, seed):
     for bins, inverse in ((8, False), (8, True), (3, True)):
         params = random(2, 6, 3 * bins - 1, *spatial).movedim(2, -1).split([bins, bins, bins - 1], -1)
         yield Spline("rational_quadratic_spline", (random(2, 6, *spatial), *params), {"inverse": inverse})
+    params = random(2, 6, 23, *spatial).movedim(2, -1)
+    packed = {"heights": None, "derivatives": None, "packed": True}
+    yield Spline("rational_quadratic_spline", (random(2, 6, *spatial), params), packed)
     x = random(2, 6, *spatial)
     for scale_map, shift_first, inverse in (("exp", 0, 0), ("sigmoid", 1, 1), ("tanh", 0, 1), ("atan", 1, 0)):
         options = {"scale_map": scale_map, "shift_first": bool(shift_first), "inverse": bool(inverse)}

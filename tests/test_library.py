@@ -34,7 +34,8 @@ SIGNATURES = {
     "standard_normal": "(shape, *, seed=None, dtype=torch.float32, device=None)",
     "logistic_mixture_cdf": "(x, logits, means, log_scales, *, inverse=False, reduction='sum')",
     "rational_quadratic_spline": "(x, widths, heights, derivatives, *, bound=3.0, tails='linear', "
-    "min_bin_width=0.001, min_bin_height=0.001, min_derivative=0.001, inverse=False, reduction='sum')",
+    "min_bin_width=0.001, min_bin_height=0.001, min_derivative=0.001, inverse=False, reduction='sum', "
+    "packed=False)",
 }
 
 WITHOUT_LIBRARY = """

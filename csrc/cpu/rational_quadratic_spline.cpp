@@ -66,57 +66,76 @@ void copy_tile(const SplineOperand& operand, const RationalQuadraticSpline& args
   });
 }
 
+// Whether b goes on where `count` bins of a end.
+bool follows(const SplineOperand& b, const SplineOperand& a, int64_t count) {
+  const int64_t size = a.dtype == DType::float64 ? 8 : a.dtype == DType::float32 ? 4 : 2;
+  return a.data && b.data == static_cast<char*>(a.data) + count * a.bin_stride * size &&
+         a.dtype == b.dtype && a.batch_stride == b.batch_stride &&
+         a.group_stride == b.group_stride && a.pixel_stride == b.pixel_stride &&
+         a.bin_stride == b.bin_stride;
+}
+
+// The same of widths, heights and derivatives, those that there are: at once where they are views
+// of one tensor.
+template <Copy direction, class S>
+void copy_params(const SplineOperand (&params)[3], const RationalQuadraticSpline& args,
+                 int64_t first, int count, S* rows) {
+  const int64_t bins[] = {args.bins, args.bins, args.raw_derivatives};
+  for (int i = 0, next; i < 3; i = next) {
+    int64_t joined = bins[i];
+    for (next = i + 1; next < 3 && follows(params[next], params[i], joined); ++next) {
+      joined += bins[next];
+    }
+    if (params[i].data) copy_tile<direction>(params[i], args, first, count, joined, rows);
+    rows += joined * tile_pixels;
+  }
+}
+
 // The parameters of a tile's elements, and what is made of them in place.
 template <class S>
 struct Bins {
   using V = Native<S>;
   const RationalQuadraticSpline& args;
-  Tile<S> x, widths, heights, derivatives;
-  S* raw_derivatives;  // the rows of those that there are; row k of `derivatives` is knot k
+  int64_t first_knot;  // whose slope is not fixed
+  Tile<S> x, params;
 
   explicit Bins(const RationalQuadraticSpline& args)
-      : args(args),
-        x(1),
-        widths(args.bins),
-        heights(args.bins),
-        derivatives(args.bins + 1),
-        raw_derivatives(derivatives.row(args.linear_tails ? 1 : 0)) {
-    // What no element fills: lanes beyond the last, and knots whose slope is fixed.
-    const auto clear = [](S* row, int64_t rows) {
-      for (int64_t i = 0; i < rows * tile_pixels; ++i) row[i] = 0;
-    };
-    clear(x.row(0), 1);
-    clear(widths.row(0), args.bins);
-    clear(heights.row(0), args.bins);
-    clear(derivatives.row(0), args.bins + 1);
+      : args(args), first_knot(args.linear_tails ? 1 : 0), x(1), params(3 * args.bins + 1) {
+    // What no element fills: lanes beyond the last, and the last knot where its slope is fixed.
+    for (int i = 0; i < tile_pixels; ++i) x.row(0)[i] = 0;
+    for (int64_t i = 0; i < (3 * args.bins + 1) * tile_pixels; ++i) params.row(0)[i] = 0;
   }
+
+  S* width(int64_t k) { return params.row(k); }
+  S* height(int64_t k) { return params.row(args.bins + k); }
+  // Of knot k, anything where its slope is fixed.
+  S* derivative(int64_t k) { return params.row(2 * args.bins + k - first_knot); }
 
   void load_elements(int64_t first, int count) {
     copy_tile<Copy::in>(args.x, args, first, count, 1, x.row(0));
-    copy_tile<Copy::in>(args.widths, args, first, count, args.bins, widths.row(0));
-    copy_tile<Copy::in>(args.heights, args, first, count, args.bins, heights.row(0));
-    copy_tile<Copy::in>(args.derivatives, args, first, count, args.raw_derivatives,
-                        raw_derivatives);
+    copy_params<Copy::in>({args.widths, args.heights, args.derivatives}, args, first, count,
+                          params.row(0));
   }
 };
 
-// Lanes i.. of `rows` become e^(row - max), and their sum is returned.
+// Lanes of `bins` rows from `row` on become e^(row - max), and their sum is returned.
 template <class V>
-V exponentials(Tile<Scalar<V>>& rows, int bins, int i) {
-  V top = load<V>(rows.row(0) + i), total = splat<V>(0);
-  for (int k = 1; k < bins; ++k) top = max(top, load<V>(rows.row(k) + i));
+V exponentials(Scalar<V>* row, int bins) {
+  V top = load<V>(row);
+  for (int k = 1; k < bins; ++k) top = max(top, load<V>(row + k * tile_pixels));
+  ExponentialSum<V> total;
   for (int k = 0; k < bins; ++k) {
-    const V value = exp_nonpositive(load<V>(rows.row(k) + i) - top);
-    store(rows.row(k) + i, value);
-    total += value;
+    const V value = exp_nonpositive(load<V>(row + k * tile_pixels) - top);
+    store(row + k * tile_pixels, value);
+    total.add(value);
   }
-  return total;
+  return total.value();
 }
 
 // An element's bin, and what its gradient needs besides.
 template <class V>
 struct Found {
-  V x, at, total_width, total_height;
+  V x, at;
   SplineAxis<V> x_axis, y_axis;
   SplinePlace<V> place;
   SplineBin<V> bin;
@@ -124,23 +143,16 @@ struct Found {
 
 template <bool inverse, class V>
 GMFAST_HD Found<V> find(Bins<Scalar<V>>& bins, const Spline<V>& spline, int i) {
-  Found<V> found;
-  found.x = load<V>(bins.x.row(0) + i);
-  found.at = clamp_to(found.x, spline.bound);
-  found.total_width = exponentials<V>(bins.widths, spline.bins, i);
-  found.total_height = exponentials<V>(bins.heights, spline.bins, i);
-  const auto axis = [&](Scalar<V> spread, V total, Scalar<V> least) {
-    return SplineAxis<V>{quotient(splat<V>(spread), total), spline.bound, least};
-  };
-  found.x_axis = axis(spline.spread_width, found.total_width, spline.least_width);
-  found.y_axis = axis(spline.spread_height, found.total_height, spline.least_height);
-  found.place = find_bin<inverse>(
-      found.at, spline, found.x_axis, found.y_axis,
-      [&](int k) { return load<V>(bins.widths.row(k) + i); },
-      [&](int k) { return load<V>(bins.heights.row(k) + i); },
-      [&](int k) { return load<V>(bins.derivatives.row(k) + i); });
-  found.bin = bin_at(found.place, spline, found.x_axis, found.y_axis);
-  return found;
+  const V x = load<V>(bins.x.row(0) + i), at = clamp_to(x, spline.bound);
+  const SplineAxis<V> x_axis(exponentials<V>(bins.width(0) + i, spline.bins), spline.spread_width,
+                             spline.bound, spline.least_width);
+  const SplineAxis<V> y_axis(exponentials<V>(bins.height(0) + i, spline.bins), spline.spread_height,
+                             spline.bound, spline.least_height);
+  const SplinePlace<V> place = find_bin<inverse>(
+      at, spline, x_axis, y_axis, [&](int k) { return load<V>(bins.width(k) + i); },
+      [&](int k) { return load<V>(bins.height(k) + i); },
+      [&](int k) { return load<V>(bins.derivative(k) + i); });
+  return {x, at, x_axis, y_axis, place, bin_at(place, spline, x_axis, y_axis)};
 }
 
 template <class V>
@@ -223,33 +235,31 @@ void spline_backward(const RationalQuadraticSplineBackward& backward) {
               spline_gradient<inverse>(found.x, found.at, found.bin, spline,
                                        load<V>(grad_y.row(0) + i), load<V>(grad_log.row(0) + i));
           const SplinePlace<V>& place = found.place;
-          const SplineAxisGradient<V> by_width(found.x_axis, found.total_width, place.index,
-                                               place.before_width, place.width, grad.left,
-                                               grad.width);
-          const SplineAxisGradient<V> by_height(found.y_axis, found.total_height, place.index,
-                                                place.before_height, place.height, grad.below,
-                                                grad.height);
+          const SplineAxisGradient<V> by_width(found.x_axis, place.index, place.before_width,
+                                               place.width, grad.left, grad.width);
+          const SplineAxisGradient<V> by_height(found.y_axis, place.index, place.before_height,
+                                                place.height, grad.below, grad.height);
           const V zero = splat<V>(0), next = place.index + splat<V>(1);
           const V by_raw0 = grad.slope0 * sigmoid(place.raw0);
           const V by_raw1 = grad.slope1 * sigmoid(place.raw1);
-          for (int k = 0; k <= spline.bins; ++k) {
-            const V knot = splat<V>(S(k));
-            store(bins.derivatives.row(k) + i,
-                  select<V>(knot == place.index, by_raw0, select<V>(knot == next, by_raw1, zero)));
-            if (k == spline.bins) break;
-            S *width = bins.widths.row(k) + i, *height = bins.heights.row(k) + i;
+          for (int k = 0; k < spline.bins; ++k) {
+            S *width = bins.width(k) + i, *height = bins.height(k) + i;
             store(width, by_width.by_raw(k, load<V>(width)));
             store(height, by_height.by_raw(k, load<V>(height)));
           }
+          for (int64_t j = 0; j < args.raw_derivatives; ++j) {
+            const V knot = splat<V>(S(j + bins.first_knot));
+            store(bins.derivative(j + bins.first_knot) + i,
+                  select<V>(knot == place.index, by_raw0, select<V>(knot == next, by_raw1, zero)));
+          }
           store(bins.x.row(0) + i, grad.x);
         }
-        const auto store_gradient = [&](const SplineOperand& operand, int64_t rows, S* from) {
-          if (operand.data) copy_tile<Copy::out>(operand, args, first, count, rows, from);
-        };
-        store_gradient(backward.grad_x, 1, bins.x.row(0));
-        store_gradient(backward.grad_widths, args.bins, bins.widths.row(0));
-        store_gradient(backward.grad_heights, args.bins, bins.heights.row(0));
-        store_gradient(backward.grad_derivatives, args.raw_derivatives, bins.raw_derivatives);
+        if (backward.grad_x.data) {
+          copy_tile<Copy::out>(backward.grad_x, args, first, count, 1, bins.x.row(0));
+        }
+        copy_params<Copy::out>(
+            {backward.grad_widths, backward.grad_heights, backward.grad_derivatives}, args, first,
+            count, bins.params.row(0));
       }
     }
   });

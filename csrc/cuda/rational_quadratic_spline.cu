@@ -81,9 +81,11 @@ struct Exponentials {
   Raw<S> raw;
   S top, total;
 
-  GMFAST_DEVICE Exponentials(const Raw<S>& raw, int bins) : raw(raw), top(raw(0)), total(0) {
+  GMFAST_DEVICE Exponentials(const Raw<S>& raw, int bins) : raw(raw), top(raw(0)) {
     for (int k = 1; k < bins; ++k) top = max(top, raw(k));
-    for (int k = 0; k < bins; ++k) total += (*this)(k);
+    ExponentialSum<S> sum;
+    for (int k = 0; k < bins; ++k) sum.add((*this)(k));
+    total = sum.value();
   }
   GMFAST_DEVICE S operator()(int k) const { return exp_nonpositive(raw(k) - top); }
 };
@@ -103,9 +105,9 @@ GMFAST_DEVICE Found<S> find(const RationalQuadraticSpline& args, const Spline<S>
   const S x = element.read<S>(args.x), at = clamp_to(x, spline.bound);
   const Exponentials<S> widths(element.raw<S>(args.widths), spline.bins);
   const Exponentials<S> heights(element.raw<S>(args.heights), spline.bins);
-  const SplineAxis<S> x_axis{spline.spread_width / widths.total, spline.bound, spline.least_width};
-  const SplineAxis<S> y_axis{spline.spread_height / heights.total, spline.bound,
-                             spline.least_height};
+  const SplineAxis<S> x_axis(widths.total, spline.spread_width, spline.bound, spline.least_width);
+  const SplineAxis<S> y_axis(heights.total, spline.spread_height, spline.bound,
+                             spline.least_height);
   const Raw<S> raw = element.raw<S>(args.derivatives);
   const int first = spline.linear_tails ? 1 : 0, count = int(args.raw_derivatives);
   const auto derivatives = [&](int knot) {
@@ -155,16 +157,15 @@ __global__ void __launch_bounds__(backward_threads, 4)
 
   if (backward.grad_x.data) element.write(backward.grad_x, 0, grad.x);
   if (backward.grad_widths.data) {
-    const SplineAxisGradient<S> by_width(found.x_axis, found.widths.total, place.index,
-                                         place.before_width, place.width, grad.left, grad.width);
+    const SplineAxisGradient<S> by_width(found.x_axis, place.index, place.before_width, place.width,
+                                         grad.left, grad.width);
     for (int k = 0; k < spline.bins; ++k) {
       element.write(backward.grad_widths, k, by_width.by_raw(k, found.widths(k)));
     }
   }
   if (backward.grad_heights.data) {
-    const SplineAxisGradient<S> by_height(found.y_axis, found.heights.total, place.index,
-                                          place.before_height, place.height, grad.below,
-                                          grad.height);
+    const SplineAxisGradient<S> by_height(found.y_axis, place.index, place.before_height,
+                                          place.height, grad.below, grad.height);
     for (int k = 0; k < spline.bins; ++k) {
       element.write(backward.grad_heights, k, by_height.by_raw(k, found.heights(k)));
     }

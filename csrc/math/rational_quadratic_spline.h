@@ -45,17 +45,46 @@ struct Spline {
         spread_height(Scalar<V>(2 * bound * (1 - min_bin_height * double(bins)))) {}
 };
 
-// The bins along one axis. Bin k has `exponential` e^(raw_k - max), which `scale` makes its share.
+// A sum of exponentials e^(raw - max), each at most 1, with what its additions round away: a knot
+// is known to an ulp of the bound only if its sum is, and a narrow bin magnifies what is missing.
+template <class V>
+class ExponentialSum {
+ public:
+  GMFAST_HD void add(V term) {
+    const V sum = high_ + term;
+    low_ += term - (sum - high_);  // exact, as high_ is not below the term
+    high_ = sum;
+  }
+  GMFAST_HD V value() const { return (high_ - splat<V>(1)) + low_; }
+
+ private:
+  V high_ = splat<V>(1), low_ = splat<V>(0);
+};
+
+// The bins along one axis. Bin k has `exponential` e^(raw_k - max), and all of them `total`.
 template <class V>
 struct SplineAxis {
-  V scale;
-  Scalar<V> bound, least;
+  V total, scale;  // of an exponential, to its share
+  Scalar<V> spread, bound, least;
+
+  GMFAST_HD SplineAxis(V total, Scalar<V> spread, Scalar<V> bound, Scalar<V> least)
+      : total(total),
+        scale(quotient(splat<V>(spread), total)),
+        spread(spread),
+        bound(bound),
+        least(least) {}
 
   GMFAST_HD V size(V exponential) const { return fma(exponential, scale, splat<V>(least)); }
-  // The left end of bin `index`, before which the exponentials sum to `before`.
-  GMFAST_HD V knot(V before, V index) const {
-    return fma(before, scale, fma(index, splat<V>(least), splat<V>(-bound)));
+  // The left end of bin `index`, before which the exponentials sum to `before`: it does not fall
+  // where neither does.
+  GMFAST_HD V knot(V before, V index) const { return fma(before, scale, start(index)); }
+  // The same, rounded less often.
+  GMFAST_HD V exact_knot(V before, V index) const {
+    return fma(quotient(before, total), splat<V>(spread), start(index));
   }
+
+ private:
+  GMFAST_HD V start(V index) const { return fma(index, splat<V>(least), splat<V>(-bound)); }
 };
 
 // An element's bin: the exponentials of its width and height and the sums of those before it, and
@@ -82,27 +111,28 @@ template <bool inverse, class V, class Widths, class Heights, class Derivatives>
 GMFAST_HD SplinePlace<V> find_bin(V at, const Spline<V>& spline, const SplineAxis<V>& x_axis,
                                   const SplineAxis<V>& y_axis, const Widths& widths,
                                   const Heights& heights, const Derivatives& derivatives) {
-  V width = widths(0), height = heights(0), raw1 = derivatives(1);
-  V before_width = splat<V>(0), before_height = splat<V>(0);
-  SplinePlace<V> place{before_width,  width,          before_width, height,
-                       before_height, derivatives(0), raw1};
+  const V zero = splat<V>(0);
+  V width = widths(0), height = heights(0), raw1 = derivatives(1), before = zero;
+  SplinePlace<V> place{zero, width, zero, height, zero, derivatives(0), raw1};
+  ExponentialSum<V> before_width, before_height;
   for (int k = 1; k < spline.bins; ++k) {
     const V index = splat<V>(Scalar<V>(k)), raw0 = raw1;
-    before_width += width;
-    before_height += height;
+    before += inverse ? height : width;
+    // Knots do not fall, so that it is true up to the bin and false behind.
+    const auto beyond = at >= (inverse ? y_axis : x_axis).knot(before, index);
+    before_width.add(select<V>(beyond, width, zero));
+    before_height.add(select<V>(beyond, height, zero));
     width = widths(k);
     height = heights(k);
     raw1 = derivatives(k + 1);
-    const auto beyond =
-        at >= (inverse ? y_axis.knot(before_height, index) : x_axis.knot(before_width, index));
     place.index = select<V>(beyond, index, place.index);
     place.width = select<V>(beyond, width, place.width);
-    place.before_width = select<V>(beyond, before_width, place.before_width);
     place.height = select<V>(beyond, height, place.height);
-    place.before_height = select<V>(beyond, before_height, place.before_height);
     place.raw0 = select<V>(beyond, raw0, place.raw0);
     place.raw1 = select<V>(beyond, raw1, place.raw1);
   }
+  place.before_width = before_width.value();
+  place.before_height = before_height.value();
   return place;
 }
 
@@ -110,9 +140,9 @@ template <class V>
 GMFAST_HD SplineBin<V> bin_at(const SplinePlace<V>& place, const Spline<V>& spline,
                               const SplineAxis<V>& x_axis, const SplineAxis<V>& y_axis) {
   const V one = splat<V>(1), least = splat<V>(spline.min_derivative);
-  SplineBin<V> bin{x_axis.knot(place.before_width, place.index),
+  SplineBin<V> bin{x_axis.exact_knot(place.before_width, place.index),
                    x_axis.size(place.width),
-                   y_axis.knot(place.before_height, place.index),
+                   y_axis.exact_knot(place.before_height, place.index),
                    y_axis.size(place.height),
                    least + softplus(place.raw0),
                    least + softplus(place.raw1)};
@@ -276,14 +306,13 @@ template <class V>
 struct SplineAxisGradient {
   V scale, index, start, size, mean;
 
-  // `total` is the sum of the exponentials.
-  GMFAST_HD SplineAxisGradient(const SplineAxis<V>& axis, V total, V index, V before, V exponential,
+  GMFAST_HD SplineAxisGradient(const SplineAxis<V>& axis, V index, V before, V exponential,
                                V by_start, V by_size)
       : scale(axis.scale),
         index(index),
         start(by_start),
         size(by_size),
-        mean(quotient(fma(by_start, before, by_size * exponential), total)) {}
+        mean(quotient(fma(by_start, before, by_size * exponential), axis.total)) {}
 
   GMFAST_HD V by_raw(int k, V exponential) const {
     const V at = splat<V>(Scalar<V>(k)), zero = splat<V>(0);

@@ -83,15 +83,50 @@ Tensor empty_in_order(const Tensor& tensor) {
   return empty_strided(tensor, sizes, strides, tensor.scalar_type());
 }
 
+using Given = std::optional<Tensor>;
+
+// Widths, heights and derivatives: as given, or where the last two are not, views of the first,
+// which then holds all three, one after the other.
+struct Params {
+  bool packed;
+  Tensor widths, heights, derivatives;
+
+  Params(const Tensor& given, const Given& heights_given, const Given& derivatives_given,
+         bool linear_tails)
+      : packed(!heights_given), widths(given) {
+    STD_TORCH_CHECK(heights_given.has_value() == derivatives_given.has_value(),
+                    "heights, derivatives: expected both or neither");
+    if (heights_given) {
+      heights = *heights_given;
+      derivatives = *derivatives_given;
+      return;
+    }
+    const int64_t bins = linear_tails ? 1 : -1;
+    split(given, (given.size(given.dim() - 1) + bins) / 3);
+  }
+
+  // Of another tensor of the same shape, its parts.
+  void split(const Tensor& all, int64_t bins) {
+    const int64_t dim = all.dim() - 1;
+    STD_TORCH_CHECK(bins > 0 && all.size(dim) >= 2 * bins,
+                    "widths: expected (B, *D, 3 K - 1), or 3 K + 1 without linear tails");
+    widths = torch::stable::narrow(const_cast<Tensor&>(all), dim, 0, bins);
+    heights = torch::stable::narrow(const_cast<Tensor&>(all), dim, bins, bins);
+    derivatives =
+        torch::stable::narrow(const_cast<Tensor&>(all), dim, 2 * bins, all.size(dim) - 2 * bins);
+  }
+};
+
 struct Inputs {
   Walk walk;
   Tensor x, widths, heights, derivatives;  // as they are walked
   RationalQuadraticSpline args;
 
-  Inputs(const Tensor& x_given, const Tensor& widths_given, const Tensor& heights_given,
-         const Tensor& derivatives_given, double bound, bool linear_tails, double min_bin_width,
-         double min_bin_height, double min_derivative, bool inverse)
-      : walk(x_given, {&x_given, &widths_given, &heights_given, &derivatives_given}), args{} {
+  Inputs(const Tensor& x_given, const Params& params, double bound, bool linear_tails,
+         double min_bin_width, double min_bin_height, double min_derivative, bool inverse)
+      : walk(x_given, {&x_given, &params.widths, &params.heights, &params.derivatives}), args{} {
+    const Tensor &widths_given = params.widths, &heights_given = params.heights;
+    const Tensor& derivatives_given = params.derivatives;
     const int64_t dim = x_given.dim();
     STD_TORCH_CHECK(dim >= 1 && widths_given.dim() == dim + 1 && widths_given.size(dim) > 0,
                     "widths: expected (B, *D, K)");
@@ -129,12 +164,12 @@ struct Inputs {
 };
 
 // y and the log-derivatives, summed over each sample or one by one.
-std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& widths, const Tensor& heights,
-                                   const Tensor& derivatives, double bound, bool linear_tails,
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& widths, const Given& heights,
+                                   const Given& derivatives, double bound, bool linear_tails,
                                    double min_bin_width, double min_bin_height,
                                    double min_derivative, bool inverse, bool reduce) {
-  Inputs in(x, widths, heights, derivatives, bound, linear_tails, min_bin_width, min_bin_height,
-            min_derivative, inverse);
+  const Params params(widths, heights, derivatives, linear_tails);
+  Inputs in(x, params, bound, linear_tails, min_bin_width, min_bin_height, min_derivative, inverse);
   Tensor y = empty_as(x, sizes_of(x)), y_out = y;
   if (!in.walk.can_walk(y)) y_out = empty_contiguous(x, sizes_of(x), x.scalar_type());
   Tensor log =
@@ -152,12 +187,12 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& widths, const 
 // The gradient by each input, empty where not wanted.
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_log, const Tensor& x,
-    const Tensor& widths, const Tensor& heights, const Tensor& derivatives, double bound,
+    const Tensor& widths, const Given& heights, const Given& derivatives, double bound,
     bool linear_tails, double min_bin_width, double min_bin_height, double min_derivative,
     bool inverse, bool reduce, bool want_x, bool want_widths, bool want_heights,
     bool want_derivatives) {
-  Inputs in(x, widths, heights, derivatives, bound, linear_tails, min_bin_width, min_bin_height,
-            min_derivative, inverse);
+  const Params params(widths, heights, derivatives, linear_tails);
+  Inputs in(x, params, bound, linear_tails, min_bin_width, min_bin_height, min_derivative, inverse);
   RationalQuadraticSplineBackward args{};
   args.forward = in.args;
   Tensor grad_y_in, grad_log_in;
@@ -179,22 +214,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     }
   }
 
-  const auto gradient = [&](const Tensor& tensor, bool wanted, bool bins, SplineOperand& operand,
-                            Tensor& written) {
+  const auto gradient = [&](const Tensor& tensor, bool wanted, bool bins, Tensor& written) {
     if (!wanted) return empty_contiguous(tensor, {0}, tensor.scalar_type());
     Tensor grad = bins ? empty_in_order(tensor) : empty_as(tensor, sizes_of(tensor));
     written = in.walk.can_walk(grad)
                   ? grad
                   : empty_contiguous(tensor, sizes_of(tensor), tensor.scalar_type());
-    operand = in.walk.operand(written);
     return grad;
   };
+  if (params.packed) want_heights = want_derivatives = false;
   Tensor written[4];
-  Tensor grads[] = {
-      gradient(x, want_x, false, args.grad_x, written[0]),
-      gradient(widths, want_widths, true, args.grad_widths, written[1]),
-      gradient(heights, want_heights, true, args.grad_heights, written[2]),
-      gradient(derivatives, want_derivatives, true, args.grad_derivatives, written[3])};
+  Tensor grads[] = {gradient(x, want_x, false, written[0]),
+                    gradient(widths, want_widths, true, written[1]),
+                    gradient(params.heights, want_heights, true, written[2]),
+                    gradient(params.derivatives, want_derivatives, true, written[3])};
+  if (want_x) args.grad_x = in.walk.operand(written[0]);
+  if (params.packed && want_widths) {
+    Params parts = params;
+    parts.split(written[1], in.args.bins);
+    args.grad_widths = in.walk.operand(parts.widths);
+    args.grad_heights = in.walk.operand(parts.heights);
+    args.grad_derivatives = in.walk.operand(parts.derivatives);
+  } else {
+    if (want_widths) args.grad_widths = in.walk.operand(written[1]);
+    if (want_heights) args.grad_heights = in.walk.operand(written[2]);
+    if (want_derivatives) args.grad_derivatives = in.walk.operand(written[3]);
+  }
   GMFAST_RUN(rational_quadratic_spline_backward, x, args);
   const bool wanted[] = {want_x, want_widths, want_heights, want_derivatives};
   for (int i = 0; i < 4; ++i) {
@@ -208,12 +253,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
   m.def(
-      "rational_quadratic_spline(Tensor x, Tensor widths, Tensor heights, Tensor derivatives, "
+      "rational_quadratic_spline(Tensor x, Tensor widths, Tensor? heights, Tensor? derivatives, "
       "float bound, bool linear_tails, float min_bin_width, float min_bin_height, "
       "float min_derivative, bool inverse, bool reduce) -> (Tensor, Tensor)");
   m.def(
       "rational_quadratic_spline_backward(Tensor? grad_y, Tensor? grad_log, Tensor x, "
-      "Tensor widths, Tensor heights, Tensor derivatives, float bound, bool linear_tails, "
+      "Tensor widths, Tensor? heights, Tensor? derivatives, float bound, bool linear_tails, "
       "float min_bin_width, float min_bin_height, float min_derivative, bool inverse, bool reduce, "
       "bool want_x, bool want_widths, bool want_heights, bool want_derivatives) -> "
       "(Tensor, Tensor, Tensor, Tensor)");

@@ -282,8 +282,9 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
         }
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        widths, heights, derivatives = params.split([self.num_bins, self.num_bins, self.num_bins - 1], -1)
-        return GF.rational_quadratic_spline(x, widths, heights, derivatives, inverse=inverse, **self.options)
+        return GF.rational_quadratic_spline(
+            x, params, None, None, inverse=inverse, packed=True, **self.options
+        )
 
 
 @contextmanager

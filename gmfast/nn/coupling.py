@@ -186,9 +186,8 @@ class SplineCoupling(ElementwiseCoupling):
         }
 
     def transform_elements(self, x, params, inverse, reduction):
-        widths, heights, derivatives = params.split([self.num_bins, self.num_bins, self.num_bins - 1], -1)
         return GF.rational_quadratic_spline(
-            x, widths, heights, derivatives, inverse=inverse, reduction=reduction, **self.options
+            x, params, None, None, inverse=inverse, reduction=reduction, packed=True, **self.options
         )
 
 

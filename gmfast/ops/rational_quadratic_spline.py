@@ -23,6 +23,7 @@ def rational_quadratic_spline(
     min_derivative=1e-3,
     inverse=False,
     reduction="sum",
+    packed=False,
 ):
     """A monotone rational-quadratic spline of each element, and the logarithm of its derivative, in one pass.
 
@@ -43,6 +44,10 @@ def rational_quadratic_spline(
         min_bin_width, min_bin_height: from 0 to 1/K. min_derivative: from 0.
         inverse: the other direction, and its log-derivative.
         reduction: `"sum"` over each sample, or `"none"`.
+        packed: True where `widths` is the network's whole output `(B, *D, 3·K-1)`, with `tails=None`
+            `(B, *D, 3·K+1)`: widths, heights and derivatives in this order, and the other two are None. The
+            same as passing the three slices, but the gradient comes in one piece, which spares autograd from
+            joining three.
 
     Returns:
         `(y, log_det)`: y as x; log_det `(B,)`, or `(B, *D)` for `reduction="none"`, float64 if an input is
@@ -72,19 +77,9 @@ def rational_quadratic_spline(
         slope = s**2 * (d1 * theta**2 + 2 * s * m + d0 * (1 - theta) ** 2) / denominator**2
         log_det = slope.log().flatten(1).sum(1)
     """
-    for name, tensor in (("x", x), ("widths", widths), ("heights", heights), ("derivatives", derivatives)):
-        _check.floating(name, tensor)
     _check.one_of("tails", tails, TAILS)
-    if x.dim() == 0:
-        raise ValueError("x: expected shape (B, *D), got a scalar")
-    shape = tuple(x.shape)
-    if widths.dim() != x.dim() + 1 or tuple(widths.shape[:-1]) != shape or widths.shape[-1] == 0:
-        raise ValueError(f"widths: expected shape {_bins_of(shape, 'K')}, got {tuple(widths.shape)}")
-    bins = widths.shape[-1]
-    count = bins - 1 if tails == "linear" else bins + 1
-    for name, tensor, size in (("heights", heights, bins), ("derivatives", derivatives, count)):
-        if tuple(tensor.shape) != (*shape, size):
-            raise ValueError(f"{name}: expected shape {_bins_of(shape, size)}, got {tuple(tensor.shape)}")
+    _check.one_of("packed", packed, (False, True))
+    bins = _check_tensors(x, widths, heights, derivatives, tails, packed)
     _check.number("bound", bound, 1e-30, 1e30)
     _check.number("min_bin_width", min_bin_width, 0, 1 / bins)
     _check.number("min_bin_height", min_bin_height, 0, 1 / bins)
@@ -102,9 +97,37 @@ def rational_quadratic_spline(
         reduction == "sum",
     )
     tensors = (x, widths, heights, derivatives)
-    if not has_kernel(*tensors):
+    if not has_kernel(*(t for t in tensors if t is not None)):
         return _plain(*tensors, *options)
     return _forward(*tensors, *options)
+
+
+def _check_tensors(x, widths, heights, derivatives, tails, packed):
+    """Raises, or gives the number of bins."""
+    _check.floating("x", x)
+    _check.floating("widths", widths)
+    if x.dim() == 0:
+        raise ValueError("x: expected shape (B, *D), got a scalar")
+    shape = tuple(x.shape)
+    more = -1 if tails == "linear" else 1
+    count = widths.shape[-1] if widths.dim() else 0
+    if packed:
+        for name, tensor in (("heights", heights), ("derivatives", derivatives)):
+            if tensor is not None:
+                raise ValueError(f"{name}: expected None, as widths holds all (packed=True), got a tensor")
+        bins = (count - more) // 3
+        if tuple(widths.shape[:-1]) != shape or bins < 1 or count != 3 * bins + more:
+            expected = _bins_of(shape, f"3*K{more:+}")
+            raise ValueError(f"widths: expected shape {expected} (packed=True), got {tuple(widths.shape)}")
+        return bins
+    _check.floating("heights", heights)
+    _check.floating("derivatives", derivatives)
+    if widths.dim() != x.dim() + 1 or tuple(widths.shape[:-1]) != shape or count == 0:
+        raise ValueError(f"widths: expected shape {_bins_of(shape, 'K')}, got {tuple(widths.shape)}")
+    for name, tensor, size in (("heights", heights, count), ("derivatives", derivatives, count + more)):
+        if tuple(tensor.shape) != (*shape, size):
+            raise ValueError(f"{name}: expected shape {_bins_of(shape, size)}, got {tuple(tensor.shape)}")
+    return count
 
 
 def _bins_of(shape, size):
@@ -125,9 +148,10 @@ def _plain(
     reduce,
     *_,
 ):
-    dtype = compute_dtype(x, widths, heights, derivatives)
+    tensors = (x, widths, heights, derivatives)
+    dtype = compute_dtype(*(t for t in tensors if t is not None))
     y, log_det = reference.rational_quadratic_spline(
-        *(t.to(dtype) for t in (x, widths, heights, derivatives)),
+        *(t if t is None else t.to(dtype) for t in tensors),
         bound=bound,
         tails="linear" if linear_tails else None,
         min_bin_width=min_bin_width,
@@ -135,13 +159,14 @@ def _plain(
         min_derivative=min_derivative,
         inverse=inverse,
         reduction="sum" if reduce else "none",
+        packed=heights is None,
     )
     return y.to(x.dtype), log_det
 
 
 def _fake(x, widths, heights, derivatives, *options):
     reduce = options[6]
-    dtype = compute_dtype(x, widths, heights, derivatives)
+    dtype = compute_dtype(*(t for t in (x, widths, heights, derivatives) if t is not None))
     return empty_as(x, x.shape), x.new_empty(x.shape[:1] if reduce else x.shape, dtype=dtype)
 
 
@@ -152,7 +177,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_y, grad_log):
-    needed = ctx.needs_input_grad[:4]
+    given = (t is not None for t in ctx.saved_tensors)
+    needed = [need and is_given for need, is_given in zip(ctx.needs_input_grad, given, strict=False)]
     nothing = (None,) * 7
     if grad_y is None and grad_log is None:
         return None, None, None, None, *nothing
@@ -165,7 +191,7 @@ def _gradient_fake(grad_y, grad_log, x, widths, heights, derivatives, *options):
     tensors, wanted = (x, widths, heights, derivatives), options[7:]
     empty = (empty_as, _empty_in_order, _empty_in_order, _empty_in_order)
     return tuple(
-        make(t, t.shape) if want else t.new_empty((0,))
+        make(t, t.shape) if t is not None and want else (widths if t is None else t).new_empty((0,))
         for make, t, want in zip(empty, tensors, wanted, strict=True)
     )
 

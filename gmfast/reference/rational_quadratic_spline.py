@@ -26,7 +26,11 @@ def rational_quadratic_spline(
     min_derivative=1e-3,
     inverse=False,
     reduction="sum",
+    packed=False,
 ):
+    if packed:
+        bins = (widths.shape[-1] + (1 if tails == "linear" else -1)) // 3
+        widths, heights, derivatives = widths.split([bins, bins, widths.shape[-1] - 2 * bins], -1)
     widths, lefts = _bins(widths, bound, min_bin_width)
     heights, floors = _bins(heights, bound, min_bin_height)
     slopes = min_derivative + F.softplus(derivatives)

@@ -120,6 +120,56 @@ class TestInverse(TestContracts):
     inverse = True
 
 
+class TestPacked(TestContracts):
+    """The parameters in one tensor, as a convolution gives them."""
+
+    conditioned = (1,)
+
+    def forward(self, x, params, inverse=False):
+        params = bins_last(params, x.shape[1])
+        return GF.rational_quadratic_spline(
+            x, params, None, None, tails=self.tails, inverse=inverse, packed=True
+        )
+
+    def plain_forward(self, x, params, inverse=False):
+        params = bins_last(params, x.shape[1])
+        return reference.rational_quadratic_spline(
+            x, params, None, None, tails=self.tails, inverse=inverse, packed=True
+        )
+
+    def inputs(self, shape, dtype, device, channels=2):
+        x, *params = super().inputs(shape, dtype, device, channels)
+        parts = [p.unflatten(1, (channels, p.shape[1] // channels)) for p in params]
+        return [x, torch.cat(parts, 2).flatten(1, 2)]
+
+    def operators(self, x, params):
+        inputs = [x, bins_last(params, x.shape[1]).detach().requires_grad_(params.requires_grad), None, None]
+        options = (3.0, self.tails == "linear", 1e-3, 1e-3, 1e-3, self.inverse, True)
+        y, log_det = (
+            torch.ones_like(t) for t in torch.ops.gmfast.rational_quadratic_spline(*inputs, *options)
+        )
+        return [
+            (torch.ops.gmfast.rational_quadratic_spline.default, (*inputs, *options)),
+            (
+                torch.ops.gmfast.rational_quadratic_spline_backward.default,
+                (y, log_det, *inputs, *options, True, True, False, False),
+            ),
+        ]
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layout_of_results(self, device, layout):
+        x, params = (LAYOUTS[layout](t) for t in self.inputs((3, 5, 19), torch.float32, device))
+        params = bins_last(params, 2)
+        *_, grad = results(
+            lambda *t: GF.rational_quadratic_spline(*t, None, None, packed=True, inverse=self.inverse),
+            [x, params],
+        )
+        order = sorted(range(grad.dim()), key=lambda d: -params.stride(d))
+        assert grad.permute(order).is_contiguous()
+
+    test_nan_is_not_hidden = None  # of the same kernels
+
+
 class TestUnboundedTails(TestContracts):
     tails = None
     round_trip = ROUND_TRIP_OF_LINES
@@ -127,6 +177,21 @@ class TestUnboundedTails(TestContracts):
 
 class TestUnboundedTailsInverse(TestUnboundedTails):
     inverse = True
+
+
+def accurate_reference(x, *params, **options):
+    """In float64, where it is the truth, with the knots added up from the nearer bound.
+
+    Half a turn makes a spline of a spline, with its bins the other way round. From the farther bound a knot is
+    off by several ulp of the bound, which the worst element of `test_bins` multiplies to 500 times the
+    kernel's error; plain PyTorch's float32 sums, which add up in float64, do not show it.
+    """
+    y, log = reference.rational_quadratic_spline(x, *params, **options)
+    if x.dtype != torch.float64:
+        return y, log
+    turned = (p.flip(-1) for p in params)
+    turned_y, turned_log = reference.rational_quadratic_spline(-x, *turned, **options)
+    return torch.where(x > 0, -turned_y, y), torch.where(x > 0, turned_log, log)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -139,8 +204,7 @@ def test_bins(device, dtype, bins, tails, inverse):
     options = {"tails": tails, "inverse": inverse, "bound": 4.0, "min_bin_width": 5e-3}
     options |= {"min_bin_height": 2e-3, "min_derivative": 1e-2, "reduction": "none"}
     call, plain = (
-        lambda *t, f=f: f(*t, **options)
-        for f in (GF.rational_quadratic_spline, reference.rational_quadratic_spline)
+        lambda *t, f=f: f(*t, **options) for f in (GF.rational_quadratic_spline, accurate_reference)
     )
     inputs = [x, *raw_bins((5, 77), bins, tails, dtype, device)]
     if inputs[-1].numel() == 0:  # one bin with both slopes 1 is the identity, and no parameter matters
@@ -288,6 +352,37 @@ def test_views_of_one_tensor(device, layout, inverse):
     assert_same(results(call, [x, *params]), results(call, [x, *(p.contiguous() for p in params)]))
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("tails", ["linear", None])
+@pytest.mark.parametrize("bins", [1, 2, 8])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["slices", "convolution", "every other"])
+def test_packed_is_its_slices(device, layout, dtype, bins, tails, inverse):
+    """The same bits, and the gradient lies as the tensor does."""
+    counts = counts_of(bins, tails)
+    x = (2 * torch.randn(3, 4, 50)).to(device, dtype)
+    if layout == "convolution":
+        params = torch.randn(3, 4, sum(counts), 50).to(device, dtype).movedim(2, -1)
+    elif layout == "slices":
+        params = torch.randn(3, 4, 50, sum(counts)).to(device, dtype)
+    else:
+        params = torch.randn(3, 8, 50, 2 * sum(counts)).to(device, dtype)[:, ::2, :, ::2]
+    options = {"tails": tails, "inverse": inverse}
+    actual = results(
+        lambda x, p: GF.rational_quadratic_spline(x, p, None, None, packed=True, **options), [x, params]
+    )
+    slices = lambda x, p: GF.rational_quadratic_spline(x, *p.split(counts, -1), **options)  # noqa: E731
+    assert_same(actual, results(slices, [x, params]))
+    if layout != "every other":
+        assert actual[-1].stride() == params.stride()
+    plain = lambda x, p: reference.rational_quadratic_spline(  # noqa: E731
+        x, p, None, None, packed=True, **options
+    )
+    double = [x.double(), params.double()]
+    tolerance = 20 * torch.finfo(dtype).eps
+    torch.testing.assert_close(actual[0].double(), plain(*double)[0], rtol=tolerance, atol=tolerance * 100)
+
+
 def test_log_det_does_not_depend_on_threads_or_batch(device):
     for elements in (3, 255, 256, 257, 3000):
         x = 2 * torch.randn(9, elements, device=device)
@@ -316,6 +411,18 @@ def test_log_det_does_not_depend_on_threads_or_batch(device):
         ),
         ({"derivatives": torch.ones(2, 3, 6)}, ValueError, r"derivatives: expected shape \(2, 3, 4\)"),
         ({"tails": None}, ValueError, r"derivatives: expected shape \(2, 3, 6\), got \(2, 3, 4\)"),
+        (
+            {"packed": True},
+            ValueError,
+            r"heights: expected None, as widths holds all \(packed=True\), got a tensor",
+        ),
+        (
+            {"packed": True, "heights": None, "derivatives": None},
+            ValueError,
+            r"widths: expected shape \(2, 3, 3\*K-1\) \(packed=True\), got \(2, 3, 6\)",
+        ),
+        ({"heights": None}, TypeError, r"heights: expected a torch\.Tensor, got NoneType"),
+        ({"packed": "chunk"}, ValueError, r"packed: expected one of False, True, got 'chunk'"),
         ({"tails": "circular"}, ValueError, r"tails: expected one of 'linear', None, got 'circular'"),
         ({"bound": 0.0}, ValueError, r"bound: expected a number in"),
         ({"min_bin_width": 0.3}, ValueError, r"min_bin_width: expected a number in \[0, 0\.2\], got 0\.3"),
@@ -326,6 +433,8 @@ def test_log_det_does_not_depend_on_threads_or_batch(device):
 def test_bad_arguments(change, error, message):
     arguments = {"x": torch.ones(2, 3), "widths": torch.ones(2, 3, 5), "heights": torch.ones(2, 3, 5)}
     arguments |= {"derivatives": torch.ones(2, 3, 4)}
+    if change.get("packed") is True:
+        arguments["widths"] = torch.ones(2, 3, 6)
     with pytest.raises(error, match=message):
         GF.rational_quadratic_spline(**(arguments | change))
 
