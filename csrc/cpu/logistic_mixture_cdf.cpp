@@ -155,8 +155,12 @@ void transform(const LogisticMixtureCdf& args) {
       for (int i = 0; i < count; i += lanes<V>) {
         const V largest = mixture.turn_to(i), given = load<V>(x.row(0) + i);
         V data = given;
-        if (args.inverse) data = solve(mixture, given, largest);
-        const MixturePoint<V> point = evaluate(mixture, data, largest);
+        MixturePoint<V> point;
+        if (args.inverse) {
+          data = solve(mixture, given, largest, point);
+        } else {
+          point = evaluate(mixture, data, largest);
+        }
         const V y = args.inverse ? data : point.logit;
         store(x.row(0) + i, y);
         store_lanes(args.solution, first, i, count, y);
@@ -182,24 +186,19 @@ V gradients(Mixture<V>& mixture, V x, V grad_y, V grad_log_derivative, bool inve
   MixtureSums<V> sums;
   const MixturePoint<V> point =
       evaluate(mixture, x, largest, sums,
-               [&](int64_t k, const LogisticAt<V>& at, const MixtureTerms<V>& of_k, Mask<V> mask) {
+               [&](int64_t k, const ComponentTerms<V>& of_k, V bend, Mask<V> mask) {
                  const auto keep = [&](int j, V value) {
                    store(term(k, j), select<V>(mask, value, load<V>(term(k, j))));
                  };
                  keep(0, of_k.cdf);
                  keep(1, of_k.survival);
-                 keep(2, of_k.density);
-                 keep(3, asymmetry(at) * mixture.inverse_scale(k));
+                 keep(2, of_k.density());
+                 keep(3, bend);
                });
   const V one = splat<V>(1);
   const MixtureTerms<V> inverses{one / sums.terms.cdf, one / sums.terms.survival,
                                  one / sums.terms.density};
-  V bend = splat<V>(0);
-  for (int64_t k = 0; k < mixture.count; ++k) {
-    bend = fma(load<V>(term(k, 2)) * inverses.density, load<V>(term(k, 3)), bend);
-  }
-  const MixtureGradient<V> gradient =
-      gradient_of(point, bend, grad_y, grad_log_derivative, inverse);
+  const MixtureGradient<V> gradient = gradient_of(point, grad_y, grad_log_derivative, inverse);
   for (int64_t k = 0; k < mixture.count; ++k) {
     const MixtureTerms<V> shares{load<V>(term(k, 0)) * inverses.cdf,
                                  load<V>(term(k, 1)) * inverses.survival,

@@ -40,55 +40,79 @@ struct LogisticAt {
   Mask<V> negative;
 };
 
+// z may be infinite; exponents of it want it finite.
 template <class V>
 GMFAST_HD LogisticAt<V> logistic_at(V x, V mean, V inverse_scale) {
   const V one = splat<V>(1);
   LogisticAt<V> at;
-  at.z = limited((x - mean) * inverse_scale, largest_position<V>);
+  at.z = (x - mean) * inverse_scale;
   at.t = exp_nonpositive(-abs(at.z));
   at.r = quotient(one, one + at.t);
   at.negative = at.z < splat<V>(0);
   return at;
 }
 
-// sigmoid(-z) - sigmoid(z) = -tanh(z / 2).
+// sigmoid(-z) - sigmoid(z) = -tanh(z / 2), 1 - 2 r with the sign of z.
 template <class V>
 GMFAST_HD V asymmetry(const LogisticAt<V>& at) {
-  return -copysign((splat<V>(1) - at.t) * at.r, at.z);
+  const V of_positive = fma(splat<V>(-2), at.r, splat<V>(1));
+  return from_bits<V>(bits(of_positive) ^ (bits(at.z) & bits(splat<V>(Scalar<V>(-0.0)))));
 }
 
-// A component's terms of F, S and P.
+// A component's terms of F, S and P, that of P as a product: a sum that multiplies and adds in one
+// rounding, whatever else the term is used for, has the same bits wherever it is computed.
+template <class V>
+struct ComponentTerms {
+  V cdf, survival, density_without_factor, density_factor;
+
+  GMFAST_HD V density() const { return density_without_factor * density_factor; }
+};
+
+template <class V>
+GMFAST_HD ComponentTerms<V> terms_of(const LogisticAt<V>& at, V weight, V inverse_scale) {
+  const V large = weight * at.r, small = large * at.t;
+  return {select<V>(at.negative, small, large), select<V>(at.negative, large, small), small * at.r,
+          inverse_scale};
+}
+
+// Of F, S and P: the terms' exponents, or the terms added up.
 template <class V>
 struct MixtureTerms {
   V cdf, survival, density;
 };
 
-template <class V>
-GMFAST_HD MixtureTerms<V> terms_of(const LogisticAt<V>& at, V weight, V inverse_scale) {
-  const V large = weight * at.r, small = large * at.t;
-  return {select<V>(at.negative, small, large), select<V>(at.negative, large, small),
-          small * at.r * inverse_scale};
-}
-
 // The same divided by e^(their largest exponent), which has the weight and what would underflow.
 template <class V>
 GMFAST_HD MixtureTerms<V> exponents_of(const LogisticAt<V>& at, V logit, V log_scale) {
-  const V zero = splat<V>(0);
-  return {logit + min(zero, at.z), logit - max(zero, at.z), (logit - abs(at.z)) - log_scale};
+  const V zero = splat<V>(0), z = limited(at.z, largest_position<V>);
+  return {logit + min(zero, z), logit - max(zero, z), (logit - abs(z)) - log_scale};
 }
 template <class V>
-GMFAST_HD MixtureTerms<V> scaled_terms(const LogisticAt<V>& at, const MixtureTerms<V>& exponents,
-                                       const MixtureTerms<V>& top) {
+GMFAST_HD ComponentTerms<V> scaled_terms(const LogisticAt<V>& at, const MixtureTerms<V>& exponents,
+                                         const MixtureTerms<V>& top) {
   return {exp_nonpositive(exponents.cdf - top.cdf) * at.r,
           exp_nonpositive(exponents.survival - top.survival) * at.r,
-          exp_nonpositive(exponents.density - top.density) * at.r * at.r};
+          exp_nonpositive(exponents.density - top.density) * at.r, at.r};
 }
 
+// a_k / scale_k with a_k = -tanh(z_k / 2), the derivative by x of the log of component k's density.
 template <class V>
-GMFAST_HD void add(MixtureTerms<V>& sums, const MixtureTerms<V>& terms) {
+GMFAST_HD V bend_of(const LogisticAt<V>& at, V inverse_scale) {
+  return asymmetry(at) * inverse_scale;
+}
+
+// `bend` is the sum of the terms of P times a_k / scale_k.
+template <class V>
+struct TermSums : MixtureTerms<V> {
+  V bend;
+};
+
+template <class V>
+GMFAST_HD void add(TermSums<V>& sums, const ComponentTerms<V>& terms, V bend) {
   sums.cdf += terms.cdf;
   sums.survival += terms.survival;
-  sums.density += terms.density;
+  sums.density = fma(terms.density_without_factor, terms.density_factor, sums.density);
+  sums.bend = fma(terms.density(), bend, sums.bend);
 }
 
 // What a mixture is at a point.
@@ -97,6 +121,7 @@ struct MixturePoint {
   V logit, log_derivative;
   // Their parts in each lane's own units: P/F, P/S, F/(F + S), S/(F + S); the derivative by x.
   V density_over_cdf, density_over_survival, cdf, survival, derivative;
+  V slope;  // the derivative of log_derivative
 };
 
 // Where nothing that matters can have underflowed in sums of plain terms: below the floor a lost
@@ -110,7 +135,12 @@ GMFAST_HD Mask<V> sums_are_safe(const MixtureTerms<V>& sums, V largest_inverse_s
 }
 
 template <class V>
-GMFAST_HD MixturePoint<V> point_of_sums(const MixtureTerms<V>& sums) {
+GMFAST_HD V slope_of(const TermSums<V>& sums, const MixturePoint<V>& point) {
+  return sums.bend / sums.density + (point.density_over_survival - point.density_over_cdf);
+}
+
+template <class V>
+GMFAST_HD MixturePoint<V> point_of_sums(const TermSums<V>& sums) {
   const V total = sums.cdf + sums.survival;
   const V inverse_survival = quotient(splat<V>(1), sums.survival);
   const V inverse_total = quotient(splat<V>(1), total);
@@ -122,11 +152,12 @@ GMFAST_HD MixturePoint<V> point_of_sums(const MixtureTerms<V>& sums) {
   point.survival = sums.survival * inverse_total;
   point.derivative = point.density_over_cdf + point.density_over_survival;
   point.log_derivative = log_positive(point.derivative);
+  point.slope = slope_of(sums, point);
   return point;
 }
 
 template <class V>
-GMFAST_HD MixturePoint<V> point_of_scaled_sums(const MixtureTerms<V>& sums,
+GMFAST_HD MixturePoint<V> point_of_scaled_sums(const TermSums<V>& sums,
                                                const MixtureTerms<V>& top) {
   MixturePoint<V> point;
   point.logit = (top.cdf - top.survival) + log_positive(quotient(sums.cdf, sums.survival));
@@ -144,6 +175,7 @@ GMFAST_HD MixturePoint<V> point_of_scaled_sums(const MixtureTerms<V>& sums,
   // P/F = P (F + S) / (F S) * S / (F + S).
   point.density_over_cdf = point.derivative * point.survival;
   point.density_over_survival = point.derivative * point.cdf;
+  point.slope = slope_of(sums, point);
   return point;
 }
 
@@ -156,31 +188,34 @@ GMFAST_HD MixturePoint<V> select_point(Mask<V> mask, const MixturePoint<V>& a,
           select<V>(mask, a.density_over_survival, b.density_over_survival),
           select<V>(mask, a.cdf, b.cdf),
           select<V>(mask, a.survival, b.survival),
-          select<V>(mask, a.derivative, b.derivative)};
+          select<V>(mask, a.derivative, b.derivative),
+          select<V>(mask, a.slope, b.slope)};
 }
 
 // The sums that a mixture's terms at a point are of: plain ones in lanes where that is safe, else
 // those divided by e^top.
 template <class V>
 struct MixtureSums {
-  MixtureTerms<V> terms, top;
+  TermSums<V> terms;
+  MixtureTerms<V> top;
   Mask<V> safe;
 };
 
-// visit(k, component at x, its terms, the lanes that they are for) is called for each component
+// visit(k, its terms, its a_k / scale_k, the lanes that they are for) is called for each component
 // with plain terms for every lane, and again with scaled ones for lanes that need them.
 template <class V, class Mixture, class Visit>
 GMFAST_HD MixturePoint<V> evaluate(const Mixture& mixture, V x, V largest_inverse_scale,
                                    MixtureSums<V>& sums, const Visit& visit) {
   const V zero = splat<V>(0), least = splat<V>(-Format<V>::infinity);
-  sums.terms = {zero, zero, zero};
+  sums.terms = {{zero, zero, zero}, zero};
   sums.top = {least, least, least};
   for (int64_t k = 0; k < mixture.count; ++k) {
     const V inverse_scale = mixture.inverse_scale(k);
     const LogisticAt<V> at = logistic_at(x, mixture.mean(k), inverse_scale);
-    const MixtureTerms<V> terms = terms_of(at, mixture.weight(k), inverse_scale);
-    add(sums.terms, terms);
-    visit(k, at, terms, zero == zero);
+    const ComponentTerms<V> terms = terms_of(at, mixture.weight(k), inverse_scale);
+    const V bend = bend_of(at, inverse_scale);
+    add(sums.terms, terms, bend);
+    visit(k, terms, bend, zero == zero);
   }
   sums.safe = sums_are_safe(sums.terms, largest_inverse_scale);
   const MixturePoint<V> point = point_of_sums(sums.terms);
@@ -194,17 +229,20 @@ GMFAST_HD MixturePoint<V> evaluate(const Mixture& mixture, V x, V largest_invers
     top.survival = max(top.survival, exponents.survival);
     top.density = max(top.density, exponents.density);
   }
-  MixtureTerms<V> scaled{zero, zero, zero};
+  TermSums<V> scaled{{zero, zero, zero}, zero};
   for (int64_t k = 0; k < mixture.count; ++k) {
-    const LogisticAt<V> at = logistic_at(x, mixture.mean(k), mixture.inverse_scale(k));
-    const MixtureTerms<V> terms =
+    const V inverse_scale = mixture.inverse_scale(k);
+    const LogisticAt<V> at = logistic_at(x, mixture.mean(k), inverse_scale);
+    const ComponentTerms<V> terms =
         scaled_terms(at, exponents_of(at, mixture.logit(k), mixture.log_scale(k)), top);
-    add(scaled, terms);
-    visit(k, at, terms, mask_not(sums.safe));
+    const V bend = bend_of(at, inverse_scale);
+    add(scaled, terms, bend);
+    visit(k, terms, bend, mask_not(sums.safe));
   }
-  sums.terms = {select<V>(sums.safe, sums.terms.cdf, scaled.cdf),
-                select<V>(sums.safe, sums.terms.survival, scaled.survival),
-                select<V>(sums.safe, sums.terms.density, scaled.density)};
+  sums.terms = {{select<V>(sums.safe, sums.terms.cdf, scaled.cdf),
+                 select<V>(sums.safe, sums.terms.survival, scaled.survival),
+                 select<V>(sums.safe, sums.terms.density, scaled.density)},
+                select<V>(sums.safe, sums.terms.bend, scaled.bend)};
   return select_point<V>(sums.safe, point, point_of_scaled_sums(scaled, top));
 }
 
@@ -212,7 +250,7 @@ template <class V, class Mixture>
 GMFAST_HD MixturePoint<V> evaluate(const Mixture& mixture, V x, V largest_inverse_scale) {
   MixtureSums<V> sums;
   return evaluate(mixture, x, largest_inverse_scale, sums,
-                  [](int64_t, const LogisticAt<V>&, const MixtureTerms<V>&, Mask<V>) {});
+                  [](int64_t, const ComponentTerms<V>&, V, Mask<V>) {});
 }
 
 // The number in the middle of all those between low and high: halving the interval takes at most
@@ -229,17 +267,22 @@ GMFAST_HD V middle_number(V low, V high) {
   return from_bits<V>(ordered((a & b) + ((a ^ b) >> 1)));
 }
 
-// x with logit(x) = y. The components' own solutions bracket it; Newton's method, which the
-// near-linearity of the logit makes converge within a few steps from nearly everywhere, is replaced
-// by halving the bracket where a step leaves it or is not half the one before. Found is where the
-// logit is y but for its rounding error, or where the bracket is as narrow as numbers allow: a step
-// is never so small that it could not narrow it. At most `most_evaluations`, which only a bracket
-// that has to be halved to the last bit comes near.
+// x with logit(x) = y. The components' own solutions bracket it; Halley's method, which the
+// near-linearity of the logit makes converge within two or three steps from nearly everywhere, is
+// replaced by halving the bracket where a step leaves it or follows one that did not halve the
+// residual. Its step is Newton's over 1 + step L' / 2, L' the slope of the log-derivative, at most
+// twice and at least half of Newton's. Found is where the logit is y but for its rounding error, or
+// where the bracket is as narrow as numbers allow: a step is never so small that it could not
+// narrow it, and after such a step the next is twice as long. At most `most_evaluations`, which
+// only a bracket that has to be halved to the last bit comes near. `point`: what the mixture is at
+// x.
 template <class V>
 constexpr int most_evaluations = is_single<V> ? 100 : 200;
+// The middle is that of the interval before so many evaluations, then that of the numbers in it.
+constexpr int plain_halvings = 6;
 
 template <class V, class Mixture>
-GMFAST_HD V solve(const Mixture& mixture, V y, V largest_inverse_scale) {
+GMFAST_HD V solve(const Mixture& mixture, V y, V largest_inverse_scale, MixturePoint<V>& point) {
   const V epsilon = splat<V>(is_single<V> ? Scalar<V>(0x1p-23) : Scalar<V>(0x1p-52));
   const V half = splat<V>(Scalar<V>(0.5));
   V low = splat<V>(Format<V>::infinity), high = -low;
@@ -253,29 +296,37 @@ GMFAST_HD V solve(const Mixture& mixture, V y, V largest_inverse_scale) {
   }
   // NaN stays, and is what is found.
   V x = max(low, min(high, sum / weights));
-  V before = high - low;
+  V before = splat<V>(Format<V>::infinity), reach = splat<V>(0);
   const V tolerance = (splat<V>(1) + abs(y)) * (epsilon + epsilon);
   auto done = mask_or(mask_not(low < high), x != x);
-  for (int i = 0; i < most_evaluations<V> && !all(done); ++i) {
-    const MixturePoint<V> point = evaluate(mixture, x, largest_inverse_scale);
+  for (int i = 0;; ++i) {
+    point = evaluate(mixture, x, largest_inverse_scale);
+    if (all(done) || i == most_evaluations<V>) break;
     const V residual = point.logit - y;
     low = select<V>(residual < splat<V>(0), x, low);
     high = select<V>(residual > splat<V>(0), x, high);
     const V newton_step = -residual / point.derivative;
+    const V curvature = fma(half * newton_step, point.slope, splat<V>(1));
+    const V halley_step = newton_step / max(min(splat<V>(2), curvature), half);
     const V least = splat<V>(Scalar<V>(0.75)) * epsilon * abs(x);  // moves x by one number or two
+    const auto small = abs(halley_step) <= least;
+    reach = select<V>(small, max(least, reach + reach), splat<V>(0));
     const auto exact = abs(residual) <= tolerance;
     const auto narrow = high - low <= least + least;
-    const V step = copysign(max(least, abs(newton_step)), newton_step);
+    const V step = copysign(max(reach, abs(halley_step)), halley_step);
     V next = x + step;
-    const auto within = mask_and(mask_and(next > low, next < high), abs(step) <= half * before);
-    const V middle = middle_number(low, high);
+    const auto shrinks = mask_or(small, abs(residual) <= half * before);
+    const auto within = mask_and(mask_and(next > low, next < high), shrinks);
+    const V middle = i < plain_halvings ? fma(half, high - low, low) : middle_number(low, high);
     next = select<V>(within, next, middle);
     next = select<V>(narrow, max(low, min(high, x + newton_step)), next);
-    next = select<V>(mask_or(exact, done), x, next);
+    const auto stays = mask_or(exact, done);
+    if (all(stays)) break;
+    next = select<V>(stays, x, next);
     // Between neighbouring numbers nothing lies.
     done =
         mask_or(done, mask_or(mask_or(exact, narrow), mask_and(middle == low, mask_not(within))));
-    before = abs(next - x);
+    before = select<V>(within, abs(residual), splat<V>(Format<V>::infinity));
     x = next;
   }
   return x;
@@ -298,16 +349,14 @@ struct MixtureGradient {
   V x;                    // the gradient by the operation's own x
 };
 
-// `bend` is the sum of p_k a_k / scale_k.
 template <class V>
-GMFAST_HD MixtureGradient<V> gradient_of(const MixturePoint<V>& point, V bend, V grad_y,
+GMFAST_HD MixtureGradient<V> gradient_of(const MixturePoint<V>& point, V grad_y,
                                          V grad_log_derivative, bool inverse) {
   const V difference = point.density_over_survival - point.density_over_cdf;
-  const V slope = bend + difference;
   MixtureGradient<V> gradient;
   if (inverse) {
     const V largest = splat<V>(is_single<V> ? Scalar<V>(1e30) : Scalar<V>(1e290));
-    const V total = fma(-grad_log_derivative, slope, grad_y);
+    const V total = fma(-grad_log_derivative, point.slope, grad_y);
     gradient.x = limited(total * min(largest, splat<V>(1) / point.derivative), largest_position<V>);
     gradient.by_logit = -gradient.x;
     gradient.by_logit_derivative = -total;
@@ -316,7 +365,7 @@ GMFAST_HD MixtureGradient<V> gradient_of(const MixturePoint<V>& point, V bend, V
     gradient.by_logit = grad_y;
     gradient.by_logit_derivative = grad_y * point.derivative;
     gradient.by_log_derivative = grad_log_derivative;
-    gradient.x = fma(grad_log_derivative, slope, gradient.by_logit_derivative);
+    gradient.x = fma(grad_log_derivative, point.slope, gradient.by_logit_derivative);
   }
   gradient.shift = fma(gradient.by_log_derivative, difference, gradient.by_logit_derivative);
   return gradient;

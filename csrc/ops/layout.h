@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "../tensor.h"
@@ -154,6 +155,26 @@ inline Tensor empty_as(const Tensor& tensor, const Sizes& sizes, ScalarType dtyp
 
 inline Tensor empty_as(const Tensor& tensor, const Sizes& sizes) {
   return empty_as(tensor, sizes, tensor.scalar_type());
+}
+
+// Dense, its dimensions in memory in the order of the tensor's, so that the gradient of a view of a
+// convolution's output lies as that output does: contiguous for an expanded one.
+// gmfast/ops/_layout.py states the same for fake tensors.
+inline Tensor empty_in_order(const Tensor& tensor) {
+  const Sizes sizes = sizes_of(tensor);
+  Sizes strides = dense_strides(sizes, false), order = memory_order(tensor.dim(), false);
+  bool expanded = false;
+  for (int64_t d : order) expanded = expanded || (sizes[d] > 1 && tensor.stride(d) == 0);
+  if (!expanded) {
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return tensor.stride(a) > tensor.stride(b); });
+    int64_t stride = 1;
+    for (size_t i = order.size(); i-- > 0;) {
+      strides[order[i]] = stride;
+      stride *= sizes[order[i]] > 0 ? sizes[order[i]] : 1;
+    }
+  }
+  return empty_strided(tensor, sizes, strides, tensor.scalar_type());
 }
 
 // Device memory for a kernel besides its operands; empty for 0 bytes.

@@ -42,6 +42,11 @@ class Views {
  public:
   Views(int64_t dim, int64_t split) : dim_(dim), split_(split) {}
 
+  bool can_walk(const Tensor& tensor) const {
+    Extent rows, columns;
+    return has_rows_and_columns(tensor, dim_, split_, rows, columns);
+  }
+
   MixtureTensor operator()(const Tensor& tensor) {
     Extent rows, columns;
     if (!has_rows_and_columns(tensor, dim_, split_, rows, columns)) {
@@ -136,16 +141,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const std::optional<Tensor>&
   STD_TORCH_CHECK(
       !grad_log_det || sizes_of(*grad_log_det) == (per_element ? sizes_of(x) : Sizes{x.size(0)}),
       "grad_log_det: expected ", per_element ? "the shape of x" : "(B,)");
+  // A parameter's gradient lies in memory as it does, so that what follows need not transpose it.
   const auto gradient = [&](const Tensor& tensor, int bit) {
-    return empty_as(tensor, wanted >> bit & 1 ? sizes_of(tensor) : Sizes{0});
+    if (!(wanted >> bit & 1)) return empty_contiguous(tensor, {0}, tensor.scalar_type());
+    return bit == 0 ? empty_as(tensor, sizes_of(tensor)) : empty_in_order(tensor);
   };
   Tensor grads[] = {gradient(x, 0), gradient(logits, 1), gradient(means, 2),
                     gradient(log_scales, 3)};
 
   std::vector<Tensor> outputs;
-  for (const Tensor& grad : grads) {
-    if (grad.dim() > 1) outputs.push_back(grad);
-  }
+  if (wanted & 1) outputs.push_back(grads[0]);
   const int64_t split = choose_split({x, logits, means, log_scales}, outputs, x.dim());
   Views view(x.dim(), split);
   LogisticMixtureCdfBackward args{};
@@ -164,10 +169,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const std::optional<Tensor>&
   args.log_scales = view(log_scales);
   MixtureTensor* results[] = {&args.grad_x, &args.grad_logits, &args.grad_means,
                               &args.grad_log_scales};
+  Tensor written[4];  // the gradients, or where those cannot be walked contiguous ones
   for (int i = 0; i < 4; ++i) {
-    if (wanted >> i & 1) *results[i] = view(grads[i]);
+    if (!(wanted >> i & 1)) continue;
+    written[i] = view.can_walk(grads[i])
+                     ? grads[i]
+                     : empty_contiguous(grads[i], sizes_of(grads[i]), grads[i].scalar_type());
+    *results[i] = view(written[i]);
   }
   GMFAST_RUN(logistic_mixture_cdf_backward, x, args);
+  for (int i = 0; i < 4; ++i) {
+    if (wanted >> i & 1 && !view.can_walk(grads[i])) {
+      torch::stable::copy_(grads[i], written[i]);
+    }
+  }
   return {grads[0], grads[1], grads[2], grads[3]};
 }
 

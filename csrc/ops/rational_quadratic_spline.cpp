@@ -1,6 +1,5 @@
 #include "../rational_quadratic_spline.h"
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -62,26 +61,6 @@ class Walk {
   int64_t dim_;
   size_t split_ = 1;
 };
-
-// Dense, its dimensions in memory in the order of the tensor's, so that the gradient of a view of a
-// convolution's output lies as that output does: contiguous for an expanded one.
-// gmfast/ops/rational_quadratic_spline.py states the same for fake tensors.
-Tensor empty_in_order(const Tensor& tensor) {
-  const Sizes sizes = sizes_of(tensor);
-  Sizes strides = dense_strides(sizes, false), order = memory_order(tensor.dim(), false);
-  bool expanded = false;
-  for (int64_t d : order) expanded = expanded || (sizes[d] > 1 && tensor.stride(d) == 0);
-  if (!expanded) {
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return tensor.stride(a) > tensor.stride(b); });
-    int64_t stride = 1;
-    for (size_t i = order.size(); i-- > 0;) {
-      strides[order[i]] = stride;
-      stride *= sizes[order[i]] > 0 ? sizes[order[i]] : 1;
-    }
-  }
-  return empty_strided(tensor, sizes, strides, tensor.scalar_type());
-}
 
 using Given = std::optional<Tensor>;
 

@@ -219,9 +219,11 @@ class LogisticMixtureCoupling(Coupling):
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         kept, changed = self.split_sizes(x)
+        # One split, which the gradients of all its parts are joined by at once.
         elements = params.unflatten(1, (changed, self.num_params))
-        shift, scale = elements[:, :, 0], elements[:, :, 1]
-        mixture = elements[:, :, 2:].movedim(2, -1).split(self.num_components, -1)
+        shift, scale, *mixture = elements.split([1, 1] + [self.num_components] * 3, 2)
+        shift, scale = shift.squeeze(2), scale.squeeze(2)
+        mixture = [m.movedim(2, -1) for m in mixture]
         mask = None if self.mask is None else self.mask != 0
 
         def cdf(x, inverse):

@@ -29,3 +29,12 @@ def empty_as(tensor, shape, dtype=None):
         batch, channels, *spatial = shape
         return tensor.new_empty((batch, *spatial, channels), dtype=dtype).movedim(-1, 1)
     return tensor.new_empty(shape, dtype=dtype)
+
+
+def empty_in_order(tensor, shape):
+    """Dense, its dimensions in memory in the order of the tensor's: contiguous for an expanded one."""
+    strides = tensor.stride()
+    if any(n > 1 and stride == 0 for n, stride in zip(shape, strides, strict=True)):
+        return tensor.new_empty(shape)
+    order = sorted(range(len(shape)), key=lambda d: -strides[d])
+    return tensor.new_empty([shape[d] for d in order]).permute([order.index(d) for d in range(len(shape))])

@@ -6,7 +6,7 @@ from .. import reference
 from .._library import has_kernel, operator
 from ..reference.logistic_mixture_cdf import transform
 from . import _check
-from ._layout import compute_dtype, empty_as
+from ._layout import compute_dtype, empty_as, empty_in_order
 from ._second_order import _differentiate
 
 REDUCTIONS = ("sum", "none")
@@ -17,7 +17,7 @@ def logistic_mixture_cdf(x, logits, means, log_scales, *, inverse=False, reducti
 
     The transform of Flow++ (Ho et al., 2019, arXiv:1902.00275): π the softmax of `logits`, μ `means`,
     s = exp(`log_scales`). Tails are exact: of one component, y = (x − μ) / s however far x lies from μ. The
-    inverse is found for each element by itself, by Newton's method within a bracket, to the rounding error
+    inverse is found for each element by itself, by Halley's method within a bracket, to the rounding error
     of y; both directions run in one pass, and so do their gradients, the inverse's by the implicit function
     theorem.
 
@@ -117,8 +117,11 @@ def _backward(ctx, grad_y, grad_log_det, grad_solution):
 
 
 def _gradients_fake(grad_y, grad_log_det, x, logits, means, log_scales, inverse, per_element, wanted):
-    tensors = (x, logits, means, log_scales)
-    return tuple(empty_as(t, t.shape if wanted >> i & 1 else (0,)) for i, t in enumerate(tensors))
+    empty = (empty_as, empty_in_order, empty_in_order, empty_in_order)
+    return tuple(
+        make(t, t.shape) if wanted >> i & 1 else t.new_empty((0,))
+        for i, (make, t) in enumerate(zip(empty, (x, logits, means, log_scales), strict=True))
+    )
 
 
 def _gradients_setup_context(ctx, inputs, output):

@@ -3,7 +3,7 @@
 from .. import reference
 from .._library import has_kernel, operator
 from . import _check
-from ._layout import compute_dtype, empty_as
+from ._layout import compute_dtype, empty_as, empty_in_order
 from ._second_order import backward_operator
 
 TAILS = ("linear", None)
@@ -189,20 +189,11 @@ def _backward(ctx, grad_y, grad_log):
 
 def _gradient_fake(grad_y, grad_log, x, widths, heights, derivatives, *options):
     tensors, wanted = (x, widths, heights, derivatives), options[7:]
-    empty = (empty_as, _empty_in_order, _empty_in_order, _empty_in_order)
+    empty = (empty_as, empty_in_order, empty_in_order, empty_in_order)
     return tuple(
         make(t, t.shape) if t is not None and want else (widths if t is None else t).new_empty((0,))
         for make, t, want in zip(empty, tensors, wanted, strict=True)
     )
-
-
-def _empty_in_order(tensor, shape):
-    """Dense, its dimensions in memory in the order of the tensor's: contiguous for an expanded one."""
-    strides = tensor.stride()
-    if any(n > 1 and stride == 0 for n, stride in zip(shape, strides, strict=True)):
-        return tensor.new_empty(shape)
-    order = sorted(range(len(shape)), key=lambda d: -strides[d])
-    return tensor.new_empty([shape[d] for d in order]).permute([order.index(d) for d in range(len(shape))])
 
 
 _forward = operator("rational_quadratic_spline", fake=_fake, setup_context=_setup_context, backward=_backward)

@@ -69,11 +69,17 @@ class Mixture(FlowContracts):
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_layout_of_results(self, device, layout):
+        """y and x's gradient as everywhere; a parameter's gradient has its order of dimensions in memory."""
         inputs = [t.float().to(device) for t in random_inputs((3, 4, 5, 6), 7)]
         laid_out = [LAYOUTS[layout](t) for t in inputs]
+        laid_out[2] = of_convolution(laid_out[2].movedim(-1, 2).contiguous().flatten(1, 2), 4)
+        laid_out[3] = laid_out[3].permute(0, 4, 3, 1, 2).contiguous().permute(0, 3, 4, 2, 1)
         y, _, *grads = results(lambda *t: cdf(*t, inverse=self.inverse), laid_out, torch.ones_like)
         dense = is_channels_last if layout.startswith("channels_last") else torch.Tensor.is_contiguous
-        assert all(map(dense, (y, *grads)))
+        assert all(map(dense, (y, grads[0])))
+        for grad, tensor in zip(grads[1:], laid_out[1:], strict=True):
+            order = sorted(range(tensor.dim()), key=lambda d: -tensor.stride(d))
+            assert grad.permute(order).is_contiguous()
         expected = results(lambda *t: cdf(*t, inverse=self.inverse), inputs, torch.ones_like)
         assert_same([y, *grads], [expected[0], *expected[2:]])
 
