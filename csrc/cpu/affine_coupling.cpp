@@ -69,16 +69,37 @@ GMFAST_HD bool for_each_overlapping(int count, const Body& body) {
   return true;
 }
 
+// Lanes First, First + 2, ... of the two in a row.
+template <int First, class V, int... I>
+GMFAST_HD V every_other(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (First + 2 * I)...);
+}
+// Lanes First, First + 1, ... of the two, taken in turns.
+template <int First, class V, int... I>
+GMFAST_HD V in_turns(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (First + I / 2 + (I % 2) * lanes<V>)...);
+}
+template <class V>
+using EachLane = std::make_integer_sequence<int, lanes<V>>;
+
+// May write up to a vector behind.
 template <class T, class S>
 void gather(const T* from, int64_t stride, int count, S* to) {
   using V = Native<S>;
+  int i = 0;
   if (stride == 1) {
-    if (for_each_overlapping<V>(count, [&](int i) { store(to + i, load<V>(from + i)); })) return;
+    if (for_each_overlapping<V>(count, [&](int j) { store(to + j, load<V>(from + j)); })) return;
     if constexpr (masked_tails && std::is_same<T, S>::value) {
-      return store_partial(to, load_partial<V>(from, count), count);
+      return store(to, load_partial<V>(from, count));
+    }
+  } else if (stride == 2) {
+    // The element behind the last one is read, so there must be one.
+    for (; i + lanes<V> < count; i += lanes<V>) {
+      const V a = load<V>(from + 2 * i), b = load<V>(from + 2 * i + lanes<V>);
+      store(to + i, every_other<0>(a, b, EachLane<V>{}));
     }
   }
-  for (int i = 0; i < count; ++i) to[i] = load<S>(from + i * stride);
+  for (; i < count; ++i) to[i] = load<S>(from + i * stride);
 }
 
 template <class T, class S>
@@ -93,22 +114,11 @@ void scatter(const S* from, int64_t stride, int count, T* to) {
   for (int i = 0; i < count; ++i) store(to + i * stride, from[i]);
 }
 
-// Lanes First, First + 2, ... of the two in a row.
-template <int First, class V, int... I>
-GMFAST_HD V every_other(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (First + 2 * I)...);
-}
-// Lanes First, First + 1, ... of the two, taken in turns.
-template <int First, class V, int... I>
-GMFAST_HD V in_turns(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (First + I / 2 + (I % 2) * lanes<V>)...);
-}
-
 // `count` pairs that lie behind each other.
 template <class T, class S>
 void gather_pairs(const T* from, int count, S* to_first, S* to_second) {
   using V = Native<S>;
-  constexpr std::make_integer_sequence<int, lanes<V>> each{};
+  constexpr EachLane<V> each{};
   const bool done = for_each_overlapping<V>(count, [&](int i) {
     const V a = load<V>(from + 2 * i), b = load<V>(from + 2 * i + lanes<V>);
     store(to_first + i, every_other<0>(a, b, each));
@@ -123,7 +133,7 @@ void gather_pairs(const T* from, int count, S* to_first, S* to_second) {
 template <class T, class S>
 void scatter_pairs(const S* from_first, const S* from_second, int count, T* to) {
   using V = Native<S>;
-  constexpr std::make_integer_sequence<int, lanes<V>> each{};
+  constexpr EachLane<V> each{};
   const bool done = for_each_overlapping<V>(count, [&](int i) {
     const V a = load<V>(from_first + i), b = load<V>(from_second + i);
     store(to + 2 * i, in_turns<0>(a, b, each));
@@ -135,15 +145,16 @@ void scatter_pairs(const S* from_first, const S* from_second, int count, T* to) 
   }
 }
 
-// Whether each row holds elements of the two in turns.
+// Whether elements of the two lie in turns.
 bool are_pairs(const CouplingOperand& first, const CouplingOperand& second, int64_t inner) {
-  if (!first.data || !second.data || inner == 1 || first.inner_stride != 2) return false;
+  const int64_t stride = inner == 1 ? first.row_stride : first.inner_stride;
+  if (!first.data || !second.data || stride != 2) return false;
   bool next = false;
   with_type(first.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     next = static_cast<T*>(first.data) + 1 == second.data;
   });
-  return next && second.inner_stride == 2 && second.dtype == first.dtype &&
+  return next && second.dtype == first.dtype && second.inner_stride == first.inner_stride &&
          second.row_stride == first.row_stride && second.batch_stride == first.batch_stride;
 }
 
@@ -242,6 +253,12 @@ void copy_elements(const CouplingOperand& from, const CouplingOperand& to, int64
                    int64_t sample, int64_t begin, int64_t end) {
   with_type(to.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    if (inner == 1 && from.data) {
+      T* target = static_cast<T*>(to.data) + sample * to.batch_stride;
+      const T* source = static_cast<const T*>(from.data) + sample * from.batch_stride;
+      for (int64_t i = begin; i < end; ++i) target[i * to.row_stride] = source[i * from.row_stride];
+      return;
+    }
     int64_t row = begin < end ? begin / inner : 0, first = begin - row * inner;
     for (int64_t i = begin; i < end; ++row, first = 0) {
       const int64_t count = inner - first < end - i ? inner - first : end - i;
@@ -419,14 +436,14 @@ class Kernel {
 
  public:
   Kernel(const AffineCoupling& args, bool backwards)
-      : args_(args),
-        c_(args.inverse, args.shift_first, args.clamp),
-        backwards_(backwards),
-        read_pairs_(are_pairs(args.shift, args.scale, args.inner)),
-        write_pairs_(are_pairs(args.grad_shift, args.grad_scale, args.inner)) {}
+      : args_(args), c_(args.inverse, args.shift_first, args.clamp), backwards_(backwards) {}
 
   void run() {
-    if (args_.rows == 1 && args_.inner < short_sample && args_.inner > 0) {
+    const bool short_samples = args_.rows == 1 && args_.inner < short_sample && args_.inner > 0;
+    if (short_samples) samples_as_rows();
+    read_pairs_ = are_pairs(args_.shift, args_.scale, args_.inner);
+    write_pairs_ = are_pairs(args_.grad_shift, args_.grad_scale, args_.inner);
+    if (short_samples) {
       run_short_samples();
     } else {
       run_long_samples();
@@ -435,9 +452,9 @@ class Kernel {
 
  private:
   struct Buffers {
-    alignas(64) S x[piece_elements], shift[piece_elements], scale[piece_elements];
-    alignas(64) S mask[piece_elements], grad_y[piece_elements], log_det[piece_elements];
-    alignas(64) S out[3][piece_elements];
+    static constexpr int size = piece_elements + lanes<V>;  // what gather() may write
+    alignas(64) S x[size], shift[size], scale[size], mask[size], grad_y[size], log_det[size];
+    alignas(64) S out[3][size];
   };
 
   // Computes a piece; the sum of log s, or log s of every element into `log_s`.
@@ -541,13 +558,22 @@ class Kernel {
     }
   }
 
-  // A task is as many samples as fill a piece: samples become the rows.
-  void run_short_samples() {
+  void samples_as_rows() {
     for (CouplingOperand* operand :
          {&args_.x, &args_.shift, &args_.scale, &args_.mask, &args_.y, &args_.grad_y, &args_.grad_x,
           &args_.grad_shift, &args_.grad_scale}) {
       operand->row_stride = operand->batch_stride;
     }
+    if (args_.kept_rows == 1) {
+      for (CouplingOperand* operand :
+           {&args_.kept_x, &args_.kept_y, &args_.kept_grad_y, &args_.kept_grad_x}) {
+        operand->row_stride = operand->batch_stride;
+      }
+    }
+  }
+
+  // A task is as many samples as fill a piece.
+  void run_short_samples() {
     const int64_t inner = args_.inner, kept = args_.kept_rows * args_.kept_inner;
     const int64_t samples = piece_elements / inner, tasks = (args_.batch + samples - 1) / samples;
     parallel_for(tasks, 1 + 16384 / ((inner + kept) * samples), [&](int64_t begin, int64_t end) {
@@ -555,7 +581,9 @@ class Kernel {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first = task * samples;
         const int64_t count = args_.batch - first < samples ? args_.batch - first : samples;
-        if (kept_to().data) {
+        if (kept_to().data && args_.kept_rows == 1) {
+          copy_elements(kept_from(), kept_to(), kept, 0, first * kept, (first + count) * kept);
+        } else if (kept_to().data) {
           for (int64_t s = first; s < first + count; ++s) {
             copy_elements(kept_from(), kept_to(), args_.kept_inner, s, 0, kept);
           }
@@ -573,7 +601,7 @@ class Kernel {
         if (backwards_) continue;
         for (int64_t s = 0; s < count; ++s) {
           static_cast<S*>(args_.log_det)[first + s] =
-              S(sign() * sum(per_element + s * inner, inner));
+              S(sign() * (inner == 1 ? per_element[s] : sum(per_element + s * inner, inner)));
         }
       }
     });
@@ -582,7 +610,7 @@ class Kernel {
   AffineCoupling args_;
   Coupling<V> c_;
   bool backwards_;
-  bool read_pairs_, write_pairs_;
+  bool read_pairs_ = false, write_pairs_ = false;
 };
 
 void run(const AffineCoupling& args, bool backwards) {

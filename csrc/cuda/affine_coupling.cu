@@ -28,7 +28,8 @@ struct ItemPlace {
   GMFAST_DEVICE ItemPlace(int64_t sample, int64_t item, int64_t rows, int64_t inner)
       : sample(sample), row(0), first(item * N) {
     if (N == 1 && rows > 1) {
-      row = item < (int64_t(1) << 31) ? int64_t(uint32_t(item) / uint32_t(inner)) : item / inner;
+      const bool shorter = (item | inner) <= INT32_MAX;  // a division
+      row = shorter ? int64_t(uint32_t(item) / uint32_t(inner)) : item / inner;
       first = item - row * inner;
     }
   }

@@ -60,10 +60,10 @@ GMFAST_DEVICE void sum_of_sample(const SampleSum& sum, const SampleShare& share,
       sums[share.segment] = total;
       __threadfence();  // the sum is seen by whoever sees the count
       last = atomicAdd(finished + share.sample, 1u) == unsigned(sum.segments - 1);
+      __threadfence();  // by the thread that saw the count: the barrier passes it on to the others
     }
     __syncthreads();
     if (!last) return;
-    __threadfence();
     total = 0;
     for (int64_t i = thread_index(); i < sum.segments; i += sample_sum_threads) total += sums[i];
     total = block_sum<sample_sum_threads>(total);
@@ -75,7 +75,7 @@ GMFAST_DEVICE void sum_of_sample(const SampleSum& sum, const SampleShare& share,
 template <class... P, class... Args>
 void launch_sample_sum(void (*kernel)(P...), const SampleSum& sum, void* stream,
                        const Args&... args) {
-  if (sum.segments > 1) {
+  if (sum.segments > 1 && sum.samples > 0) {
     fill_zero(static_cast<double*>(sum.scratch) + sum.samples * sum.segments,
               sum.samples * sizeof(unsigned), stream);
   }

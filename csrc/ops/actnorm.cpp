@@ -28,9 +28,8 @@ void describe(Args& args, const Tensor& x, const Tensor& shift, const Tensor& lo
 void check(const Tensor& x, const Tensor& shift, const Tensor& log_scale) {
   STD_TORCH_CHECK(x.dim() >= 2, "x: expected (B, C, *S)");
   for (const Tensor& tensor : {shift, log_scale}) {
-    STD_TORCH_CHECK(
-        tensor.dim() == 1 && tensor.size(0) == x.size(1) && tensor.is_cuda() == x.is_cuda(),
-        "shift and log_scale: expected (C,) on the device of x");
+    STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == x.size(1) && same_device(tensor, x),
+                    "shift and log_scale: expected (C,) on the device of x");
   }
 }
 
@@ -60,8 +59,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const std::optional<Tensor>& grad_y,
   Tensor grad_in;
   const Tensor x_in = walk.add(x, args.x);
   if (grad_y) {
-    STD_TORCH_CHECK(sizes_of(*grad_y) == sizes_of(x) && grad_y->is_cuda() == x.is_cuda(),
-                    "grad_y: expected the shape of x");
+    check_like("grad_y", *grad_y, x, sizes_of(x));
     grad_in = walk.add(*grad_y, args.grad_y);
   }
   Tensor grad_x = empty_as(x, want_x ? sizes_of(x) : Sizes{0});
@@ -76,8 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const std::optional<Tensor>& grad_y,
   describe(args, x, shift, log_scale, inverse, walk);
   if (grad_log_det) {
     STD_TORCH_CHECK(grad_log_det->dim() == 1 && grad_log_det->size(0) == args.batch &&
-                        dtype_of(*grad_log_det) == args.compute &&
-                        grad_log_det->is_cuda() == x.is_cuda(),
+                        dtype_of(*grad_log_det) == args.compute && same_device(*grad_log_det, x),
                     "grad_log_det: expected (B,) in the dtype of log_det");
     args.grad_log_det = grad_log_det->data_ptr();
     args.grad_log_det_stride = grad_log_det->stride(0);

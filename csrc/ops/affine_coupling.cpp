@@ -34,8 +34,9 @@ class Call {
     for (int64_t d = 0; d < x.dim(); ++d) {
       STD_TORCH_CHECK(d == 1 || shift.size(d) == x.size(d), "shift: sizes differ from those of x");
     }
-    STD_TORCH_CHECK(!scale || sizes_of(*scale) == sizes_of(shift),
-                    "scale: expected the shape of shift");
+    STD_TORCH_CHECK(same_device(shift, x), "shift: expected the device of x");
+    STD_TORCH_CHECK(!scale || (sizes_of(*scale) == sizes_of(shift) && same_device(*scale, x)),
+                    "scale: expected the shape and device of shift");
     transformed_ = shift.size(1) / per_channel;
     kept_ = x.size(1) - transformed_;
     pixels_ = pixels_of(x);
@@ -52,11 +53,10 @@ class Call {
     set_image(x, args.kept_x, args.x);
     set_params(shift, scale, args.shift, args.scale);
     if (mask) {
-      STD_TORCH_CHECK(kept_ == 0 && mask->dim() == x.dim() && mask->size(0) == 1,
-                      "mask: expected (1, C, *S), all channels transformed");
-      for (int64_t d = 1; d < x.dim(); ++d) {
-        STD_TORCH_CHECK(mask->size(d) == x.size(d), "mask: sizes differ from those of x");
-      }
+      STD_TORCH_CHECK(kept_ == 0, "mask: expected all channels transformed");
+      Sizes sizes = sizes_of(x);
+      sizes[0] = 1;
+      check_operand("mask", *mask, x, sizes, args.compute);
       CouplingOperand none;
       set_image(*mask, none, args.mask);
       args.mask.batch_stride = 0;
@@ -165,7 +165,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   if (grad_log_det) {
     STD_TORCH_CHECK(sizes_of(*grad_log_det) == Sizes{x.size(0)} &&
                         (grad_log_det->scalar_type() == ScalarType::Float ||
-                         grad_log_det->scalar_type() == ScalarType::Double),
+                         grad_log_det->scalar_type() == ScalarType::Double) &&
+                        same_device(*grad_log_det, x),
                     "grad_log_det: expected (B,), float32 or float64");
     args.grad_log_det = grad_log_det->data_ptr();
     args.grad_log_det_dtype = dtype_of(*grad_log_det);

@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor> add_inputs(RowWalk& walk, DequantizeLogitInputs& in, 
   const Tensor x_in = floating ? walk.add(x, in.x) : walk.place(x, in.x);
   Tensor noise_in;
   if (noise) {
-    STD_TORCH_CHECK(sizes_of(*noise) == sizes_of(x) && noise->is_cuda() == x.is_cuda(),
+    STD_TORCH_CHECK(sizes_of(*noise) == sizes_of(x) && same_device(*noise, x),
                     "noise: expected the shape and device of x");
     noise_in = walk.add(*noise, in.noise);
     in.compute = compute_dtype(in.compute, in.noise.dtype);
@@ -109,14 +109,12 @@ std::tuple<Tensor, Tensor> backward(const Optional& grad_y, const Optional& grad
   const auto kept = add_inputs(walk, args.in, x, noise, seed, num_levels, alpha, inverse, quantize);
   Tensor grad_in;
   if (grad_y) {
-    STD_TORCH_CHECK(sizes_of(*grad_y) == sizes_of(x) && grad_y->is_cuda() == x.is_cuda(),
-                    "grad_y: expected the shape of x");
+    check_operand("grad_y", *grad_y, x, sizes_of(x), args.in.compute);
     grad_in = walk.add(*grad_y, args.grad_y);
   }
   if (grad_log_det) {
     STD_TORCH_CHECK(grad_log_det->dim() == 1 && grad_log_det->size(0) == x.size(0) &&
-                        dtype_of(*grad_log_det) == args.in.compute &&
-                        grad_log_det->is_cuda() == x.is_cuda(),
+                        dtype_of(*grad_log_det) == args.in.compute && same_device(*grad_log_det, x),
                     "grad_log_det: expected (B,) in the dtype of log_det");
     args.grad_log_det = grad_log_det->data_ptr();
     args.grad_log_det_stride = grad_log_det->stride(0);

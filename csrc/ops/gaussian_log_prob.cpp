@@ -20,7 +20,7 @@ DType compute_of(const Tensor& z, const Optional& mean, const Optional& log_std)
 
 Tensor add(RowWalk& walk, const Tensor& z, const Optional& tensor, RowOperand& operand) {
   if (!tensor) return {};
-  STD_TORCH_CHECK(tensor->is_cuda() == z.is_cuda(), "expected all tensors on one device");
+  STD_TORCH_CHECK(same_device(*tensor, z), "expected all tensors on one device");
   return walk.add(*tensor, operand);
 }
 
@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z,
                log_std_in = add(walk, z, log_std, args.log_std);
   args.compute = compute_of(z, mean, log_std);
   STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == z.size(0) && dtype_of(grad) == args.compute &&
-                      grad.is_cuda() == z.is_cuda(),
+                      same_device(grad, z),
                   "grad: expected (B,) in the dtype of the result");
   args.grad = grad.data_ptr();
   args.grad_stride = grad.stride(0);

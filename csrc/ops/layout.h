@@ -182,19 +182,32 @@ inline Tensor scratch_for(const Tensor& tensor, int64_t bytes) {
   return empty_contiguous(tensor, {(bytes + 7) / 8}, ScalarType::Double);
 }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
 // Raises unless `tensor` has these sizes, and the dtype and device of another.
 inline void check_like(const char* name, const Tensor& tensor, const Tensor& like,
                        const Sizes& sizes) {
   STD_TORCH_CHECK(sizes_of(tensor) == sizes && tensor.scalar_type() == like.scalar_type() &&
-                      tensor.is_cuda() == like.is_cuda() &&
-                      tensor.get_device_index() == like.get_device_index(),
+                      same_device(tensor, like),
+                  name, ": expected another shape, dtype or device");
+}
+
+// Raises unless `tensor` has these sizes and the device of another, and a dtype that a kernel
+// computing in `compute` reads: kernels for float32 know no float64.
+inline void check_operand(const char* name, const Tensor& tensor, const Tensor& like,
+                          const Sizes& sizes, DType compute) {
+  STD_TORCH_CHECK(sizes_of(tensor) == sizes &&
+                      compute_dtype(compute, dtype_of(tensor)) == compute &&
+                      same_device(tensor, like),
                   name, ": expected another shape, dtype or device");
 }
 
 inline void check_seed(const Tensor& seed, const Tensor& tensor) {
-  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1 &&
-                      seed.is_cuda() == tensor.is_cuda(),
-                  "seed: expected one int64 on the device of the tensors");
+  STD_TORCH_CHECK(
+      seed.scalar_type() == ScalarType::Long && seed.numel() == 1 && same_device(seed, tensor),
+      "seed: expected one int64 on the device of the tensors");
 }
 
 }  // namespace gmfast

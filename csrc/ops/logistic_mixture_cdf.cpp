@@ -83,8 +83,7 @@ void check(const Tensor& x, const std::vector<Tensor>& params) {
   STD_TORCH_CHECK(dim >= 1, "x: expected (B, *D)");
   for (const Tensor& param : params) {
     STD_TORCH_CHECK(param.dim() == dim + 1 && param.size(dim) > 0 &&
-                        param.size(dim) == params[0].size(dim) && param.is_cuda() == x.is_cuda() &&
-                        param.get_device_index() == x.get_device_index(),
+                        param.size(dim) == params[0].size(dim) && same_device(param, x),
                     "logits, means and log_scales: expected (B, *D, K) on the device of x");
     for (int64_t d = 0; d < dim; ++d) {
       STD_TORCH_CHECK(param.size(d) == x.size(d), "x and its parameters: sizes differ");
@@ -137,10 +136,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const std::optional<Tensor>&
                                                     int64_t wanted) {
   const std::vector<Tensor> params{logits, means, log_scales};
   check(x, params);
-  STD_TORCH_CHECK(!grad_y || sizes_of(*grad_y) == sizes_of(x), "grad_y: expected the shape of x");
-  STD_TORCH_CHECK(
-      !grad_log_det || sizes_of(*grad_log_det) == (per_element ? sizes_of(x) : Sizes{x.size(0)}),
-      "grad_log_det: expected ", per_element ? "the shape of x" : "(B,)");
+  const DType compute = compute_dtype(compute_dtype(dtype_of(x), dtype_of(logits)),
+                                      compute_dtype(dtype_of(means), dtype_of(log_scales)));
+  if (grad_y) check_operand("grad_y", *grad_y, x, sizes_of(x), compute);
+  if (grad_log_det) {
+    check_operand("grad_log_det", *grad_log_det, x, per_element ? sizes_of(x) : Sizes{x.size(0)},
+                  compute);
+  }
   // A parameter's gradient lies in memory as it does, so that what follows need not transpose it.
   const auto gradient = [&](const Tensor& tensor, int bit) {
     if (!(wanted >> bit & 1)) return empty_contiguous(tensor, {0}, tensor.scalar_type());

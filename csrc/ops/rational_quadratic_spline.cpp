@@ -96,6 +96,24 @@ struct Params {
   }
 };
 
+// Throws unless the parameters have the sizes of x, then bins, which a walk relies on.
+Walk walk_of(const Tensor& x, const Params& params, bool linear_tails) {
+  const int64_t dim = x.dim();
+  STD_TORCH_CHECK(dim >= 1 && params.widths.dim() == dim + 1 && params.widths.size(dim) > 0,
+                  "widths: expected (B, *D, K)");
+  const int64_t bins = params.widths.size(dim);
+  const auto check = [&](const Tensor& tensor, int64_t numbers) {
+    Sizes sizes = sizes_of(x);
+    sizes.push_back(numbers);
+    STD_TORCH_CHECK(sizes_of(tensor) == sizes && same_device(tensor, x),
+                    "widths, heights and derivatives: expected the sizes of x, then bins");
+  };
+  check(params.widths, bins);
+  check(params.heights, bins);
+  check(params.derivatives, linear_tails ? bins - 1 : bins + 1);
+  return Walk(x, {&x, &params.widths, &params.heights, &params.derivatives});
+}
+
 struct Inputs {
   Walk walk;
   Tensor x, widths, heights, derivatives;  // as they are walked
@@ -103,29 +121,15 @@ struct Inputs {
 
   Inputs(const Tensor& x_given, const Params& params, double bound, bool linear_tails,
          double min_bin_width, double min_bin_height, double min_derivative, bool inverse)
-      : walk(x_given, {&x_given, &params.widths, &params.heights, &params.derivatives}), args{} {
-    const Tensor &widths_given = params.widths, &heights_given = params.heights;
-    const Tensor& derivatives_given = params.derivatives;
+      : walk(walk_of(x_given, params, linear_tails)), args{} {
     const int64_t dim = x_given.dim();
-    STD_TORCH_CHECK(dim >= 1 && widths_given.dim() == dim + 1 && widths_given.size(dim) > 0,
-                    "widths: expected (B, *D, K)");
-    args.bins = widths_given.size(dim);
+    args.bins = params.widths.size(dim);
     args.linear_tails = linear_tails;
-    args.raw_derivatives = linear_tails ? args.bins - 1 : args.bins + 1;
-    const auto check = [&](const Tensor& tensor, int64_t bins) {
-      Sizes sizes = sizes_of(x_given);
-      sizes.push_back(bins);
-      STD_TORCH_CHECK(sizes_of(tensor) == sizes && tensor.is_cuda() == x_given.is_cuda(),
-                      "widths, heights and derivatives: expected the sizes of x, then bins");
-    };
-    check(widths_given, args.bins);
-    check(heights_given, args.bins);
-    check(derivatives_given, args.raw_derivatives);
-
+    args.raw_derivatives = params.derivatives.size(dim);
     x = walk.walkable_form(x_given);
-    widths = walk.walkable_form(widths_given);
-    heights = walk.walkable_form(heights_given);
-    derivatives = walk.walkable_form(derivatives_given);
+    widths = walk.walkable_form(params.widths);
+    heights = walk.walkable_form(params.heights);
+    derivatives = walk.walkable_form(params.derivatives);
     args.batch = x.size(0);
     args.groups = walk.groups(x);
     args.pixels = walk.pixels(x);
@@ -176,13 +180,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   args.forward = in.args;
   Tensor grad_y_in, grad_log_in;
   if (grad_y) {
-    STD_TORCH_CHECK(sizes_of(*grad_y) == sizes_of(x), "grad_y: expected the shape of x");
+    check_operand("grad_y", *grad_y, x, sizes_of(x), in.args.compute());
     grad_y_in = in.walk.walkable_form(*grad_y);
     args.grad_y = in.walk.operand(grad_y_in);
   }
   if (grad_log) {
-    STD_TORCH_CHECK(sizes_of(*grad_log) == (reduce ? Sizes{x.size(0)} : sizes_of(x)),
-                    "grad_log: expected the shape of the log-derivatives");
+    check_operand("grad_log", *grad_log, x, reduce ? Sizes{x.size(0)} : sizes_of(x),
+                  in.args.compute());
     if (reduce) {
       args.grad_log.data = grad_log->data_ptr();
       args.grad_log.dtype = dtype_of(*grad_log);

@@ -137,7 +137,8 @@ def _check_arguments(x, shift, scale, scale_map, clamp, mask, packed):
             raise ValueError(
                 f"mask: expected a shape that broadcasts to {tuple(x.shape[1:])}, got {tuple(mask.shape)}"
             ) from None
-        if mask.dtype not in _check.FLOATING:
+        # The kernels read it in the type they compute in, which is float64 for x's sake only.
+        if mask.dtype not in _check.FLOATING or (mask.dtype == torch.float64 and x.dtype != mask.dtype):
             mask = (mask != 0).to(x.dtype)
         mask = mask.detach()
     return mask
