@@ -12,9 +12,10 @@ def inputs(case, device):
     return (torch.randint(256, case.shape, device=device, dtype=torch.uint8),)
 
 
-def textbook(x, num_levels=256, alpha=0.05):
+def textbook(x, num_levels=256, alpha=0.05, noise=None):
     """As flows have it, with torch's noise."""
-    p = alpha + (1 - 2 * alpha) * (x + torch.rand(x.shape, device=x.device)) / num_levels
+    noise = torch.rand(x.shape, device=x.device) if noise is None else noise
+    p = alpha + (1 - 2 * alpha) * (x + noise) / num_levels
     log_p, log_q = torch.log(p), torch.log1p(-p)
     log_det = -log_p - log_q + torch.log(torch.tensor((1 - 2 * alpha) / num_levels))
     return log_p - log_q, log_det.flatten(1).sum(1)
@@ -29,7 +30,7 @@ dequantize = partial(
 )
 
 CASES = [
-    dequantize(shape=(64, 3, 32, 32)),
+    dequantize(shape=(64, 3, 32, 32), targets={"cpu": Target(compile=1.0)}),
     dequantize(shape=(16, 3, 64, 64)),
     dequantize(shape=(256, 3, 64, 64), devices=("cuda",), targets={"cuda": Target(share=0.8)}),
 ]

@@ -228,11 +228,11 @@ def test_missing_data(tmp_path):
         ValueError, match=r"data: expected CIFAR-10, MNIST or at least 10 images .* found 0 images"
     ):
         load(tmp_path)
-    (tmp_path / "x.csv").write_text("1,2")
+    (tmp_path / "x.xyz").write_text("1,2")
     with pytest.raises(
-        ValueError, match=r"data: expected a folder, sound, an .npz file or CIFAR-10's .tar.gz, got .*x.csv"
+        ValueError, match=r"data: expected a folder, sound, an .npz or .csv file or CIFAR-10's .tar.gz, got .*x.xyz"
     ):
-        load(tmp_path / "x.csv")
+        load(tmp_path / "x.xyz")
 
 
 @pytest.mark.parametrize("conditional", [False, True])
