@@ -47,9 +47,10 @@ def affine_coupling(
         packed: `"chunk"` or `"interleaved"` where `shift` is the network's whole output `(B, 2*C2, *S)`, and
             `scale` None: all shifts and then all raw scales, or in turns. The same as passing the two views,
             but the gradient comes in one piece, which spares autograd from joining two.
-        recompute: save the result for the gradient instead of `x`, which costs no time. Where the next layer
-            saves its input anyway (an ActNorm, an invertible convolution) and nothing else holds `x`, it
-            halves what a stack saves; but a network whose first layer saves a view of `x` holds all of it.
+        recompute: save the result for the gradient instead of `x`; the time stays the same within 5 % (four
+            couplings with a gain after each, forward and backward, on a CPU). Where the next layer saves its
+            input anyway (an ActNorm, an invertible convolution) and nothing else holds `x`, it halves what a
+            stack saves; but a network whose first layer saves a view of `x` holds all of it.
             y - t stands for x·s: where |t| is 2^k times as large as |x·s|, the gradient of `scale` loses k
             bits (not with `shift_first`, or `inverse` without it, which need no t).
 
