@@ -484,7 +484,10 @@ class Kernel {
     const CouplingOperand* outputs[] = {&args_.grad_x, &args_.grad_shift, &args_.grad_scale};
     Rows<S>* places[] = {&p.grad_x, &p.grad_shift, &p.grad_scale};
     for (int o = 0; o < 3; ++o) {
-      if (outputs[o]->data) *places[o] = place_for(*outputs[o], inner, piece, b.out[o]);
+      if (!outputs[o]->data) continue;
+      // Pairs are put together from the buffers, even one that could be written where it lies.
+      *places[o] = write_pairs_ && o > 0 ? Rows<S>{b.out[o], piece.count}
+                                         : place_for(*outputs[o], inner, piece, b.out[o]);
     }
     run_piece<V>(args_.map, true, p, piece.rows, piece.count, c_, args_.from_output);
     if (write_pairs_) write_pairs(args_.grad_shift, inner, piece, b.out[1], b.out[2]);

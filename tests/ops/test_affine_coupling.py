@@ -182,6 +182,20 @@ def test_packed_is_the_views(device, packed, layout):
         assert torch.equal(got, truth)
 
 
+@pytest.mark.parametrize("packed", ["chunk", "interleaved"])
+@pytest.mark.parametrize("batch", [1, 513])  # 512 of one element are computed at once
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_packed_pairs_of_one_number_each(device, packed, batch, dtype):
+    generator = torch.Generator().manual_seed(batch)
+    x, params = (
+        torch.randn(batch, 2, generator=generator).to(device, dtype).requires_grad_() for _ in range(2)
+    )
+    expected = results(lambda x, p: GF.affine_coupling(x, p[:, :1], p[:, 1:]), [x, params])
+    got = results(lambda x, p: GF.affine_coupling(x, p, None, packed=packed), [x, params])
+    for ours, truth in zip(got, expected, strict=True):
+        assert torch.equal(ours, truth)
+
+
 def test_recompute_halves_what_a_stack_saves(device):
     """A stack with a layer between that saves its input: half the bytes, the same gradients to rounding."""
     x = torch.randn(4, 6, 8, 8, device=device, requires_grad=True)
