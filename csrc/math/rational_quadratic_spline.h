@@ -198,17 +198,18 @@ GMFAST_HD SplinePoint<V> point_in(V at, const SplineBin<V>& bin) {
   return p;
 }
 
-// Beyond the bounds the spline goes on as a line of the slope that it has there.
+// Beyond the bounds the spline goes on as a line of the slope that it has there: of linear tails 1,
+// even where bins too narrow for the numbers make another than the first or last that of the bound.
 template <class V>
 struct SplineTail {
   Mask<V> low, outside;
   V over, slope;
 
-  GMFAST_HD SplineTail(V x, V at, const SplineBin<V>& bin, Scalar<V> bound)
-      : low(x < splat<V>(-bound)),
-        outside(mask_or(low, x > splat<V>(bound))),
+  GMFAST_HD SplineTail(V x, V at, const SplineBin<V>& bin, const Spline<V>& spline)
+      : low(x < splat<V>(-spline.bound)),
+        outside(mask_or(low, x > splat<V>(spline.bound))),
         over(x - at),
-        slope(select<V>(low, bin.slope0, bin.slope1)) {}
+        slope(spline.linear_tails ? splat<V>(1) : select<V>(low, bin.slope0, bin.slope1)) {}
 };
 
 // y of x, or x of y, and the logarithm of the derivative in that direction. `at` is x within the
@@ -217,7 +218,7 @@ template <bool inverse, class V>
 GMFAST_HD V spline_value(V x, V at, const SplineBin<V>& bin, const Spline<V>& spline,
                          V& log_derivative) {
   const SplinePoint<V> p = point_in<inverse>(at, bin);
-  const SplineTail<V> tail(x, at, bin, spline.bound);
+  const SplineTail<V> tail(x, at, bin, spline);
   const V ratio = p.s * p.inverse_D;
   const V log = log_positive(select<V>(tail.outside, tail.slope, (ratio * p.E) * ratio));
   log_derivative = inverse ? -log : log;
@@ -246,7 +247,7 @@ GMFAST_HD SplineGradient<V> spline_gradient(V x, V at, const SplineBin<V>& bin,
                                             const Spline<V>& spline, V grad_y, V grad_log) {
   const V zero = splat<V>(0), one = splat<V>(1), two = splat<V>(2);
   const SplinePoint<V> p = point_in<inverse>(at, bin);
-  const SplineTail<V> tail(x, at, bin, spline.bound);
+  const SplineTail<V> tail(x, at, bin, spline);
   if (inverse) grad_log = -grad_log;
 
   const V d0 = bin.slope0, d1 = bin.slope1;
@@ -290,7 +291,7 @@ GMFAST_HD SplineGradient<V> spline_gradient(V x, V at, const SplineBin<V>& bin,
   const V slope = inverse ? inverse_slope : tail.slope;
   const V of_line =
       inverse ? -grad_y * tail.over * inverse_slope * inverse_slope : grad_y * tail.over;
-  const V by_slope = fma(grad_log, inverse_slope, of_line);
+  const V by_slope = spline.linear_tails ? zero : fma(grad_log, inverse_slope, of_line);
   grad.x = select<V>(tail.outside, grad_y * slope, grad.x);
   grad.left = select<V>(tail.outside, zero, grad.left);
   grad.width = select<V>(tail.outside, zero, grad.width);

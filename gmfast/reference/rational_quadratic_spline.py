@@ -66,8 +66,12 @@ def rational_quadratic_spline(
     # Beyond the bounds, a line of the slope that the spline has there.
     low = x < -bound
     outside = low | (x > bound)
-    slope = torch.where(outside, torch.where(low, d0, d1), slope)
+    if tails == "linear":
+        slope = slope.masked_fill(outside, 1)
+    else:
+        slope = torch.where(outside, torch.where(low, d0, d1), slope)
     line = at.detach() + (x - at.detach()) * (1 / slope if inverse else slope)
     y = torch.where(outside, x if tails == "linear" else line, y)
     log_derivative = -slope.log() if inverse else slope.log()
-    return y, log_derivative if reduction == "none" else log_derivative.flatten(1).sum(1)
+    one_each = x.dim() == 1 or reduction == "none"
+    return y, log_derivative if one_each else log_derivative.flatten(1).sum(1)

@@ -311,6 +311,34 @@ def test_all_in_the_tails(device, inverse):
     assert torch.equal(grad_x, torch.ones_like(x)) and all((g == 0).all() for g in grads)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_linear_tails_beside_bins_of_no_width(device, inverse, dtype):
+    """Where no least width is asked for, the first and last bins may vanish between -bound and the next number."""
+    x = torch.tensor([[-5.0, 4.0]], dtype=dtype, device=device)
+    narrow = torch.tensor([-800.0, 0, 0, -800], dtype=dtype, device=device).expand(1, 2, -1)
+    raw = torch.tensor([3.0, 0, -2], dtype=dtype, device=device).expand(1, 2, -1)
+    options = {"min_bin_width": 0.0, "min_bin_height": 0.0, "inverse": inverse}
+    y, log_det, grad_x, *grads = results(
+        lambda *t: GF.rational_quadratic_spline(*t, **options), [x, narrow, narrow, raw], torch.ones_like
+    )
+    assert torch.equal(y, x) and torch.equal(log_det, torch.zeros_like(log_det))
+    assert torch.equal(grad_x, torch.ones_like(x)) and all((g == 0).all() for g in grads)
+    y, log_det = reference.rational_quadratic_spline(x, narrow, narrow, raw, **options)
+    assert torch.equal(y, x) and torch.equal(log_det, torch.zeros_like(log_det))
+
+
+def test_reference_of_one_number_a_sample(device):
+    """x of (B,), whose log-derivatives have nothing to be summed over."""
+    x, *params = (
+        t[:, 0]
+        for t in (torch.ones(3, 1, device=device), *raw_bins((3, 1), 4, "linear", torch.float32, device))
+    )
+    expected = GF.rational_quadratic_spline(x, *params)
+    for ours, truth in zip(reference.rational_quadratic_spline(x, *params), expected, strict=True):
+        torch.testing.assert_close(ours, truth)
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_lines_beyond_the_bounds(device, inverse):
     """With tails=None the slopes at the ends go on."""
