@@ -182,7 +182,7 @@ class TestUnboundedTailsInverse(TestUnboundedTails):
 def accurate_reference(x, *params, **options):
     """In float64, where it is the truth, with the knots added up from the nearer bound.
 
-    Half a turn makes a spline of a spline, with its bins the other way round. From the farther bound a knot is
+    Half a turn makes a spline of a spline, its bins the other way round. From the farther bound a knot is
     off by several ulp of the bound, which the worst element of `test_bins` multiplies to 500 times the
     kernel's error; plain PyTorch's float32 sums, which add up in float64, do not show it.
     """
@@ -314,7 +314,7 @@ def test_all_in_the_tails(device, inverse):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("inverse", [False, True])
 def test_linear_tails_beside_bins_of_no_width(device, inverse, dtype):
-    """Where no least width is asked for, the first and last bins may vanish between -bound and the next number."""
+    """Without a least width the first bins may vanish between -bound and the next number."""
     x = torch.tensor([[-5.0, 4.0]], dtype=dtype, device=device)
     narrow = torch.tensor([-800.0, 0, 0, -800], dtype=dtype, device=device).expand(1, 2, -1)
     raw = torch.tensor([3.0, 0, -2], dtype=dtype, device=device).expand(1, 2, -1)
