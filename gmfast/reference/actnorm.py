@@ -1,10 +1,12 @@
+import math
+
 import torch
 
 
 def actnorm(x, shift, log_scale, *, inverse=False):
     per_channel = (1, -1, *[1] * (x.dim() - 2))
     shift, log_s = shift.view(per_channel), log_scale.view(per_channel)
-    log_det = log_scale.sum() * x[0, 0].numel() if len(x) else log_scale.sum()
+    log_det = log_scale.sum() * math.prod(x.shape[2:])
     if inverse:
         return x * torch.exp(-log_s) - shift, (-log_det).expand(len(x))
     return (x + shift) * torch.exp(log_s), log_det.expand(len(x))

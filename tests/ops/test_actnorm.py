@@ -128,3 +128,11 @@ def test_mixed_dtypes(device, dtypes):
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         GF.actnorm(*arguments)
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (2, 0, 3), (0, 0, 3)])
+def test_no_channels(device, shape):
+    x, channels = torch.ones(shape, device=device), torch.ones(0, device=device)
+    for function in (GF.actnorm, reference.actnorm):
+        y, log_det = function(x, channels, channels)
+        assert y.shape == x.shape and torch.equal(log_det, torch.zeros(shape[0], device=device))
