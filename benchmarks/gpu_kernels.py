@@ -133,6 +133,9 @@ def calls(spatial, seed):
     params = random(2, 6, 23, *spatial).movedim(2, -1)
     packed = {"heights": None, "derivatives": None, "packed": True}
     yield Spline("rational_quadratic_spline", (random(2, 6, *spatial), params), packed)
+    for components, inverse in ((5, False), (3, True)):
+        params = random(2, 6, 3 * components, *spatial).movedim(2, -1).split(components, -1)
+        yield Transform("logistic_mixture_cdf", (random(2, 6, *spatial), *params), {"inverse": inverse})
     x = random(2, 6, *spatial)
     for scale_map, shift_first, inverse in (("exp", 0, 0), ("sigmoid", 1, 1), ("tanh", 0, 1), ("atan", 1, 0)):
         options = {"scale_map": scale_map, "shift_first": bool(shift_first), "inverse": bool(inverse)}
