@@ -55,6 +55,30 @@ void store_elements(const MixtureTensor& tensor, const MixtureShape& shape, int6
   });
 }
 
+// Brings elements nearer, while others are computed: the components of an element are more streams
+// than the hardware follows by itself.
+template <bool for_writing>
+void prefetch_elements(const MixtureTensor& tensor, const MixtureShape& shape, int64_t first,
+                       int count, int64_t components) {
+  if (!tensor.data || count <= 0) return;
+  constexpr int line = 64;
+  const int64_t size = tensor.dtype == DType::float64 ? 8 : tensor.dtype == DType::float32 ? 4 : 2;
+  for_each_row(tensor, shape, first, count, [&](const Image& image, const Run& run) {
+    const auto fetch = [&](int64_t from, int64_t length) {
+      const char* begin = static_cast<const char*>(image.data) + from * size;
+      for (int64_t byte = 0; byte < length * size; byte += line) {
+        prefetch_line<for_writing>(begin + byte);
+      }
+    };
+    const int64_t pixel = run.pixel * image.pixel_stride;
+    if (image.pixel_stride == 1) {
+      for (int64_t k = 0; k < components; ++k) fetch(pixel + k * image.channel_stride, run.count);
+    } else if (image.channel_stride == 1) {
+      for (int i = 0; i < run.count; ++i) fetch(pixel + i * image.pixel_stride, components);
+    }
+  });
+}
+
 // A tile of parameters, and those of one vector of its elements as the formulas take them.
 template <class V>
 class Mixture {
@@ -75,6 +99,22 @@ class Mixture {
     load_elements(args.logits, args.shape, first, elements, count, logits_);
     load_elements(args.means, args.shape, first, elements, count, means_);
     load_elements(args.log_scales, args.shape, first, elements, count, log_scales_);
+  }
+
+  // Parameters of as many elements as V has lanes, of which there may be fewer or none.
+  template <class Args>
+  void prefetch(const Args& args, int64_t first, int64_t numel) const {
+    const int elements = int(numel - first < lanes<V> ? numel - first : lanes<V>);
+    for (const MixtureTensor* t : {&args.logits, &args.means, &args.log_scales}) {
+      prefetch_elements<false>(*t, args.shape, first, elements, count);
+    }
+  }
+  void prefetch_gradients(const LogisticMixtureCdfBackward& args, int64_t first,
+                          int64_t numel) const {
+    const int elements = int(numel - first < lanes<V> ? numel - first : lanes<V>);
+    for (const MixtureTensor* t : {&args.grad_logits, &args.grad_means, &args.grad_log_scales}) {
+      prefetch_elements<true>(*t, args.shape, first, elements, count);
+    }
   }
 
   // Turns to lanes i.. of the tile; returns the largest inverse scale.
@@ -145,6 +185,7 @@ template <class S>
 void transform(const LogisticMixtureCdf& args) {
   using V = Native<S>;
   for_each_tile(args.shape, [&](int64_t begin, int64_t end, int64_t numel) {
+    const bool ahead = worth_prefetching(3 * numel * args.shape.components * int64_t(sizeof(S)));
     Mixture<V> mixture(args.shape.components);
     Tile<S> x(1);
     for (int64_t tile = begin; tile < end; ++tile) {
@@ -153,6 +194,7 @@ void transform(const LogisticMixtureCdf& args) {
       load_elements(args.x, args.shape, first, count, 1, x);
       mixture.load(args, first, count);
       for (int i = 0; i < count; i += lanes<V>) {
+        if (ahead && tile + 1 < end) mixture.prefetch(args, first + tile_pixels + i, numel);
         const V largest = mixture.turn_to(i), given = load<V>(x.row(0) + i);
         V data = given;
         MixturePoint<V> point;
@@ -215,6 +257,7 @@ template <class S>
 void backward(const LogisticMixtureCdfBackward& args) {
   using V = Native<S>;
   for_each_tile(args.shape, [&](int64_t begin, int64_t end, int64_t numel) {
+    const bool ahead = worth_prefetching(3 * numel * args.shape.components * int64_t(sizeof(S)));
     Mixture<V> mixture(args.shape.components);
     Tile<S> x(1), grad_y(1), grad_log_derivative(1);
     Scratch<S> terms(4 * args.shape.components * lanes<V>);
@@ -226,6 +269,10 @@ void backward(const LogisticMixtureCdfBackward& args) {
       load_elements(args.grad_log_derivative, args.shape, first, count, 1, grad_log_derivative);
       mixture.load(args, first, count);
       for (int i = 0; i < count; i += lanes<V>) {
+        if (ahead && tile + 1 < end) {
+          mixture.prefetch(args, first + tile_pixels + i, numel);
+          mixture.prefetch_gradients(args, first + tile_pixels + i, numel);
+        }
         const V grad_x =
             gradients(mixture, load<V>(x.row(0) + i), load<V>(grad_y.row(0) + i),
                       load<V>(grad_log_derivative.row(0) + i), args.inverse, terms.get(), i);

@@ -116,6 +116,34 @@ struct Bins {
     copy_params<Copy::in>({args.widths, args.heights, args.derivatives}, args, first, count,
                           params.row(0));
   }
+
+  // Brings part `part` of `parts` of the parameters of a tile nearer while another is computed:
+  // tensors that lie apart are streams in which each tile is a new page.
+  void prefetch(int64_t first, int part, int parts) const {
+    const int64_t numel = args.batch * args.elements;
+    if (first >= numel || !worth_prefetching(3 * numel * args.bins * int64_t(sizeof(S)))) return;
+    const int64_t bins[] = {args.bins, args.bins, args.raw_derivatives};
+    const int64_t group = first / args.pixels;
+    int i = 0;
+    for (const SplineOperand* operand : {&args.widths, &args.heights, &args.derivatives}) {
+      Image image;
+      image.dtype = operand->dtype;
+      image.channel_stride = operand->bin_stride;
+      image.pixel_stride = operand->pixel_stride;
+      const int64_t size = image.dtype == DType::float64   ? 8
+                           : image.dtype == DType::float32 ? 4
+                                                           : 2;
+      image.data =
+          static_cast<char*>(operand->data) + (group / args.groups * operand->batch_stride +
+                                               group % args.groups * operand->group_stride) *
+                                                  size;
+      const int64_t count = bins[i++];
+      // Short rows of halves are few lines to follow.
+      if (!operand->data || (size == 2 && image.channel_stride == 1)) continue;
+      prefetch_tile<false>(image, first % args.pixels, tile_pixels, count, args.pixels, part,
+                           parts);
+    }
+  }
 };
 
 // Lanes of `bins` rows from `row` on become e^(row - max), and their sum is returned.
@@ -181,6 +209,7 @@ void spline(const RationalQuadraticSpline& args) {
         const int count = int(unit_end - first < tile_pixels ? unit_end - first : tile_pixels);
         bins.load_elements(first, count);
         for (int i = 0; i < count; i += lanes<V>) {
+          bins.prefetch(first + count, i / lanes<V>, tile_pixels / lanes<V>);
           const Found<V> found = find<inverse, V>(bins, spline, i);
           V log;
           store(y.row(0) + i, spline_value<inverse>(found.x, found.at, found.bin, spline, log));
@@ -230,6 +259,7 @@ void spline_backward(const RationalQuadraticSplineBackward& backward) {
         load_gradient(backward.grad_y, grad_y);
         load_gradient(backward.grad_log, grad_log);
         for (int i = 0; i < count; i += lanes<V>) {
+          bins.prefetch(first + count, i / lanes<V>, tile_pixels / lanes<V>);
           const Found<V> found = find<inverse, V>(bins, spline, i);
           const SplineGradient<V> grad =
               spline_gradient<inverse>(found.x, found.at, found.bin, spline,

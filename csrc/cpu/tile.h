@@ -171,6 +171,16 @@ void load_tile(const Image& image, int64_t first, int count, int64_t channels, i
   }
 }
 
+// Brings a line nearer. GCC drops calls of functions that do nothing but prefetch, hence the asm.
+template <bool for_writing>
+inline void prefetch_line(const char* p) {
+  __builtin_prefetch(p, for_writing);
+  asm volatile("");
+}
+
+// Smaller operands stay in a core's own cache, where prefetching them only costs.
+inline bool worth_prefetching(int64_t bytes) { return bytes > 2 << 20; }
+
 // Brings part `part` of `parts` of a tile's pixels nearer, so that the memory works while a kernel
 // computes another tile. A hundred channels are more streams than the hardware follows by itself.
 template <bool for_writing>
@@ -187,13 +197,16 @@ inline void prefetch_tile(const Image& image, int64_t first, int64_t count, int6
     for (int64_t c = 0; c < channels; ++c) {
       const char* row = from + c * image.channel_stride * size;
       for (int64_t byte = 0; byte < length * size; byte += line)
-        __builtin_prefetch(row + byte, for_writing);
+        prefetch_line<for_writing>(row + byte);
     }
   } else if (image.channel_stride == 1) {
-    for (int p = 0; p < length && pixel + p < pixels; ++p) {
+    // Once a line where it has many pixels.
+    const int64_t row_size = image.pixel_stride * size;
+    const int step = row_size > 0 && row_size < line ? int(line / row_size) : 1;
+    for (int p = 0; p < length && pixel + p < pixels; p += step) {
       const char* row = from + p * image.pixel_stride * size;
       for (int64_t byte = 0; byte < channels * size; byte += line)
-        __builtin_prefetch(row + byte, for_writing);
+        prefetch_line<for_writing>(row + byte);
     }
   }
 }
