@@ -20,6 +20,10 @@ class Flow(nn.Module):
             the data too, unless a transform such as `Squeeze2d` changes it.
         transforms: from data to noise: a `Transform` or several, in order.
 
+    A `context`, where there is one, is handed to every transform: a coupling calls its network as
+    `net(a, context)`, the autoregressive transforms take `(B, num_context)`. A tensor has one row for each
+    sample, or one row, `(1, ...)`, for all of them; anything else reaches the transforms as it is.
+
     Equivalent to::
 
         z, log_det = transforms(x)
@@ -36,6 +40,10 @@ class Flow(nn.Module):
                 )
             self.base, self.shape = base, tuple(base.event_shape)
         else:
+            if not isinstance(base, tuple | list):
+                raise TypeError(f"base: expected a shape or a Distribution, got {type(base).__name__}")
+            for size in base:
+                _check.integer("base", size)
             self.base, self.shape = None, tuple(base)
         self.transform = transforms if isinstance(transforms, nn.Module) else Sequential(transforms)
         like = next(self.transform.parameters(), torch.empty(0))
@@ -44,14 +52,16 @@ class Flow(nn.Module):
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Data to noise: `x` to `(z (B, *shape), log_det)`."""
-        return self.transform(x, context)
+        _check.tensor("x", x)
+        return self.transform(x, _rows(context, x.shape[:1].numel()))
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Noise to data: `z` to `(x, log_det)`."""
-        return self.transform.inverse(z, context)
+        _check.tensor("z", z)
+        return self.transform.inverse(z, _rows(context, z.shape[:1].numel()))
 
     def log_prob(self, x: Tensor, context=None) -> Tensor:
-        """Log-density of each sample, (B,), in nats."""
+        """Log-density of each sample, (B,), in nats. `context`: a row for each sample, or one for all."""
         z, log_det = self(x, context)
         if tuple(z.shape[1:]) != self.shape:
             expected = ", ".join(map(str, ("B", *self.shape)))
@@ -81,13 +91,14 @@ class Flow(nn.Module):
             seed: an int, an int64 tensor, or a `torch.Generator`; None draws one from torch's global
                 generator. Sample i is the same whatever `n` is, but for a base of one's own, which draws as
                 it does after `torch.manual_seed`.
-            context: what each sample is conditioned on.
+            context: what the samples are conditioned on: n rows, or one for all.
             temperature: the standard deviation of a standard normal base; below 1 sharpens.
         """
         _check.integer("n", n)
         if n < 0:
             raise ValueError(f"n: expected a number of samples, got {n}")
         _check.number("temperature", temperature, 0, 1e30)
+        context = _rows(context, n)
         if self.base is None:
             z = GF.standard_normal(
                 (n, *self.shape), seed=seed, dtype=self._like.dtype, device=self._like.device
@@ -102,3 +113,16 @@ class Flow(nn.Module):
                     torch.manual_seed(int(_seed.as_tensor(seed, torch.device("cpu"))))
                 z = self.base.sample((n,))
         return self.inverse(z, context)[0]
+
+    def extra_repr(self) -> str:
+        return f"base={self.shape if self.base is None else self.base}"
+
+
+def _rows(context, n: int):
+    """The context of `n` samples: one row stands for all of them."""
+    if not isinstance(context, Tensor) or context.shape[:1] == (n,):
+        return context
+    if context.shape[:1] != (1,):
+        rows = len(context) if context.dim() else "a scalar"
+        raise ValueError(f"context: expected {n} rows, or one, got {rows}")
+    return context.expand(n, *context.shape[1:])

@@ -12,6 +12,7 @@ from gmfast.nn import (
     Flow,
     Inverse,
     InvertibleConv1x1,
+    MaskedAffineAutoregressive,
     Permute,
     Sequential,
     SplineCoupling,
@@ -86,6 +87,30 @@ def test_contexts():
     torch.testing.assert_close(flow.inverse(flow(x, context)[0], context)[0], x)
     assert not torch.allclose(flow.log_prob(x, context), flow.log_prob(x, -context))
     assert flow.sample(5, seed=0, context=context).dtype == torch.float64
+
+
+def test_one_context_for_all():
+    """One row stands for all samples, in either direction, also for a transform that takes it literally."""
+    torch.manual_seed(0)
+    c, x = torch.randn(5, 3), torch.randn(5, 4)
+    for flow in (small(context=3).eval(), Flow((4,), MaskedAffineAutoregressive(4, num_context=3))):
+        rows = c[:1].repeat(5, 1)
+        assert torch.equal(flow.log_prob(x, c[:1]), flow.log_prob(x, rows))
+        assert torch.equal(flow.sample(5, seed=0, context=c[:1]), flow.sample(5, seed=0, context=rows))
+        assert flow.sample(0, context=c[:1]).shape == (0, 4)
+        with pytest.raises(ValueError, match="context: expected 5 rows, or one, got 3"):
+            flow.log_prob(x, c[:3])
+        state = torch.get_rng_state()
+        with pytest.raises(ValueError, match="context: expected 5 rows, or one, got 3"):
+            flow.sample(5, context=c[:3])
+        assert torch.equal(torch.get_rng_state(), state)
+        with pytest.raises(ValueError, match="context: expected 5 rows, or one, got a scalar"):
+            flow.sample(5, context=torch.tensor(1.0))
+
+
+def test_repr():
+    assert "base=(4,)" in repr(small())
+    assert "base=Normal" in repr(Flow(Normal(torch.tensor(0.0), 1.0), []))
 
 
 def test_no_synchronisation():
@@ -177,5 +202,10 @@ def test_errors():
         small().sample(1, temperature=-1)
     with pytest.raises(ValueError, match="base: expected no batch_shape"):
         Flow(Normal(torch.zeros(2), torch.ones(2)), [])
+    with pytest.raises(TypeError, match="base: expected a shape or a Distribution, got int"):
+        Flow(4, [])
+    for call, name in ((small().log_prob, "x"), (small().inverse, "z")):
+        with pytest.raises(TypeError, match=f"{name}: expected a tensor, got ndarray"):
+            call(torch.randn(3, 4).numpy())
     with pytest.raises(NotImplementedError, match="NoInverse has no inverse"):
         Flow((2,), [NoInverse()]).sample(1)
