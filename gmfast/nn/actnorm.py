@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import functional as GF
-from .transform import Transform
+from .transform import Transform, check_channels, check_positive
 
 #: The largest scale that initialisation sets: channels that vary less than its inverse stay below variance 1.
 MAX_SCALE = 1e6
@@ -35,19 +35,20 @@ class ActNorm(Transform):
 
     def __init__(self, channels: int, *, device=None, dtype=None):
         super().__init__()
+        check_positive("channels", channels)
         self.shift = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
         self.log_scale = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
         self.register_buffer("initialized", torch.zeros((), device=device, dtype=torch.bool))
         self._known_initialized = False  # the host's copy; false may be out of date, true never is
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        self._check("x", x)
+        check_channels("x", x, len(self.shift))
         if self.training and not self._known_initialized:
             self._first_batch(x, inverse=False)
         return GF.actnorm(x, self.shift, self.log_scale)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        self._check("z", z)
+        check_channels("z", z, len(self.shift))
         if self.training and not self._known_initialized and torch.is_grad_enabled():
             self._first_batch(z, inverse=True)
         return GF.actnorm(z, self.shift, self.log_scale, inverse=True)
@@ -55,7 +56,7 @@ class ActNorm(Transform):
     def initialize(self, x: Tensor, *, inverse: bool = False) -> None:
         """Sets the parameters by the batch `x`, whatever they were: `forward(x)`, or `inverse(x)` if
         `inverse`, then has mean 0 and variance 1 in each channel. An empty batch changes nothing."""
-        self._check("x", x)
+        check_channels("x", x, len(self.shift))
         self._set(x, inverse)
 
     def _set(self, x: Tensor, inverse: bool, unless: Tensor | None = None) -> None:
@@ -102,10 +103,6 @@ class ActNorm(Transform):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
         return total
-
-    def _check(self, name: str, tensor: Tensor) -> None:
-        if tensor.dim() < 2 or tensor.shape[1] != len(self.shift):
-            raise ValueError(f"{name}: expected {len(self.shift)} channels, got {tuple(tensor.shape)}")
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from .. import functional as GF
 from ..ops import _check
 from ..ops.made_inverse import made_inverse, made_solve
-from ..reference.affine_coupling import SCALE_MAPS
 from ..reference.made_inverse import made_invert
+from .coupling import check_affine_options, check_spline_options
 from .made import ACTIVATIONS, MaskedMLP
-from .transform import Transform
+from .transform import Transform, check_positive
 
 
 class MaskedAutoregressive(Transform):
@@ -54,6 +54,8 @@ class MaskedAutoregressive(Transform):
                 raise ValueError(
                     f"num_inputs, hidden: expected positive integers, got {num_inputs}, {hidden}"
                 )
+        if num_context:
+            check_positive("num_context", num_context)
         order = range(num_inputs) if order is None else order
         order = order.tolist() if isinstance(order, Tensor) else list(order)
         if sorted(order) != list(range(num_inputs)):
@@ -100,6 +102,7 @@ class MaskedAutoregressive(Transform):
             return self.net.outputs_and_sums(x.to(dtype), masks, context)
 
     def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
+        _check.tensor(name, x)
         if x.dim() < 2 or x.shape[1:].numel() != self.net.num_inputs:
             raise ValueError(f"{name}: expected (B, {self.net.num_inputs}), got {tuple(x.shape)}")
         size = None if self.net.context is None else (len(x), self.net.context[0].in_features)
@@ -215,8 +218,14 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
     Its inverse runs in a kernel of its own on CPUs, in plain PyTorch elsewhere.
 
     Args:
+        num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
+        hidden: sizes of the hidden layers; may be empty.
+        order: the index of the value of each rank; None: as they come. `range(D - 1, -1, -1)` turns it
+            around.
+        num_context: size of the context (B, num_context) that every unit sees; 0 for none.
+        activation: of hidden units: "relu", "tanh", "elu" or "silu".
+        direct: whether the values reach the parameters past the hidden layers too.
         scale_map, clamp: as in `gmfast.functional.affine_coupling`.
-        num_inputs, hidden, order, num_context, activation, direct: as in `MaskedAutoregressive`.
     """
 
     def __init__(
@@ -226,11 +235,25 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
         *,
         scale_map: str = "softclip",
         clamp: float = 2.0,
-        **options,
+        order: Iterable[int] | Tensor | None = None,
+        num_context: int = 0,
+        activation: str = "relu",
+        direct: bool = False,
     ):
-        _check.one_of("scale_map", scale_map, tuple(SCALE_MAPS))
-        super().__init__(num_inputs, 2, hidden, **options)
+        check_affine_options(scale_map, clamp)
+        super().__init__(
+            num_inputs,
+            2,
+            hidden,
+            order=order,
+            num_context=num_context,
+            activation=activation,
+            direct=direct,
+        )
         self.scale_map, self.clamp = scale_map, clamp
+
+    def extra_repr(self) -> str:
+        return f"scale_map={self.scale_map!r}"
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         shift, scale = params.unbind(2)
@@ -255,9 +278,15 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
     (neural spline flows, Durkan et al., 2019, arXiv:1906.04032).
 
     Args:
+        num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
+        hidden: sizes of the hidden layers; may be empty.
+        order: the index of the value of each rank; None: as they come. `range(D - 1, -1, -1)` turns it
+            around.
+        num_context: size of the context (B, num_context) that every unit sees; 0 for none.
+        activation: of hidden units: "relu", "tanh", "elu" or "silu".
+        direct: whether the values reach the parameters past the hidden layers too.
         num_bins, bound, min_bin_width, min_bin_height, min_derivative: as in
             `gmfast.functional.rational_quadratic_spline`.
-        num_inputs, hidden, order, num_context, activation, direct: as in `MaskedAutoregressive`.
     """
 
     def __init__(
@@ -270,16 +299,31 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
         min_bin_width: float = 1e-3,
         min_bin_height: float = 1e-3,
         min_derivative: float = 1e-3,
-        **options,
+        order: Iterable[int] | Tensor | None = None,
+        num_context: int = 0,
+        activation: str = "relu",
+        direct: bool = False,
     ):
-        super().__init__(num_inputs, 3 * num_bins - 1, hidden, **options)
-        self.num_bins = num_bins
-        self.options = {
+        options = {
             "bound": bound,
             "min_bin_width": min_bin_width,
             "min_bin_height": min_bin_height,
             "min_derivative": min_derivative,
         }
+        check_spline_options(num_bins, options)
+        super().__init__(
+            num_inputs,
+            3 * num_bins - 1,
+            hidden,
+            order=order,
+            num_context=num_context,
+            activation=activation,
+            direct=direct,
+        )
+        self.num_bins, self.options = num_bins, options
+
+    def extra_repr(self) -> str:
+        return f"num_bins={self.num_bins}, bound={self.options['bound']}"
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return GF.rational_quadratic_spline(

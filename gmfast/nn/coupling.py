@@ -6,7 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as GF
-from .transform import Transform
+from ..ops import _check
+from .transform import Transform, check_positive
+
+
+def check_affine_options(scale_map: str, clamp: float) -> None:
+    """Raises what the function raises: it is called with an empty batch."""
+    nothing = torch.empty(0, 1, device="cpu")
+    GF.affine_coupling(nothing, nothing, nothing, scale_map=scale_map, clamp=clamp)
+
+
+def check_spline_options(num_bins: int, options: dict) -> None:
+    """Raises what the function raises: it is called with an empty batch."""
+    check_positive("num_bins", num_bins)
+    nothing = torch.empty(0, 1, 3 * num_bins - 1, device="cpu")
+    GF.rational_quadratic_spline(nothing[..., 0], nothing, None, None, packed=True, **options)
 
 
 class Coupling(Transform):
@@ -32,6 +46,10 @@ class Coupling(Transform):
         super().__init__()
         if mask is not None and transformed is not None:
             raise ValueError(f"transformed: expected None with a mask, got {transformed}")
+        if mask is not None:
+            _check.tensor("mask", mask)
+        if transformed is not None:
+            check_positive("transformed", transformed)
         self.conditioner, self.transformed = conditioner, transformed
         self.register_buffer("mask", mask)
 
@@ -46,6 +64,7 @@ class Coupling(Transform):
 
     def split_sizes(self, x: Tensor) -> tuple[int, int]:
         """How many channels pass and how many change."""
+        _check.tensor("x", x)
         if x.dim() < 2:
             raise ValueError(f"x: expected (B, C, *S), got {tuple(x.shape)}")
         channels = x.shape[1]
@@ -85,18 +104,34 @@ class Coupling(Transform):
             )
         return params
 
+    def extra_repr(self) -> str:
+        """A subclass puts what is its own before it."""
+        if self.mask is not None:
+            return f"mask={tuple(self.mask.shape)}"
+        return "" if self.transformed is None else f"transformed={self.transformed}"
+
+
+def _listed(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
 
 class AffineCoupling(Coupling):
-    """`y = x·s + t` of the transformed channels (NICE, arXiv:1410.8516; RealNVP, arXiv:1605.08803; Glow,
-    arXiv:1807.03039), by `gmfast.functional.affine_coupling`.
+    """`y = x·s + t` of the last half of the channels, with s and t that a network computes from the first
+    (NICE, arXiv:1410.8516; RealNVP, arXiv:1605.08803; Glow, arXiv:1807.03039), by
+    `gmfast.functional.affine_coupling`. Where their number is odd, the first part, which the network sees and
+    which passes, is the larger: of 5 channels the network sees 3, and 2 change.
 
     Args:
-        conditioner: returns `(B, 2*C2, *S)`: all shifts, then all raw scales; in turns if `interleaved`; the
-            shifts alone, `(B, C2, *S)`, if `additive`.
+        conditioner: a network, called as `conditioner(a)` with the first C - C2 channels, or, where there is
+            a context, as `conditioner(a, context)`. It returns `(B, 2*C2, *S)`: all shifts, then all raw
+            scales; in turns if `interleaved`; the shifts alone, `(B, C2, *S)`, if `additive`.
         scale_map, shift_first, clamp, recompute: as in `gmfast.functional.affine_coupling`.
         additive: `y = x + t`.
         interleaved: channel 2i of the conditioner's result is shift i, channel 2i + 1 raw scale i.
-        transformed, mask: as in `Coupling`.
+        transformed: C2: of C channels the last C2 change, and the conditioner sees the C - C2 before them.
+            None: C // 2, so of 5 channels the conditioner sees 3 and 2 change.
+        mask: instead, broadcastable to `(C, *S)`: elements pass where it is not 0 and change where it is 0;
+            the conditioner sees all C channels, as `x * mask`, and C2 is C.
     """
 
     def __init__(
@@ -113,6 +148,7 @@ class AffineCoupling(Coupling):
         mask: Tensor | None = None,
     ):
         super().__init__(conditioner, transformed=transformed, mask=mask)
+        check_affine_options(scale_map, clamp)
         self.num_params = 1 if additive else 2
         self.scale_map, self.shift_first, self.clamp = scale_map, shift_first, clamp
         self.recompute = recompute
@@ -130,6 +166,17 @@ class AffineCoupling(Coupling):
             inverse=inverse,
             packed=self.packed,
             recompute=self.recompute,
+        )
+
+    def extra_repr(self) -> str:
+        if self.packed is None:
+            return _listed("additive=True", super().extra_repr())
+        return _listed(
+            f"scale_map={self.scale_map!r}",
+            f"clamp={self.clamp}" if self.scale_map in ("tanh", "atan") else "",
+            "shift_first=True" if self.shift_first else "",
+            "interleaved=True" if self.packed == "interleaved" else "",
+            super().extra_repr(),
         )
 
 
@@ -158,10 +205,15 @@ class SplineCoupling(ElementwiseCoupling):
     arXiv:1906.04032), by `gmfast.functional.rational_quadratic_spline` with linear tails.
 
     Args:
-        conditioner: returns `(B, (3*num_bins - 1)*C2, *S)`: for each element its raw widths, heights and
-            derivatives.
-        num_bins, bound, min_bin_width, min_bin_height, min_derivative: of the spline.
-        transformed, mask: as in `Coupling`.
+        conditioner: a network, called as `conditioner(a)` with the first C - C2 channels, or, where there is
+            a context, as `conditioner(a, context)`. It returns `(B, (3*num_bins - 1)*C2, *S)`: for each
+            element its raw widths, heights and derivatives.
+        num_bins, bound, min_bin_width, min_bin_height, min_derivative: as in
+            `gmfast.functional.rational_quadratic_spline`.
+        transformed: C2: of C channels the last C2 change, and the conditioner sees the C - C2 before them.
+            None: C // 2, so of 5 channels the conditioner sees 3 and 2 change.
+        mask: instead, broadcastable to `(C, *S)`: elements pass where it is not 0 and change where it is 0;
+            the conditioner sees all C channels, as `x * mask`, and C2 is C.
     """
 
     def __init__(
@@ -184,6 +236,10 @@ class SplineCoupling(ElementwiseCoupling):
             "min_bin_height": min_bin_height,
             "min_derivative": min_derivative,
         }
+        check_spline_options(num_bins, self.options)
+
+    def extra_repr(self) -> str:
+        return _listed(f"num_bins={self.num_bins}, bound={self.options['bound']}", super().extra_repr())
 
     def transform_elements(self, x, params, inverse, reduction):
         return GF.rational_quadratic_spline(
@@ -196,11 +252,15 @@ class LogisticMixtureCoupling(Coupling):
     `gmfast.functional.logistic_mixture_cdf`, then `y = x·exp(a) + b`.
 
     Args:
-        conditioner: returns `(B, (2 + 3*num_components)*C2, *S)`: for each element b, a, and its K logits,
-            means and log_scales.
+        conditioner: a network, called as `conditioner(a)` with the first C - C2 channels, or, where there is
+            a context, as `conditioner(a, context)`. It returns `(B, (2 + 3*num_components)*C2, *S)`: for each
+            element b, a, and its K logits, means and log_scales.
         num_components: K.
         scale_map, clamp: of a, as in `gmfast.functional.affine_coupling`.
-        transformed, mask: as in `Coupling`.
+        transformed: C2: of C channels the last C2 change, and the conditioner sees the C - C2 before them.
+            None: C // 2, so of 5 channels the conditioner sees 3 and 2 change.
+        mask: instead, broadcastable to `(C, *S)`: elements pass where it is not 0 and change where it is 0;
+            the conditioner sees all C channels, as `x * mask`, and C2 is C.
     """
 
     def __init__(
@@ -214,8 +274,15 @@ class LogisticMixtureCoupling(Coupling):
         mask: Tensor | None = None,
     ):
         super().__init__(conditioner, transformed=transformed, mask=mask)
+        check_positive("num_components", num_components)
+        check_affine_options(scale_map, clamp)
         self.num_components, self.num_params = num_components, 2 + 3 * num_components
         self.scale_map, self.clamp = scale_map, clamp
+
+    def extra_repr(self) -> str:
+        return _listed(
+            f"num_components={self.num_components}, scale_map={self.scale_map!r}", super().extra_repr()
+        )
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         kept, changed = self.split_sizes(x)

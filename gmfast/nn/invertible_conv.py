@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transform import Transform
+from .transform import Transform, check_channels, check_positive
 
 
 class InvertibleConv1x1(Transform):
@@ -29,8 +29,7 @@ class InvertibleConv1x1(Transform):
 
     def __init__(self, channels: int, *, lu: bool = True, device=None, dtype=None):
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels: expected a positive integer, got {channels}")
+        check_positive("channels", channels)
         self.channels, self.lu = channels, lu
         self._cached = None
         if lu:
@@ -104,13 +103,13 @@ class InvertibleConv1x1(Transform):
         return torch.linalg.slogdet(self.matrix.to(torch.float64)).logabsdet
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        self._check("x", x)
+        check_channels("x", x, self.channels)
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight(torch.promote_types(x.dtype, torch.float32))
             return self._apply_matrix(weight, x), self._log_det(x)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        self._check("z", z)
+        check_channels("z", z, self.channels)
         with torch.autocast(z.device.type, enabled=False):
             return self._apply_matrix(self._cached_inverse(z.dtype), z), -self._log_det(z)
 
@@ -137,10 +136,6 @@ class InvertibleConv1x1(Transform):
         if self._cached is None or not _same(self._cached[0], key):
             self._cached = key, self.inverse_weight().to(dtype)
         return self._cached[1]
-
-    def _check(self, name: str, tensor: Tensor) -> None:
-        if tensor.dim() < 2 or tensor.shape[1] != self.channels:
-            raise ValueError(f"{name}: expected {self.channels} channels, got {tuple(tensor.shape)}")
 
     def train(self, mode: bool = True):
         self._cached = None

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import _check
+
 
 class Transform(nn.Module):
     """An invertible map of each sample of a batch.
@@ -26,6 +28,22 @@ class Transform(nn.Module):
 def no_log_det(x: Tensor) -> Tensor:
     """The log-determinant of a transform that keeps volumes: zeros (B,)."""
     return x.new_zeros(len(x), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def check_channels(name: str, tensor: Tensor, channels: int) -> None:
+    """Raises unless `tensor` is (B, channels, *S)."""
+    _check.tensor(name, tensor)
+    if tensor.dim() < 2 or tensor.shape[1] != channels:
+        raise ValueError(
+            f"{name}: expected {channels} channels in dimension 1, got shape {tuple(tensor.shape)}"
+        )
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises unless `value` is an int from 1 on."""
+    _check.integer(name, value)
+    if value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value}")
 
 
 class Sequential(Transform):
@@ -117,8 +135,7 @@ class Squeeze2d(Transform):
 
     def __init__(self, factor: int = 2):
         super().__init__()
-        if factor < 1:
-            raise ValueError(f"factor: expected a positive integer, got {factor}")
+        check_positive("factor", factor)
         self.factor = factor
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
@@ -171,19 +188,19 @@ class Permute(Transform):
         return cls(torch.randperm(channels, generator=torch.Generator().manual_seed(seed)))
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        return x.index_select(1, self._check("x", x, self.order)), no_log_det(x)
+        check_channels("x", x, len(self.order))
+        return x.index_select(1, self.order), no_log_det(x)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        return z.index_select(1, self._check("z", z, self._inverse_order)), no_log_det(z)
+        check_channels("z", z, len(self.order))
+        return z.index_select(1, self._inverse_order), no_log_det(z)
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._inverse_order = self.order.argsort()
 
-    def _check(self, name: str, tensor: Tensor, order: Tensor) -> Tensor:
-        if tensor.dim() < 2 or tensor.shape[1] != len(order):
-            raise ValueError(f"{name}: expected {len(order)} channels, got {tuple(tensor.shape)}")
-        return order
+    def extra_repr(self) -> str:
+        return str(len(self.order) if self.order.is_meta or len(self.order) > 16 else self.order.tolist())
 
 
 class Split(Transform):

@@ -162,9 +162,13 @@ def test_set_by_hand_is_kept_under_torch_compile():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"x: expected 3 channels, got \(2, 4\)"):
+    with pytest.raises(ValueError, match="channels: expected a positive integer, got 0"):
+        ActNorm(0)
+    with pytest.raises(TypeError, match="x: expected a tensor, got list"):
+        ActNorm(1)([[1.0]])
+    with pytest.raises(ValueError, match=r"x: expected 3 channels in dimension 1, got shape \(2, 4\)"):
         ActNorm(3)(torch.randn(2, 4))
-    with pytest.raises(ValueError, match=r"z: expected 3 channels, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"z: expected 3 channels in dimension 1, got shape \(3,\)"):
         ActNorm(3).inverse(torch.randn(3))
 
 

@@ -285,7 +285,17 @@ def test_errors():
         MaskedAffineAutoregressive(3, scale_map="softplus")
     with pytest.raises(ValueError, match="hidden: expected positive integers"):
         MaskedAffineAutoregressive(3, (0,))
+    with pytest.raises(ValueError, match="num_context: expected a positive integer, got -1"):
+        MaskedAffineAutoregressive(3, num_context=-1)
+    with pytest.raises(ValueError, match="clamp: expected a number in .*, got 0"):
+        MaskedAffineAutoregressive(3, scale_map="tanh", clamp=0)
+    with pytest.raises(ValueError, match="num_bins: expected a positive integer, got 0"):
+        MaskedSplineAutoregressive(3, num_bins=0)
+    with pytest.raises(ValueError, match="bound: expected a number in .*, got -1"):
+        MaskedSplineAutoregressive(3, bound=-1)
     transform = MaskedAffineAutoregressive(3)
+    with pytest.raises(TypeError, match="x: expected a tensor, got ndarray"):
+        transform(torch.zeros(2, 3).numpy())
     with pytest.raises(ValueError, match=r"x: expected \(B, 3\), got \(2, 4\)"):
         transform(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"z: expected \(B, 3\), got \(3,\)"):

@@ -145,3 +145,38 @@ def test_errors():
         AffineCoupling(nn.Identity())(torch.randn(3, 1))
     with pytest.raises(ValueError, match=r"x: expected \(B, C, \*S\), got \(3,\)"):
         AffineCoupling(nn.Identity())(torch.randn(3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (AffineCoupling, {"scale_map": "softplus"}, r"scale_map: expected one of 'exp', .*, got 'softplus'"),
+        (AffineCoupling, {"clamp": 0}, r"clamp: expected a number in \[0.001, 80\], got 0"),
+        (AffineCoupling, {"transformed": 0}, "transformed: expected a positive integer, got 0"),
+        (SplineCoupling, {"num_bins": 0}, "num_bins: expected a positive integer, got 0"),
+        (SplineCoupling, {"bound": -1}, "bound: expected a number in .*, got -1"),
+        (
+            SplineCoupling,
+            {"min_bin_width": 0.2},
+            r"min_bin_width: expected a number in \[0, 0.125\], got 0.2",
+        ),
+        (SplineCoupling, {"min_derivative": -1.0}, "min_derivative: expected a number in .*, got -1.0"),
+        (LogisticMixtureCoupling, {"num_components": 0}, "num_components: expected a positive .*, got 0"),
+        (LogisticMixtureCoupling, {"scale_map": "no"}, "scale_map: expected one of .*, got 'no'"),
+        (LogisticMixtureCoupling, {"clamp": 100}, "clamp: expected a number in .*, got 100"),
+    ],
+)
+def test_options_are_checked_at_once(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(nn.Identity(), **options)
+
+
+def test_repr():
+    net = nn.Identity()
+    assert "scale_map='exp', mask=(3, 2)" in repr(AffineCoupling(net, mask=CHECKERBOARD))
+    assert "scale_map='atan', clamp=1.5, shift_first=True, interleaved=True, transformed=2" in repr(
+        AffineCoupling(net, scale_map="atan", clamp=1.5, shift_first=True, interleaved=True, transformed=2)
+    )
+    assert "additive=True" in repr(AffineCoupling(net, additive=True))
+    assert "num_bins=4, bound=2.0" in repr(SplineCoupling(net, num_bins=4, bound=2.0))
+    assert "num_components=5, scale_map='tanh'" in repr(LogisticMixtureCoupling(net, num_components=5))

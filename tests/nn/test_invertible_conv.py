@@ -198,7 +198,7 @@ def test_errors():
         InvertibleConv1x1(3).set_weight(torch.eye(2))
     with pytest.raises(ValueError, match="weight: expected an invertible matrix, got a singular one"):
         InvertibleConv1x1(2).set_weight(torch.ones(2, 2))
-    with pytest.raises(ValueError, match=r"x: expected 3 channels, got \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"x: expected 3 channels in dimension 1, got shape \(5, 4\)"):
         InvertibleConv1x1(3)(torch.randn(5, 4))
-    with pytest.raises(ValueError, match=r"z: expected 3 channels, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"z: expected 3 channels in dimension 1, got shape \(3,\)"):
         InvertibleConv1x1(3).inverse(torch.randn(3))

@@ -48,10 +48,13 @@ class TestPermute(Contracts):
         assert torch.equal(Permute.reverse(3)(x)[0], x.flip(1))
         assert torch.equal(Permute(torch.tensor([2, 0, 1])).inverse(x)[0], x[:, [1, 2, 0]])
 
+    def test_repr(self):
+        assert repr(Permute([1, 0])) == "Permute([1, 0])" and repr(Permute.reverse(99)) == "Permute(99)"
+
     def test_errors(self):
         with pytest.raises(ValueError, match=r"order: expected a permutation of 0 to 2, got \[0, 0, 1\]"):
             Permute([0, 0, 1])
-        with pytest.raises(ValueError, match=r"x: expected 3 channels, got \(2, 4\)"):
+        with pytest.raises(ValueError, match=r"x: expected 3 channels in dimension 1, got shape \(2, 4\)"):
             Permute.reverse(3)(torch.randn(2, 4))
 
 
