@@ -1,5 +1,6 @@
 """The `gmfast` command."""
 
+import csv
 import inspect
 import json
 import math
@@ -128,7 +129,9 @@ def train(
         "checkpoint_every": checkpoint_every,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    out = out or Path("runs") / f"{model}-{Path(data or DATA.get(model, 'digits')).name}"
+    if out is None:
+        source = Path(data or DATA.get(model, "digits"))
+        out = Path("runs") / f"{model}-{source.stem if source.is_file() else source.name}"
     if resume:
         trainer = Trainer.resume(out, device, **given)
     else:
@@ -156,7 +159,7 @@ def sample(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A PNG, or for sound a WAV, or for vectors an .npz or .csv. "
+            help="A PNG, or for sound a WAV, or for vectors an .npz or .csv (in the plane a PNG too). "
             "[default: samples.png, samples.wav, samples.npz]"
         ),
     ] = None,
@@ -191,7 +194,7 @@ def sample(
     .csv file, with a picture of data, samples and density beside it where they lie in the plane."""
     import torch
 
-    from .train import find_device, load_run
+    from .train import column_names, find_device, load_run
 
     model, settings, _ = load_run(run)
     device = find_device(device)
@@ -203,7 +206,8 @@ def sample(
             if value is not None:
                 raise ValueError(f"{name}: expected none for vectors, got {value}")
         options = {"seed": seed, "temperature": temperature, "method": method or "cached"}
-        _sample_vectors(model.to(device), settings, n or 2000, label, out or Path("samples.npz"), options)
+        out = out or Path("samples.npz")
+        _sample_vectors(model.to(device), settings, n or 2000, label, out, options, column_names(run))
         return
     sound = settings.rate is not None
     flow = not hasattr(model, "decoder")
@@ -233,7 +237,7 @@ def sample(
         label = torch.arange(n, device=device) % num_labels
     options = {"label": label, "seed": seed, "temperature": temperature}
     if not flow:
-        options["progress"] = True
+        options["progress"] = sys.stderr.isatty()
     count, levels = n, model.config["num_levels"]
     if sound:
         options["length"] = length
@@ -265,12 +269,14 @@ def sample(
         drawn_here = ~keep if complete else None
         print(_comparison(*both["cached"], *both["naive"], levels, weights, drawn_here))
 
+    written = [out]
     if sound:
         from . import audio
 
         wave = audio.ENCODINGS[settings.encoding].decode(drawn).flatten()
         audio.write(out, wave, settings.rate)
-        audio.picture(out.with_suffix(".png"), wave, settings.rate)
+        written.append(out.with_suffix(".png"))
+        audio.picture(written[1], wave, settings.rate)
     else:
         from .data import from_unit
         from .image_grid import completion_grid, image_grid
@@ -281,7 +287,7 @@ def sample(
         else:
             picture = image_grid(images, levels)
         picture.save(out, "PNG")
-    print(out)
+    print(*written, sep="\n")
 
 
 @app.command()
@@ -347,25 +353,34 @@ def bench(
     main(out=out, quick=quick)
 
 
-def _sample_vectors(model, settings, n: int, label: int | None, out: Path, options: dict) -> None:
-    """Writes `n` vectors and, in the plane, a picture beside them."""
+def _sample_vectors(
+    model, settings, n: int, label: int | None, out: Path, options: dict, columns: list[str] | None
+) -> None:
+    """Writes `n` vectors and, in the plane, a picture beside them, or the picture alone."""
     import numpy as np
     import torch
 
-    if out.suffix.lower() not in (".npz", ".csv"):
-        raise ValueError(f"out: expected an .npz or .csv file, got {out}")
+    plane = model.image_shape == (2,) and model.num_labels is None
+    suffix = out.suffix.lower()
+    if suffix not in (".npz", ".csv") and not (plane and suffix == ".png"):
+        expected = "an .npz, .csv or .png file" if plane else "an .npz or .csv file"
+        raise ValueError(f"out: expected {expected}, got {out}")
     if label is None and model.num_labels is not None:
         label = torch.arange(n, device=model.mean.device) % model.num_labels
     started = time.perf_counter()
     samples = model.sample(n, label=label, **options).cpu()
     print(f"{n} vectors in {time.perf_counter() - started:.2f} s", file=sys.stderr)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix.lower() == ".csv":
-        np.savetxt(out, samples.numpy(), delimiter=",", fmt="%.9g")
-    else:
+    if suffix == ".csv":
+        with out.open("w", encoding="utf-8", newline="") as file:
+            if columns is not None:
+                csv.writer(file, lineterminator="\n").writerow(columns)
+            np.savetxt(file, samples.numpy(), delimiter=",", fmt="%.9g")
+        print(out)
+    elif suffix == ".npz":
         np.savez(out, samples=samples.numpy())
-    print(out)
-    if model.image_shape == (2,) and model.num_labels is None:
+        print(out)
+    if plane:
         from .density_plot import density_plot
 
         picture = out.with_suffix(".png")

@@ -5,6 +5,7 @@ lies in local files.
 [-1, 1] that models take.
 """
 
+import csv
 import gzip
 import io
 import math
@@ -39,7 +40,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".ti
 class Dataset:
     """Images `train` and `heldout`, uint8 (N, C, H, W) with values below `num_levels`, and where the data
     has classes their labels, int64 (N,). Or clips of sound, uint8 or int32 (N, 1, T), of `rate` Hz. Or
-    vectors of real numbers, float32 (N, D) in their own units, with `num_levels` None."""
+    vectors of real numbers, float32 (N, D) in their own units, with `num_levels` None, and where the data
+    names them the names of the D numbers."""
 
     name: str
     train: Tensor
@@ -48,6 +50,7 @@ class Dataset:
     heldout_labels: Tensor | None = None
     num_levels: int | None = 256
     rate: int | None = None
+    columns: tuple[str, ...] | None = None
 
     @property
     def items(self) -> str:
@@ -304,31 +307,58 @@ def _table(name: str) -> Dataset:
 
 
 def _csv(path: Path) -> Dataset:
-    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    rows = []
-    for number, line in enumerate(lines):
-        try:
-            rows.append([float(cell) for cell in line.split(",")])
-        except ValueError:
-            if number:
-                raise ValueError(
-                    f"data: expected numbers between commas in {path}, got {line[:60]!r}"
-                ) from None
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError(f"data: expected lines of equally many numbers in {path}")
+    names, rows = None, []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            if cells in ([], [""]):
+                continue
+            numbers = [_number(cell) for cell in cells]
+            if (
+                not rows
+                and names is None
+                and any(cell and number is None for cell, number in zip(cells, numbers, strict=True))
+            ):
+                names = tuple(cells)
+                continue
+            line, expected = f"line {reader.line_num} of {path}", len(names or (rows or [cells])[0])
+            if len(cells) != expected:
+                raise ValueError(f"data: expected {expected} numbers in {line}, got {len(cells)}")
+            for column, number in enumerate(numbers):
+                if number is None or not math.isfinite(number):
+                    raise ValueError(
+                        f"data: expected finite numbers between commas, got {cells[column]!r} in {line}, "
+                        f"{_column(column, expected, names)}"
+                    )
+            rows.append(numbers)
     if len(rows) < 10:
         raise ValueError(f"data: expected at least 10 lines of numbers in {path}, found {len(rows)}")
-    return _vectors(path.stem, np.array(rows))
+    return _vectors(path.stem, np.array(rows), columns=names)
 
 
-def _vectors(name: str, x: np.ndarray, labels: np.ndarray | None = None) -> Dataset:
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _column(index: int, count: int, names: tuple[str, ...] | None) -> str:
+    return f"column {index + 1} of {count}" if names is None else f"column {names[index]!r}"
+
+
+def _vectors(
+    name: str, x: np.ndarray, labels: np.ndarray | None = None, columns: tuple[str, ...] | None = None
+) -> Dataset:
     """A table split at random."""
     order = np.random.RandomState(0).permutation(len(x))
     split = len(x) * 4 // 5
     train, heldout = (torch.from_numpy(x[part].astype(np.float32)) for part in (order[:split], order[split:]))
     if labels is not None:
         labels = [torch.from_numpy(labels[part].astype(np.int64)) for part in (order[:split], order[split:])]
-    return _checked(Dataset(name, train, heldout, *(labels or (None, None)), num_levels=None))
+    labels = labels or (None, None)
+    return _checked(Dataset(name, train, heldout, *labels, num_levels=None, columns=columns))
 
 
 def _checked(dataset: Dataset) -> Dataset:
@@ -339,8 +369,9 @@ def _checked(dataset: Dataset) -> Dataset:
     for column, std in enumerate(dataset.std.tolist()):
         if not std > 1e-6 * dataset.mean[column].abs():
             raise ValueError(
-                f"data: expected numbers that vary, but all those of column {column} in the training vectors "
-                f"of {dataset.name} are {dataset.mean[column].item():g}: they have no density"
+                f"data: expected numbers that vary, but all those of "
+                f"{_column(column, len(dataset.mean), dataset.columns)} in the training vectors of "
+                f"{dataset.name} are {dataset.mean[column].item():g}: they have no density"
             )
     return dataset
 

@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ from . import data
 from .data import Dataset
 from .models import DATA, DEFAULTS, MODELS
 from .models.autoregressive import evaluating
+
+#: How often training tells a file how far it is.
+LINE_SECONDS = 30
 
 
 @dataclass
@@ -183,6 +187,11 @@ def load_run(run: Path) -> tuple[nn.Module, Settings, int]:
     return model.eval(), settings, state["step"]
 
 
+def column_names(run: Path) -> list[str] | None:
+    """The names of the columns of the table that a run is trained on, where it had any."""
+    return _last(run)[1].get("columns")
+
+
 class Trainer:
     """One run. Use `Trainer.start` or `Trainer.resume`, then `fit`.
 
@@ -212,9 +221,9 @@ class Trainer:
     def start(cls, settings: Settings, out: Path, device: str | None = None) -> "Trainer":
         """A new run in the folder `out`, initialised from its first batch and saved. Raises ValueError when
         a run is there already."""
-        if (Path(out) / "last").exists():
-            raise ValueError(f"out: expected a new folder, but {out} holds a run (--resume continues it)")
         trainer = cls(settings, out, device)
+        if (trainer.out / "last").exists():
+            raise ValueError(f"out: expected a new folder, but {out} holds a run (--resume continues it)")
         if hasattr(trainer.model, "initialize"):
             torch.manual_seed(_seed(settings.seed, "initialize"))
             trainer.model.initialize(*trainer._batch())
@@ -250,13 +259,21 @@ class Trainer:
     def fit(self, steps: int, *, tensorboard: bool = False, progress: bool = True) -> bool:
         """Trains until step `steps` and saves. Ctrl-C or SIGTERM ends the current step, saves and returns
         False; a second one interrupts at once. Raises FloatingPointError for a loss or gradient that is not
-        finite, before the model has seen it."""
+        finite, before the model has seen it. `progress` is a bar on stderr, or, where that is no terminal, a
+        line every half minute and at the end."""
         with ExitStack() as stack:
             stop = stack.enter_context(_stop_on_signal())
             metrics = stack.enter_context(open(self.out / "metrics.jsonl", "a", buffering=1))
             bar = stack.enter_context(
-                tqdm(total=steps, initial=self.step, desc="training", unit="step", disable=not progress)
+                tqdm(
+                    total=steps,
+                    initial=self.step,
+                    desc="training",
+                    unit="step",
+                    disable=None if progress else True,  # None: where stderr is no terminal
+                )
             )
+            lines, due = progress and bar.disable, time.monotonic() + LINE_SECONDS
             writer = None
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
@@ -274,6 +291,10 @@ class Trainer:
                 shown |= {name: f"{record[name]:.3f}" for name in ("loss", "heldout") if name in record}
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
+                if lines and (self.step == steps or time.monotonic() >= due):
+                    numbers = ", ".join(f"{name} {number}" for name, number in shown.items())
+                    print(f"step {self.step} of {steps}: {numbers}", file=sys.stderr, flush=True)
+                    due = time.monotonic() + LINE_SECONDS
                 if self.step % self.settings.checkpoint_every == 0:
                     self.save()
         self.save()
@@ -297,7 +318,12 @@ class Trainer:
         save_file(self.model.state_dict(), temporary / "model.safetensors")
         save_file(self.ema.state_dict(), temporary / "ema.safetensors")
         torch.save(self.optimizer.state_dict(), temporary / "optimizer.pt")
-        state = {"step": self.step, "settings": asdict(self.settings), "model": self.model.config}
+        state = {
+            "step": self.step,
+            "settings": asdict(self.settings),
+            "model": self.model.config,
+            "columns": self.dataset.columns,
+        }
         (temporary / "state.json").write_text(json.dumps(state, indent=2))
         for path in (*temporary.iterdir(), temporary):
             _fsync(path)

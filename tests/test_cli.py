@@ -3,6 +3,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,7 +51,8 @@ def test_train_resume_evaluate_sample(gmfast_command, tmp_path):
         *TINY,
     ]
     status, out, err = gmfast_command(*options, "--steps", "3")
-    assert (status, out) == (0, f"finished at step 3: {run}\n") and "3/3" in err
+    assert (status, out) == (0, f"finished at step 3: {run}\n")
+    assert re.search(r"\nstep 3 of 3: loss \d+\.\d{3}\n", err) and "\r" not in err  # which is no terminal
     status, out, _ = gmfast_command(*options, "--steps", "5", "--resume")
     assert (status, out) == (0, f"finished at step 5: {run}\n")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -178,17 +180,41 @@ def test_vectors(gmfast_command, tmp_path):
     assert samples.shape == (50, 2) and samples.dtype == np.float32
     with Image.open(picture) as image:  # an aspect of three panels, and more than one colour
         assert image.width > 2 * image.height and len(image.convert("RGB").getcolors(10**6)) > 50
+    status, said, _ = gmfast_command("sample", run, "--n", "50", "--out", tmp_path / "alone.png")
+    assert (status, said) == (0, f"{tmp_path / 'alone.png'}\n") and not (tmp_path / "alone.npz").exists()
+    assert (tmp_path / "alone.png").read_bytes() == picture.read_bytes()
     table = tmp_path / "points.csv"
     gmfast_command("sample", run, "--n", "50", "--out", table, "--method", "naive")
     np.testing.assert_allclose(np.loadtxt(table, delimiter=","), samples, rtol=1e-4, atol=1e-4)
     for arguments, sentence in [
-        (["--out", "x.png"], "out: expected an .npz or .csv file, got x.png"),
+        (["--out", "x.txt"], "out: expected an .npz, .csv or .png file, got x.txt"),
         (["--complete"], "complete: expected a model of images, got one of vectors"),
         (["--compare"], "compare: expected a model of images, got one of vectors"),
         (["--weights", "bfloat16"], "weights: expected none for vectors, got bfloat16"),
         (["--length", "5"], "length: expected none for vectors, got 5"),
     ]:
         assert gmfast_command("sample", run, *arguments)[::2] == (2, f"gmfast: {sentence}\n")
+
+
+def test_a_table_of_one_s_own(gmfast_command, tmp_path, monkeypatch):
+    """The run is called after the table, and samples have its header; a mistake goes before the run there."""
+    monkeypatch.chdir(tmp_path)
+    numbers = np.random.RandomState(0).randn(100, 3)
+    np.savetxt("my.csv", numbers, delimiter=",", header='age,"height, m",weight', comments="")
+    train = ["train", "maf", "--data", "my.csv", "--steps", "1", "--set", "hidden=[8]"]
+    assert gmfast_command(*train)[:2] == (0, "finished at step 1: runs/maf-my\n")
+    assert gmfast_command("sample", "runs/maf-my", "--n", "5", "--out", "new.csv")[:2] == (0, "new.csv\n")
+    lines = Path("new.csv").read_text().splitlines()
+    assert lines[0] == 'age,"height, m",weight' and len(lines) == 6
+    assert np.loadtxt("new.csv", delimiter=",", skiprows=1).shape == (5, 3)
+    for more, sentence in [
+        ([], "out: expected a new folder, but runs/maf-my holds a run (--resume continues it)\n"),
+        (["--set", "hidden=8"], "hidden: expected a list such as [100], got 8\n"),
+        (["--conditional"], "conditional: expected data with labels, but my has none\n"),
+    ]:
+        assert gmfast_command(*train, *more)[::2] == (2, f"gmfast: {sentence}")
+    picture = gmfast_command("sample", "runs/maf-my", "--out", "x.png")
+    assert picture[::2] == (2, "gmfast: out: expected an .npz or .csv file, got x.png\n")
 
 
 @pytest.mark.parametrize(

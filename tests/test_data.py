@@ -300,14 +300,20 @@ def test_files_of_vectors(tmp_path):
     np.savetxt(path, x, delimiter=",", header="a,b,c", comments="")
     dataset = load(path)
     assert dataset.name == "own" and len(dataset.train) == 40 and len(dataset.heldout) == 10
+    assert dataset.columns == ("a", "b", "c")
     both = torch.cat([dataset.train, dataset.heldout])
     assert torch.allclose(both[both[:, 0].argsort()], torch.from_numpy(x[x[:, 0].argsort()]).float())
     for text, message in [
         ("1,2\n" * 5, "expected at least 10 lines of numbers in .*, found 5"),
-        ("a,b\n1,2\nx,3\n", "expected numbers between commas in .*, got 'x,3'"),
-        ("1,2\n1,2,3\n" * 9, "expected lines of equally many numbers"),
-        ("1,2\n3,2\n" * 9, "expected numbers that vary, but all those of column 1 .* are 2"),
-        ("1,2\n3,nan\n" * 9, "expected finite numbers in own"),
+        ("a,b\n1,2\nx,3\n", "expected finite numbers .*, got 'x' in line 3 of .*own.csv, column 'a'"),
+        ("a,b\n\n1,2\n1,nan\n", "expected finite numbers .*, got 'nan' in line 4 of .*, column 'b'"),
+        ("1,2\n1,\n", "expected finite numbers .*, got '' in line 2 of .*, column 2 of 2"),
+        ("1,inf\n", "expected finite numbers .*, got 'inf' in line 1 of .*, column 2 of 2"),
+        (",2\n1,2\n", "expected finite numbers .*, got '' in line 1 of .*, column 1 of 2"),
+        ("1,2\n1,2,3\n" * 9, "expected 2 numbers in line 2 of .*, got 3"),
+        ("a,b\n1,2\n1\n" * 9, "expected 2 numbers in line 3 of .*, got 1"),
+        ("1,2\n3,2\n" * 9, "expected numbers that vary, but all those of column 2 of 2 .* are 2"),
+        ('x,"a, b"\n' + "1,2\n3,2\n" * 9, "expected numbers that vary, .* of column 'a, b' .* are 2"),
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=f"data: {message}"):

@@ -287,11 +287,11 @@ def test_errors():
         MaskedAffineAutoregressive(3, (0,))
     with pytest.raises(ValueError, match="num_context: expected a positive integer, got -1"):
         MaskedAffineAutoregressive(3, num_context=-1)
-    with pytest.raises(ValueError, match="clamp: expected a number in .*, got 0"):
+    with pytest.raises(ValueError, match=r"clamp: expected a number in .*, got 0"):
         MaskedAffineAutoregressive(3, scale_map="tanh", clamp=0)
     with pytest.raises(ValueError, match="num_bins: expected a positive integer, got 0"):
         MaskedSplineAutoregressive(3, num_bins=0)
-    with pytest.raises(ValueError, match="bound: expected a number in .*, got -1"):
+    with pytest.raises(ValueError, match=r"bound: expected a number in .*, got -1"):
         MaskedSplineAutoregressive(3, bound=-1)
     transform = MaskedAffineAutoregressive(3)
     with pytest.raises(TypeError, match="x: expected a tensor, got ndarray"):
