@@ -133,6 +133,23 @@ class TestNflows:
             )
         assert_both_directions(ours, theirs, theirs.inverse, x)
 
+    def test_act_norm_after_the_first_batch(self, nflows):
+        """They divide by n - 1 for the variance, we by n."""
+        theirs, ours = nflows.ActNorm(6), gnn.ActNorm(6)
+        x = torch.randn(5, 6, 4, 4) * 3 + 1
+        ratio = math.sqrt(79 / 80)
+        (z, log_det), expected = ours(x), theirs(x)
+        assert_equal((z * ratio, log_det + 96 * math.log(ratio)), expected)
+        assert (z - expected[0]).abs().max() > 0.01
+
+    def test_one_by_one_convolution(self, nflows):
+        theirs, ours = nflows.OneByOneConvolution(6, identity_init=False), gnn.InvertibleConv1x1(6)
+        matrix = torch.empty(6, 6)
+        with torch.no_grad():
+            matrix[:, theirs.permutation._permutation] = theirs.weight()
+        ours.set_weight(matrix)
+        assert_both_directions(ours, theirs, theirs.inverse, torch.randn(5, 6, 4, 4))
+
 
 class TestNormflows:
     """`flow(z) -> (x, log_det)` goes from noise to data, and `flow.inverse(x)` from data to noise: our
@@ -223,6 +240,31 @@ class TestZuko:
     @pytest.fixture(autouse=True)
     def transforms(self):
         return pytest.importorskip("zuko.transforms")
+
+    @torch.no_grad()
+    def test_flow(self, transforms):
+        """A whole one, with a context: a coupling of the elements where their mask is false."""
+        import zuko
+
+        theirs = zuko.flows.NICE(6, 3, transforms=2)
+
+        def coupling(part):
+            def net(x, context):
+                return part.hyper(torch.cat([x, context], 1))
+
+            order = torch.cat([part.mask.nonzero()[:, 0], (~part.mask).nonzero()[:, 0]])
+            ours = gnn.AffineCoupling(net, scale_map="softclip", interleaved=True)
+            return gnn.Permute(order), ours, gnn.Permute(order.argsort())
+
+        first, second = theirs.transform.transforms
+        flow = gnn.Flow((6,), [*coupling(first), *coupling(second)])
+        x, c = torch.randn(5, 6), torch.randn(5, 3)
+        z, log_det = theirs(c).transform.call_and_ladj(x)
+        assert_equal(flow.transform(x, c), (z, log_det))
+        back = theirs(c).transform.inv.call_and_ladj(z)
+        assert_equal(flow.transform.inverse(z, c), back)
+        assert_equal([flow.log_prob(x, c)], [theirs(c).log_prob(x)])
+        assert_equal([flow.log_prob(x, c[:1])], [theirs(c[0]).log_prob(x)])
 
     def test_monotonic_affine(self, transforms):
         x, shift, scale = torch.randn(3, 5, 6)
