@@ -232,7 +232,7 @@ def test_the_command(monkeypatch, capsys, tmp_path, recording):
     dataset = load(recording, rate=4000, size=200)
     assert histogram == f"histogram of all samples: {dataset.histogram_bits_per_dim():.4f} bits per sample"
     sampled = command("sample", run, "--n=2", "--length=60", "--out", out)
-    assert sampled.out == f"{out}\n"
+    assert sampled.out == f"{out}\n{out.with_suffix('.png')}\n"
     assert re.search(r"0\.03 s of sound in \d+\.\d\d s: \d+\.\d times real time\n$", sampled.err)
     wave, rate = audio.read(out)
     assert rate == 4000 and len(wave) == 120
