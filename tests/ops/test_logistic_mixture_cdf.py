@@ -161,7 +161,7 @@ def test_extremes(device, name, dtype):
     room = 8 * EPS[dtype] * (1 + abs(y))
     assert below - room <= y <= above + room
     again = cdf(torch.full_like(inputs[0], x), *inputs[1:], reduction="none")[1].item()
-    assert back == -again
+    assert abs(back + again) <= 2 * EPS[dtype] * scale  # two loops, which a compiler may contract differently
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -208,7 +208,8 @@ def test_inverse_at_any_parameters(device, dtype, scale):
     y *= 5
     x, log_derivative = cdf(y, *params, inverse=True, reduction="none")
     assert_solves(x, y, params)
-    assert torch.equal(log_derivative, -cdf(x, *params, reduction="none")[1])
+    again = cdf(x, *params, reduction="none")[1]
+    assert ((log_derivative + again).abs() <= 2 * EPS[again.dtype] * (1 + again.abs())).all()
 
 
 @pytest.mark.parametrize("scale", [1, 3, 10])
