@@ -55,6 +55,7 @@ inverse = partial(
     inputs=inputs,
     gmfast=partial(GF.logistic_mixture_cdf, inverse=True),
     baselines={"bisection": bisection},
+    compiled=False,
 )
 
 # Targets are ratios in float32 on two CPU cores; on a GPU, the share of bandwidth from 64 MiB on.

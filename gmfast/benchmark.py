@@ -14,7 +14,9 @@ What is measured is data: each `benchmarks/bench_STEM.py` has a list `CASES`. Ho
   is timed with events. That is device time, kinder to eager PyTorch than its own launches are.
 """
 
+import contextlib
 import csv
+import ctypes
 import math
 import os
 import pkgutil
@@ -94,6 +96,7 @@ class Case:
     peers: dict[str, Callable] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cpu", "cuda")
     host_clock: bool = False  # time the call itself, on a GPU too
+    compiled: bool = True  # False: a baseline whose loop is unrolled takes minutes to compile
 
     def __str__(self):
         shape = "(" + ",".join(map(str, self.shape)) + ")"
@@ -229,6 +232,18 @@ def _repeats(seconds, most):
     return max(1, min(most, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))))
 
 
+def keep_freed_memory():
+    """Tell glibc to give no freed memory back to the system, as other allocators do not.
+
+    Otherwise it depends on what lies where in the heap which column's tensors are new pages at each call,
+    and faulting those in takes longer than most operations.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        libc = ctypes.CDLL(None)
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            libc.mallopt(parameter, 1 << 30)
+
+
 def rounds_of(samplers, seconds, fewest=5, most=200):
     """Every sampler once a round, for about `seconds`: a list of times for each."""
     start = time.perf_counter()
@@ -307,7 +322,7 @@ def measure(case, device, *, seconds=3.0, compile_all=True):
     columns = {"gmfast": clock([bind(case.gmfast, case, inputs) for inputs in sets])}
     eager = {name: sampler(function, f"eager {name}") for name, function in case.baselines.items()}
     eager_best = fastest(eager)
-    names = case.baselines if compile_all else [eager_best]
+    names = [] if not case.compiled else case.baselines if compile_all else [eager_best]
     compiled = {name: sampler(fullgraph(case.baselines[name]), f"compile {name}") for name in names}
     compile_best = fastest(compiled)
     columns["eager"], columns["compile"] = eager.get(eager_best), compiled.get(compile_best)
@@ -632,6 +647,7 @@ def main(out="out/bench", quick=False, device=None, *, cases=None, seconds=None)
     if device.type == "cpu" and where["load"] > 0.5:
         print(f"the machine is busy (load {where['load']} on {where['cores']} cores): figures will scatter")
 
+    keep_freed_memory()
     start = time.perf_counter()
     order = sorted(range(len(cases)), key=lambda i: not cases[i].targets) if seconds else range(len(cases))
     measured = {}
