@@ -59,7 +59,7 @@ def uniform(seed, batch, spatial, count, dtype, device, first=0):
     return torch.stack(columns, 1)
 
 
-def array_words(seed, batch, numel, per_block, device):
+def array_words(seed, batch, numel, per_block, device, draw=0):
     """The words of the first `numel` elements of each sample, `per_block` elements to a block: (B, tiles,
     per_block, 4 / per_block, 16).
 
@@ -67,7 +67,7 @@ def array_words(seed, batch, numel, per_block, device):
     csrc/math/random.h says why.
     """
     tiles = -(-numel // (16 * per_block))
-    drawn = torch.stack(words(seed, batch, (tiles * 16,), 0, device), 1)
+    drawn = torch.stack(words(seed, batch, (tiles * 16,), draw, device), 1)
     return drawn.view(batch, per_block, 4 // per_block, tiles, 16).permute(0, 3, 1, 2, 4)
 
 
@@ -83,18 +83,18 @@ def array_uniform(seed, shape, dtype, device):
     return numbers.flatten(1)[:, :numel].reshape(shape)
 
 
-def array_normal(seed, shape, dtype, device):
+def array_normal(seed, shape, dtype, device, draw=0):
     """One standard normal number for each element, after Box and Muller, computed in float64."""
     batch, *spatial = shape
     numel = math.prod(spatial)
     if dtype == torch.float64:
-        low, high = array_words(seed, batch, numel, 2, device).unbind(3)
+        low, high = array_words(seed, batch, numel, 2, device, draw).unbind(3)
         radius_word, angle_word = (((high << 20) | (low >> 12)).to(dtype) + 0.5).mul(2.0**-52).unbind(2)
         angle = 2 * math.pi * angle_word
     else:
         # Of four words, the first two make two numbers, and the last two.
         first, second = (
-            array_words(seed, batch, numel, 4, device).flatten(2, 3).unflatten(2, (2, 2)).unbind(3)
+            array_words(seed, batch, numel, 4, device, draw).flatten(2, 3).unflatten(2, (2, 2)).unbind(3)
         )
         # Rounded as the kernels round it: near 1 its steps are coarse.
         radius_word = ((first >> 1).float() * 2.0**-31 + 2.0**-32).double()

@@ -1,0 +1,97 @@
+"""One step of any linear diffusion sampler, in plain PyTorch; `gmfast.functional.diffusion_step` says what."""
+
+import torch
+
+from . import philox
+
+#: What the columns of a table of coefficients multiply: x0 = f(x0_x·x + x0_m·m), then each result's sum.
+COLUMNS = (
+    *("x0_x", "x0_m"),
+    *("x", "m", "x0", "h1", "h2", "h3", "h4", "noise"),
+    *("kept_x", "kept_m", "kept_x0", "kept_h1", "kept_h2", "kept_h3", "kept_h4", "kept_noise"),
+    *("log_var_min", "log_var_max"),
+)
+
+
+def diffusion_step(
+    x,
+    model_output,
+    table,
+    *,
+    step=0,
+    unconditional=None,
+    guidance=1.0,
+    guidance_rescale=0.0,
+    variance=None,
+    clip=None,
+    threshold=None,
+    threshold_max=None,
+    history=(),
+    noise=None,
+    seed=None,
+    x0=False,
+    kept=False,
+):
+    """`seed` is an int64 tensor, () or (B,); `step` an int, or an int64 tensor, () or (B,)."""
+    rows = table[step].to(x.dtype)  # (20,) or (B, 20)
+    column = {
+        name: rows[..., i].reshape(-1, *[1] * (x.dim() - 1)) if rows.dim() > 1 else rows[i]
+        for i, name in enumerate(COLUMNS)
+    }
+    m = model_output
+    if unconditional is not None:
+        m = unconditional + guidance * (model_output - unconditional)
+        if guidance_rescale:
+            rescaled = m * (_std(model_output) / _std(m))
+            m = guidance_rescale * rescaled + (1 - guidance_rescale) * m
+    predicted = column["x0_x"] * x + column["x0_m"] * m
+    if threshold is not None:
+        largest = torch.quantile(predicted.abs().flatten(1), threshold, dim=1).clamp(1, threshold_max)
+        largest = largest.reshape(-1, *[1] * (x.dim() - 1))
+        predicted = predicted.clamp(-largest, largest) / largest
+    elif clip is not None:
+        predicted = predicted.clamp(-clip, clip)
+    if noise is None and seed is not None:
+        noise = step_noise(seed, step, x.shape, x.dtype, x.device)
+    spread = 1
+    if variance is not None:
+        low, high = column["log_var_min"], column["log_var_max"]
+        spread = torch.exp(0.25 * (high + low) + 0.25 * (high - low) * variance)
+
+    def result(prefix):
+        total = column[prefix + "x"] * x + column[prefix + "m"] * m + column[prefix + "x0"] * predicted
+        for i, h in enumerate(history, 1):
+            total = total + column[f"{prefix}h{i}"] * h
+        if noise is not None:
+            total = total + column[prefix + "noise"] * spread * noise
+        return total
+
+    results = [result("")]
+    if x0:
+        results.append(predicted)
+    if kept:
+        results.append(result("kept_"))
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _std(m):
+    """Of each sample, as PyTorch's (unbiased)."""
+    return m.flatten(1).std(1).reshape(-1, *[1] * (m.dim() - 1))
+
+
+def step_noise(seed, step, shape, dtype, device):
+    """Standard normal numbers of a step: draw step + 1 of the seed; draw 0 is a sampler's first noise.
+
+    Of seeds (B,), sample i is sample 0 of a call with seed i.
+    """
+    if seed.dim() == 0 and not (isinstance(step, torch.Tensor) and step.dim()):
+        return philox.array_normal(seed, tuple(shape), dtype, device, draw=step + 1)
+    seeds, steps = (torch.as_tensor(v, device=device).expand(shape[0]) for v in (seed, step))
+    samples = range(shape[0])
+    of_own = seed.dim() > 0
+    noise = []
+    for i, (s, k) in enumerate(zip(seeds, steps, strict=True)):
+        first = 0 if of_own else i
+        drawn = philox.array_normal(s, (first + 1, *shape[1:]), dtype, device, draw=k + 1)
+        noise.append(drawn[first])
+    return torch.stack(noise) if samples else torch.empty(shape, dtype=dtype, device=device)

@@ -1,0 +1,20 @@
+"""Noised data and what a network is trained to say of it, in plain PyTorch."""
+
+from . import philox
+
+TARGETS = ("epsilon", "x0", "v", "flow")
+
+
+def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
+    """`alpha`, `sigma`: (B,) or numbers. `seed`: a 0-dim int64 tensor."""
+    if noise is None:
+        noise = philox.array_normal(seed, tuple(x.shape), x.dtype, x.device)
+    alpha, sigma = (
+        v if isinstance(v, (int, float)) else v.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+        for v in (alpha, sigma)
+    )
+    noised = alpha * x + sigma * noise
+    if target is None:
+        return noised
+    targets = {"epsilon": noise, "x0": x, "v": alpha * noise - sigma * x, "flow": noise - x}
+    return noised, targets[target]
