@@ -8,6 +8,8 @@ namespace gmfast {
 struct StandardNormal {
   int64_t batch, elements;  // of a sample
   const int64_t* seed;      // on the device of out
+  int64_t seed_stride;      // of seeds that samples have of their own: each is sample 0 of its seed
+  bool own_seeds;
   void* out;                // (batch, elements), contiguous
   DType dtype;
 };

@@ -17,7 +17,8 @@ GMFAST_DEFINE_CPU_KERNEL(standard_normal, StandardNormal) {
       for (int64_t index = begin; index < end; ++index) {
         const int64_t sample = index / pieces, first = index % pieces * piece;
         const int64_t rest = args.elements - first;
-        fill_normal<V>({uint64_t(*args.seed), uint32_t(sample), 0}, uint64_t(first),
+        const uint64_t seed = uint64_t(args.seed[sample * args.seed_stride]);
+        fill_normal<V>({seed, args.own_seeds ? 0u : uint32_t(sample), 0}, uint64_t(first),
                        static_cast<T*>(args.out) + sample * args.elements + first,
                        rest < piece ? rest : piece);
       }

@@ -7,10 +7,18 @@ namespace gmfast {
 namespace {
 
 Tensor standard_normal(const Tensor& seed, Sizes size, ScalarType dtype) {
-  STD_TORCH_CHECK(!size.empty(), "shape: expected (B, *S)");
-  check_seed(seed, seed);
-  Tensor out = empty_contiguous(seed, size, dtype);
   StandardNormal args{};
+  STD_TORCH_CHECK(!size.empty(), "shape: expected (B, *S)");
+  args.own_seeds = seed.dim() > 0;
+  if (args.own_seeds) {
+    STD_TORCH_CHECK(
+        seed.dim() == 1 && seed.size(0) == size[0] && seed.scalar_type() == ScalarType::Long,
+        "seed: expected int64 () or (B,)");
+    args.seed_stride = seed.stride(0);
+  } else {
+    check_seed(seed, seed);
+  }
+  Tensor out = empty_contiguous(seed, size, dtype);
   args.batch = size[0];
   args.elements = 1;
   for (size_t d = 1; d < size.size(); ++d) args.elements *= size[d];

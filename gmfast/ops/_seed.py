@@ -27,3 +27,16 @@ def as_tensor(seed, device):
             f"seed: expected an int, an int64 tensor, a torch.Generator or None, got {type(seed).__name__}"
         )
     return torch.full((), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)
+
+
+def of_samples(seed, batch, device):
+    """As `as_tensor`, or an int64 tensor `(B,)`, a seed for each sample: sample i is sample 0 of its seed."""
+    if not isinstance(seed, torch.Tensor) or seed.dim() == 0 or (seed.numel() == 1 and batch != 1):
+        return as_tensor(seed, device)
+    if seed.dtype != torch.int64:
+        raise TypeError(f"seed: expected an int64 tensor, got {str(seed.dtype)[6:]}")
+    if seed.dim() != 1 or seed.shape[0] != batch:
+        raise ValueError(f"seed: expected shape () or ({batch},), got {tuple(seed.shape)}")
+    if seed.device != device:
+        raise ValueError(f"seed: expected a tensor on {device}, got one on {seed.device}")
+    return seed

@@ -1,9 +1,17 @@
 """One step of any linear diffusion sampler."""
 
-import torch
+import math
 
-from .. import reference
+import torch
+from torch.autograd import forward_ad
+
+from .. import _library, reference
+from .._library import operator
+from ..reference.diffusion_step import COLUMNS
 from . import _check, _seed
+from ._layout import compute_dtype, empty_as
+
+_NONE = math.nan  # what the operator takes for a limit that there is not
 
 
 def diffusion_step(
@@ -34,11 +42,11 @@ def diffusion_step(
         result = x·X + m·M + x0·E + Σ h_k·C_k + z·D
 
     Args:
-        x: floating, `(B, *S)`.
+        x: floating, `(B, *S)`, any strides.
         model_output: in the shape of `x`: of whatever the table's columns `x0_x` and `x0_m` turn into x0.
         table: float64 `(steps, 20)` on the device of `x`, columns as `gmfast.diffusion.COLUMNS`.
         step: the row: an int; an int64 tensor on the device, which nobody waits for, `()` or, for a row for
-            each sample, `(B,)`.
+            each sample, `(B,)`. A tensor's steps beyond the table are the nearest that it has.
         unconditional: the model's output without the condition, for classifier-free guidance (Ho and
             Salimans, 2022, arXiv:2207.12598).
         guidance: g.
@@ -47,48 +55,207 @@ def diffusion_step(
         variance: v of a learned range (Nichol and Dhariwal, 2021, arXiv:2102.09672), in the shape of `x`: the
             noise's coefficient is multiplied by exp(¼(max + min) + ¼(max - min)·v) of the columns
             `log_var_min` and `log_var_max`.
-        clip: f clamps to [-clip, clip].
+        clip: f clamps to [-clip, clip]; not where there is a `threshold`.
         threshold: f clamps to ±s and divides by s, with s the quantile of |x0| of each sample, at least 1 and
-            at most `threshold_max` (Saharia et al., "Imagen", 2022, arXiv:2205.11487).
-        history: up to four tensors in the shape of `x`, for `h1` ... `h4`.
+            at most `threshold_max` (None: without a limit; Saharia et al., "Imagen", 2022, arXiv:2205.11487).
+        history: up to four tensors in the shape of `x`, for `h1` ... `h4`. What a row multiplies by 0 is not
+            read.
         noise: z, in the shape of `x`; else it is drawn, where a row's `noise` is not 0.
         seed: an int, an int64 tensor on the device, `()` or `(B,)` (one for each sample), or a
             `torch.Generator`; None: no noise unless given. Sample *i* and step *k* have the same noise
             whatever the batch size, the threads and the device.
         x0, kept: also return x0, or a second sum with the table's columns `kept_...`.
-        out: where to write the result, such as `x` itself.
+        out: where to write the result, in the shape and dtype of `x`, such as `x` or a history itself.
 
     Returns:
         The result, in the shape and dtype of `x`; or a tuple with x0 and the kept sum behind it, where asked
-        for. Computed in float32 (float64 where an input is float64), rounded once. Where a gradient is wanted,
-        plain PyTorch computes it.
+        for. Computed in float32 (float64 where an input is float64), rounded once; the noise's numbers are
+        those of the dtype computed in. Where a gradient is wanted, plain PyTorch computes it.
 
     Raises:
         ValueError: for shapes and values. TypeError: for dtypes.
+
+    Equivalent to::
+
+        row = dict(zip(gmfast.diffusion.COLUMNS, table[step]))
+        m = unconditional + guidance * (model_output - unconditional)
+        x0 = (row["x0_x"] * x + row["x0_m"] * m).clamp(-clip, clip)
+        result = row["x"] * x + row["m"] * m + row["x0"] * x0 + row["noise"] * torch.randn_like(x)
+        result = result + row["h1"] * history[0]  # and so on
     """
-    _check.floating("x", x)
-    if seed is not None and not (isinstance(seed, torch.Tensor) and seed.dim()):
-        seed = _seed.as_tensor(seed, x.device)
-    result = reference.diffusion_step(
-        x,
-        model_output,
-        table,
-        step=step,
-        unconditional=unconditional,
-        guidance=guidance,
-        guidance_rescale=guidance_rescale,
-        variance=variance,
-        clip=clip,
-        threshold=threshold,
-        threshold_max=threshold_max,
-        history=history,
-        noise=noise,
-        seed=seed,
-        x0=x0,
-        kept=kept,
+    others, present, number = [], 0, 0
+    if unconditional is not None:
+        others.append(unconditional)
+        present = 1
+    if variance is not None:
+        others.append(variance)
+        present |= 2
+    if noise is not None:
+        others.append(noise)
+        present |= 4
+        seed = None
+    if isinstance(step, torch.Tensor):
+        others.append(step)
+        present |= 8
+        row = 0
+    else:
+        row = step
+    if seed is not None:
+        if isinstance(seed, torch.Generator):
+            _check.floating("x", x)
+            seed = _seed.as_tensor(seed, x.device)
+        if isinstance(seed, torch.Tensor):
+            others.append(seed)
+            present |= 16
+        else:
+            number = seed
+            present |= 32
+    others += history
+    options = (
+        guidance,
+        guidance_rescale,
+        _NONE if clip is None else clip,
+        _NONE if threshold is None else threshold,
+        _NONE if threshold_max is None else threshold_max,
+        x0,
+        kept,
     )
-    if out is None:
-        return result
-    first, *others = result if isinstance(result, tuple) else (result,)
-    out.copy_(first)
-    return (out, *others) if others else out
+    # Arguments are looked at in Python where the operator did not take them, which costs the others nothing.
+    try:
+        if not _needs_pytorch(x, model_output, others, out):
+            arguments = (x, model_output, table, others, present, row, number, *options)
+            if out is None:
+                results = _step(*arguments)
+                return tuple(results) if x0 or kept else results[0]
+            results = _step_to(out, *arguments)
+            if not out.is_inference():
+                torch.autograd.graph.increment_version(out)  # who saved it for a gradient must find out
+            return (out, *results) if x0 or kept else out
+        failure = None
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        failure = error
+    _check_arguments(x, model_output, table, step, unconditional, variance, history, noise, out)
+    _check_options(guidance, guidance_rescale, clip, threshold, threshold_max)
+    if seed is not None:
+        seed = _seed.of_samples(seed, x.shape[0], x.device)
+    if failure is not None and not (number and not -(2**63) <= number < 2**63):
+        raise failure
+
+    given = {"unconditional": unconditional, "variance": variance, "noise": noise}
+    if failure is not None or _has_operator(x, model_output, others, out):
+        if present & 32:  # a number of any size, of which a compiled graph must not be made for each
+            others.insert(len(others) - len(history), seed)
+            present += 16 - 32
+        arguments = (x, model_output, table, others, present, row, 0, *map(float, options[:5]), x0, kept)
+        results = _step(*arguments)
+    else:
+        dtype = compute_dtype(x, model_output, *history, *(t for t in given.values() if t is not None))
+        results = reference.diffusion_step(
+            x.to(dtype),
+            model_output.to(dtype),
+            table,
+            step=step,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+            clip=clip,
+            threshold=threshold,
+            threshold_max=threshold_max,
+            history=[h.to(dtype) for h in history],
+            seed=seed,
+            x0=x0,
+            kept=kept,
+            **{name: t if t is None else t.to(dtype) for name, t in given.items()},
+        )
+        results = [t.to(x.dtype) for t in (results if isinstance(results, tuple) else (results,))]
+    if out is not None:
+        results[0] = out.copy_(results[0])
+    return tuple(results) if x0 or kept else results[0]
+
+
+def _needs_pytorch(x, model_output, others, out):
+    """Whether the operator does not do, or does not do yet: arguments are to be looked at first."""
+    if (
+        x.device.type not in _library.devices
+        or torch.compiler.is_compiling()
+        or _library._functorch_is_active()
+        or forward_ad._current_level >= 0
+    ):
+        return True
+    if torch.is_grad_enabled():
+        if x.requires_grad or model_output.requires_grad or (out is not None and out.requires_grad):
+            return True
+        for tensor in others:
+            if tensor.requires_grad:
+                return True
+    return False
+
+
+def _has_operator(x, model_output, others, out):
+    """Of arguments that are right: whether it does, perhaps while compiling."""
+    if x.device.type not in _library.devices or not torch.compiler.is_compiling():
+        return False
+    tensors = [x, model_output, *others, *([] if out is None else [out])]
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def _check_arguments(x, model_output, table, step, unconditional, variance, history, noise, out):
+    _check.floating("x", x)
+    if x.dim() == 0:
+        raise ValueError("x: expected shape (B, *S), got a scalar")
+    if len(history) > 4:
+        raise ValueError(f"history: expected at most 4 tensors, got {len(history)}")
+    tensors = {"model_output": model_output, "unconditional": unconditional, "variance": variance}
+    tensors |= {"noise": noise, "out": out, **{f"history[{i}]": h for i, h in enumerate(history)}}
+    for name, tensor in tensors.items():
+        if tensor is None and name != "model_output" and "history" not in name:
+            continue
+        _check.floating(name, tensor)
+        if tensor.shape != x.shape:
+            raise ValueError(f"{name}: expected shape {tuple(x.shape)}, got {tuple(tensor.shape)}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name}: expected a tensor on {x.device}, got one on {tensor.device}")
+    if out is not None:
+        if out.dtype != x.dtype:
+            raise TypeError(f"out: expected {str(x.dtype)[6:]}, the dtype of x, got {str(out.dtype)[6:]}")
+        if any(n > 1 and stride == 0 for n, stride in zip(out.shape, out.stride(), strict=True)):
+            raise ValueError("out: expected memory of its own for each element, got an expanded tensor")
+    _check.tensor("table", table)
+    columns = len(COLUMNS)
+    if table.dtype != torch.float64:
+        raise TypeError(f"table: expected float64, got {str(table.dtype)[6:]}")
+    if table.dim() != 2 or table.shape[1] != columns or table.shape[0] == 0:
+        raise ValueError(f"table: expected shape (steps, {columns}), got {tuple(table.shape)}")
+    if table.device != x.device:
+        raise ValueError(f"table: expected a tensor on {x.device}, got one on {table.device}")
+    if isinstance(step, torch.Tensor):
+        if step.dtype != torch.int64:
+            raise TypeError(f"step: expected an int or an int64 tensor, got {str(step.dtype)[6:]}")
+        if step.numel() != 1 and step.shape != x.shape[:1]:
+            raise ValueError(f"step: expected shape () or ({x.shape[0]},), got {tuple(step.shape)}")
+        if step.device != x.device:
+            raise ValueError(f"step: expected a tensor on {x.device}, got one on {step.device}")
+    else:
+        _check.integer("step", step)
+        if not 0 <= step < table.shape[0]:
+            raise ValueError(f"step: expected 0 to {table.shape[0] - 1}, got {step}")
+
+
+def _check_options(guidance, guidance_rescale, clip, threshold, threshold_max):
+    _check.number("guidance", guidance, -math.inf, math.inf)
+    _check.number("guidance_rescale", guidance_rescale, 0, 1)
+    if clip is not None:
+        _check.number("clip", clip, 0, math.inf)
+    if threshold is not None:
+        _check.number("threshold", threshold, 0, 1)
+    if threshold_max is not None:
+        _check.number("threshold_max", threshold_max, 0, math.inf)
+        if threshold_max == 0:
+            raise ValueError("threshold_max: expected a positive number, got 0")
+
+
+def _fake(x, model_output, table, others, present, step, seed, *options):
+    return [empty_as(x, x.shape) for _ in range(1 + sum(options[-2:]))]
+
+
+_step = operator("diffusion_step", fake=_fake)
+_step_to = operator("diffusion_step_to", fake=lambda out, *arguments: _fake(*arguments)[1:])

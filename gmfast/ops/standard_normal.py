@@ -18,7 +18,8 @@ def standard_normal(shape, *, seed=None, dtype=torch.float32, device=None):
 
     Args:
         shape: `(B, *S)`.
-        seed: an int, an int64 tensor on `device`, or a `torch.Generator`; None draws one from torch's.
+        seed: an int, an int64 tensor on `device`, or a `torch.Generator`; None draws one from torch's. Of a
+            tensor `(B,)`, sample *i* has the noise of sample 0 of a call with the seed *i*.
         dtype: float32, or a half rounded from it; float64, which are other numbers.
         device: by default that of a `seed` tensor, else the CPU.
 
@@ -38,7 +39,7 @@ def standard_normal(shape, *, seed=None, dtype=torch.float32, device=None):
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    seed = _seed.as_tensor(seed, device)
+    seed = _seed.of_samples(seed, shape[0], device)
     if device.type not in devices:
         return reference.standard_normal(shape, seed=seed, dtype=dtype)
     return _draw(seed, shape, dtype)

@@ -25,14 +25,17 @@ def diffusion_step(
     variance=None,
     clip=None,
     threshold=None,
-    threshold_max=None,
+    threshold_max=1.0,
     history=(),
     noise=None,
     seed=None,
     x0=False,
     kept=False,
+    out=None,
 ):
     """`seed` is an int64 tensor, () or (B,); `step` an int, or an int64 tensor, () or (B,)."""
+    if isinstance(step, torch.Tensor):
+        step = step.clamp(0, table.shape[0] - 1)
     rows = table[step].to(x.dtype)  # (20,) or (B, 20)
     column = {
         name: rows[..., i].reshape(-1, *[1] * (x.dim() - 1)) if rows.dim() > 1 else rows[i]
@@ -42,11 +45,13 @@ def diffusion_step(
     if unconditional is not None:
         m = unconditional + guidance * (model_output - unconditional)
         if guidance_rescale:
-            rescaled = m * (_std(model_output) / _std(m))
-            m = guidance_rescale * rescaled + (1 - guidance_rescale) * m
+            std, guided_std = _std(model_output), _std(m)
+            varies = guided_std > 0  # else there is nothing to rescale
+            ratio = torch.where(varies, std, 1.0) / torch.where(varies, guided_std, 1.0)
+            m = guidance_rescale * ratio * m + (1 - guidance_rescale) * m
     predicted = column["x0_x"] * x + column["x0_m"] * m
-    if threshold is not None:
-        largest = torch.quantile(predicted.abs().flatten(1), threshold, dim=1).clamp(1, threshold_max)
+    if threshold is not None and x.numel():
+        largest = torch.quantile(_flat(predicted.abs()), threshold, dim=1).clamp(1, threshold_max)
         largest = largest.reshape(-1, *[1] * (x.dim() - 1))
         predicted = predicted.clamp(-largest, largest) / largest
     elif clip is not None:
@@ -71,12 +76,18 @@ def diffusion_step(
         results.append(predicted)
     if kept:
         results.append(result("kept_"))
+    if out is not None:
+        results[0] = out.copy_(results[0])
     return results[0] if len(results) == 1 else tuple(results)
 
 
 def _std(m):
     """Of each sample, as PyTorch's (unbiased)."""
-    return m.flatten(1).std(1).reshape(-1, *[1] * (m.dim() - 1))
+    return _flat(m).std(1).reshape(-1, *[1] * (m.dim() - 1))
+
+
+def _flat(m):
+    return m.flatten(1) if m.dim() > 1 else m[:, None]
 
 
 def step_noise(seed, step, shape, dtype, device):

@@ -65,6 +65,22 @@ def test_seeds(device):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(), (3,), (2, 9000)])
+def test_seeds_of_samples(device, dtype, sizes):
+    seeds = torch.tensor([7, -5, 7, 2**62], device=device)
+    drawn = GF.standard_normal((4, *sizes), seed=seeds, dtype=dtype)
+    for sample, seed in zip(drawn, seeds, strict=True):
+        assert torch.equal(
+            sample, GF.standard_normal((1, *sizes), seed=int(seed), dtype=dtype, device=device)[0]
+        )
+    plain = reference.standard_normal((4, *sizes), seed=seeds, dtype=dtype)
+    torch.testing.assert_close(drawn, plain, atol=4e-6, rtol=torch.finfo(dtype).eps)
+    apart = torch.stack([seeds, -seeds], 1)[:, 0]
+    assert torch.equal(GF.standard_normal((4, *sizes), seed=apart, dtype=dtype), drawn)
+    assert GF.standard_normal((0, *sizes), seed=seeds[:0]).shape == (0, *sizes)
+
+
 def test_what_pytorch_does_with_operators(device):
     seed = torch.tensor(3, device=device)
     torch.library.opcheck(torch.ops.gmfast.standard_normal.default, (seed, [2, 9], torch.float32))
@@ -87,6 +103,12 @@ def test_what_pytorch_does_with_operators(device):
         (((2, 1.5),), {}, TypeError, r"shape: expected a sequence of ints"),
         ((3,), {}, TypeError, r"shape: expected a sequence of ints"),
         (((2,),), {"dtype": torch.int32}, TypeError, r"dtype: expected float32, .* got torch\.int32"),
+        (
+            ((2,),),
+            {"seed": torch.tensor([1, 2, 3])},
+            ValueError,
+            r"seed: expected shape \(\) or \(2,\), got \(3,\)",
+        ),
         (((2,),), {"seed": "1"}, TypeError, "seed: expected an int"),
         (((2,),), {"seed": torch.tensor(1), "device": "meta"}, ValueError, "seed: expected a tensor on meta"),
     ],

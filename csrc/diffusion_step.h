@@ -1,0 +1,50 @@
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "rows.h"
+
+namespace gmfast {
+
+// Columns of a table of coefficients; gmfast/reference/diffusion_step.py names them.
+enum StepColumn {
+  step_x0_x = 0,  // and x0_m: what predicts x0
+  step_result = 2,
+  step_kept = 10,
+  step_log_var_min = 18,  // and log_var_max
+  step_columns = 20
+};
+
+// What the eight columns of a sum multiply.
+enum StepTerm { term_x, term_m, term_x0, term_history, term_noise = 7, step_terms };
+
+struct DiffusionStep {
+  RowShape shape;
+  int64_t elements;  // of a sample
+  DType compute;
+
+  const double* table;  // rows of step_columns
+  int64_t table_rows, table_stride;
+  const int64_t* steps;  // on the device; null: `step`
+  int64_t steps_stride, step;
+
+  const int64_t* seeds;  // on the device; null: `seed`
+  int64_t seeds_stride, seed;
+  bool draws;        // noise, where a row wants some
+  bool own_seeds;    // each sample is sample 0 of its seed
+  int64_t channels;  // innermost in the walk though not in the noise's order; 1: the orders are one
+
+  double guidance, rescale;                // of no rescaling: 0
+  double clip;                             // infinite: none
+  double threshold, threshold_max;         // negative threshold: none
+  RowOperand x, m, unconditional, noise;   // absent but for x and m: no data
+  RowOperand variance, history[4];
+  RowOperand result, x0, kept;  // x0 and kept: no data where not wanted
+
+  bool of_samples() const { return rescale != 0 || threshold >= 0; }
+};
+
+GMFAST_CPU_KERNEL(diffusion_step, DiffusionStep);
+
+void diffusion_step_cuda(const DiffusionStep& args, void* stream);
+
+}  // namespace gmfast

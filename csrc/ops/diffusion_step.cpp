@@ -1,0 +1,259 @@
+#include "../diffusion_step.h"
+
+#include <cmath>
+
+#include "backend.h"
+#include "rows.h"
+
+namespace gmfast {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+// Which of an operator's further tensors there are, in this order; histories follow.
+enum Present : int64_t {
+  has_unconditional = 1,
+  has_variance = 2,
+  has_noise = 4,
+  has_steps = 8,
+  has_seeds = 16,
+  has_seed = 32,  // a number, not a tensor
+};
+
+struct Inputs {
+  const Tensor& x;
+  const Tensor& model_output;
+  const Tensor& table;
+  const Tensors& others;
+  int64_t present, step, seed;
+  double guidance, guidance_rescale, clip, threshold, threshold_max;
+  bool x0, kept;
+};
+
+bool same_sizes(const Tensor& a, const Tensor& b) {
+  const auto of_a = a.sizes(), of_b = b.sizes();
+  return of_a.size() == of_b.size() && std::equal(of_a.begin(), of_a.end(), of_b.begin());
+}
+
+// An int64 () or (B,) on the device of x.
+const int64_t* of_samples(const char* name, const Tensor& tensor, const Tensor& x,
+                          int64_t* stride) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && same_device(tensor, x) &&
+                      (tensor.numel() == 1 || (tensor.dim() == 1 && tensor.size(0) == x.size(0))),
+                  name, ": expected int64 () or (B,) on the device of x");
+  *stride = tensor.numel() != 1 ? tensor.stride(0) : 0;
+  return static_cast<const int64_t*>(tensor.data_ptr());
+}
+
+// The bytes from the tensor's first element to behind its last.
+struct Range {
+  const char *first, *end;
+
+  explicit Range(const Tensor& tensor) : first(static_cast<const char*>(tensor.data_ptr())) {
+    int64_t last = 0;
+    for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+    end = first + (last + 1) * tensor.element_size();
+  }
+};
+
+// Whether a kernel that reads each element before it writes that element may write to `out`.
+bool may_write(const Tensor& out, const Tensor& input) {
+  if (out.numel() == 0) return true;
+  const Range written(out), read(input);
+  if (written.end <= read.first || read.end <= written.first) return true;
+  if (written.first != read.first || out.scalar_type() != input.scalar_type()) return false;
+  for (int64_t d = 0; d < out.dim(); ++d) {
+    if (out.size(d) > 1 && out.stride(d) != input.stride(d)) return false;
+  }
+  return true;
+}
+
+// Walks all operands alike, and keeps what they point into.
+class Operands {
+ public:
+  explicit Operands(const Tensor& x) : x_(x) {}
+
+  void add(const char* name, const Tensor& tensor, RowOperand& operand) {
+    STD_TORCH_CHECK(same_sizes(tensor, x_) && same_device(tensor, x_), name,
+                    ": expected the shape and device of x");
+    operand.dtype = dtype_of(tensor);
+    compute = compute_dtype(compute, operand.dtype);
+    flat_ = flat_ && tensor.is_contiguous();
+    tensors_.push_back(tensor);
+    operands_.push_back(&operand);
+  }
+
+  // Sets the operands' memory and the shape. `apart`: samples, or their elements' order, matter.
+  void walk(DiffusionStep& args, bool apart) {
+    const int64_t batch = x_.size(0);
+    args.elements = batch ? x_.numel() / batch : 0;
+    args.channels = 1;
+    if (flat_) {
+      args.shape = apart ? RowShape{batch, 1, args.elements} : RowShape{1, 1, x_.numel()};
+      for (size_t i = 0; i < tensors_.size(); ++i) {
+        RowOperand& operand = *operands_[i];
+        operand.data = tensors_[i].data_ptr();
+        operand.batch_stride = args.elements;
+        operand.inner_stride = 1;
+      }
+      return;
+    }
+    // x leads; of one dimension, each element is a row.
+    const bool vector = x_.dim() == 1;
+    RowWalk walk(vector ? torch::stable::unsqueeze(x_, 1) : x_);
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      const Tensor tensor = vector ? torch::stable::unsqueeze(tensors_[i], 1) : tensors_[i];
+      const void* given = tensor.data_ptr();
+      tensors_[i] = walk.add(tensor, *operands_[i]);
+      if (operands_[i] == &args.result && args.result.data != given) copied_ = int64_t(i);
+    }
+    args.shape = walk.merged_shape();
+    if (!vector && walk.channels_inner() && pixels_of(x_) > 1) args.channels = x_.size(1);
+  }
+
+  // The copy that the result was computed into, if it was.
+  const Tensor* copied_result() const { return copied_ >= 0 ? &tensors_[copied_] : nullptr; }
+
+  DType compute = DType::float32;
+
+ private:
+  const Tensor& x_;
+  bool flat_ = true;
+  int64_t copied_ = -1;
+  Tensors tensors_;
+  std::vector<RowOperand*> operands_;
+};
+
+// Returns what was asked for besides the result. `fresh`: nobody else knows the result's memory.
+Tensors run(const Inputs& in, Tensor result, bool fresh) {
+  const Tensor& x = in.x;
+  STD_TORCH_CHECK(x.dim() >= 1, "x: expected (B, *S)");
+  STD_TORCH_CHECK(same_sizes(result, x), "out: expected the shape of x");
+  STD_TORCH_CHECK(in.table.dim() == 2 && in.table.size(1) == step_columns &&
+                      in.table.size(0) > 0 && in.table.scalar_type() == ScalarType::Double &&
+                      same_device(in.table, x),
+                  "table: expected float64 (steps, 20) on the device of x");
+  DiffusionStep args{};
+  const Tensor table =
+      in.table.stride(1) == 1 ? in.table : torch::stable::contiguous(in.table);
+  args.table = static_cast<const double*>(table.data_ptr());
+  args.table_rows = table.size(0);
+  args.table_stride = table.stride(0);
+  // Limits that are not there are NaN.
+  args.guidance = in.guidance;
+  args.clip = std::isnan(in.clip) ? INFINITY : in.clip;
+  args.threshold = std::isnan(in.threshold) ? -1 : in.threshold;
+  args.threshold_max = std::isnan(in.threshold_max) ? INFINITY : in.threshold_max;
+  STD_TORCH_CHECK(in.guidance == in.guidance && in.guidance_rescale >= 0 &&
+                      in.guidance_rescale <= 1 && args.clip >= 0 && !(in.threshold < 0) &&
+                      args.threshold <= 1 && args.threshold_max > 0,
+                  "expected options in their ranges");
+
+  Operands operands(x);
+  operands.add("x", x, args.x);
+  operands.add("model_output", in.model_output, args.m);
+  size_t next = 0;
+  const auto take = [&]() -> const Tensor& {
+    STD_TORCH_CHECK(next < in.others.size(), "expected as many tensors as there are");
+    return in.others[next++];
+  };
+  bool alone = true;  // the result may be written where it is
+  const auto add = [&](const char* name, RowOperand& operand) {
+    const Tensor& tensor = take();
+    operands.add(name, tensor, operand);
+    alone = alone && (fresh || may_write(result, tensor));
+  };
+  if (in.present & has_unconditional) {
+    add("unconditional", args.unconditional);
+    args.rescale = in.guidance_rescale;
+  }
+  if (in.present & has_variance) add("variance", args.variance);
+  if (in.present & has_noise) add("noise", args.noise);
+  args.step = in.step;
+  if (in.present & has_steps) {
+    args.steps = of_samples("step", take(), x, &args.steps_stride);
+  } else {
+    STD_TORCH_CHECK(in.step >= 0 && in.step < args.table_rows, "step: expected a row of the table");
+  }
+  args.draws = !args.noise.data && !(in.present & has_noise) &&
+               (in.present & (has_seeds | has_seed)) != 0;
+  args.seed = in.seed;
+  if (in.present & has_seeds) {
+    const Tensor& seeds = take();
+    args.seeds = of_samples("seed", seeds, x, &args.seeds_stride);
+    args.own_seeds = seeds.dim() > 0 && seeds.size(0) == x.size(0);
+  }
+  STD_TORCH_CHECK(in.others.size() - next <= 4, "history: expected at most 4 tensors");
+  for (int h = 0; next < in.others.size(); ++h) add("history", args.history[h]);
+
+  alone = alone && (fresh || (may_write(result, x) && may_write(result, in.model_output)));
+  const Tensor given = result;
+  if (!alone) result = empty_as(x, sizes_of(x), x.scalar_type());
+  Tensors more;
+  operands.add("out", result, args.result);
+  if (in.x0) {
+    more.push_back(empty_as(x, sizes_of(x), x.scalar_type()));
+    operands.add("x0", more.back(), args.x0);
+  }
+  if (in.kept) {
+    more.push_back(empty_as(x, sizes_of(x), x.scalar_type()));
+    operands.add("kept", more.back(), args.kept);
+  }
+  args.compute = operands.compute;
+  operands.walk(args, args.draws || args.of_samples() || args.steps_stride != 0);
+  GMFAST_RUN(diffusion_step, x, args);
+  if (const Tensor* copy = operands.copied_result()) {
+    Tensor to = alone ? given : result;
+    torch::stable::copy_(to, x.dim() == 1 ? torch::stable::squeeze(*copy, 1) : *copy);
+  }
+  if (!alone) {
+    Tensor to = given;
+    torch::stable::copy_(to, result);
+  }
+  return more;
+}
+
+Tensors step(const Tensor& x, const Tensor& model_output, const Tensor& table, Tensors others,
+             int64_t present, int64_t step, int64_t seed, double guidance,
+             double guidance_rescale, double clip, double threshold, double threshold_max, bool x0,
+             bool kept) {
+  Tensor result = empty_as(x, sizes_of(x), x.scalar_type());
+  Tensors results =
+      run({x, model_output, table, others, present, step, seed, guidance, guidance_rescale, clip,
+           threshold, threshold_max, x0, kept},
+          result, true);
+  results.insert(results.begin(), result);
+  return results;
+}
+
+Tensors step_to(const Tensor& out, const Tensor& x, const Tensor& model_output,
+                const Tensor& table, Tensors others, int64_t present, int64_t step, int64_t seed,
+                double guidance, double guidance_rescale, double clip, double threshold,
+                double threshold_max, bool x0, bool kept) {
+  STD_TORCH_CHECK(out.scalar_type() == x.scalar_type(), "out: expected the dtype of x");
+  for (int64_t d = 0; d < out.dim(); ++d) {
+    STD_TORCH_CHECK(out.size(d) <= 1 || out.stride(d) != 0, "out: expected no expanded tensor");
+  }
+  return run({x, model_output, table, others, present, step, seed, guidance, guidance_rescale,
+              clip, threshold, threshold_max, x0, kept},
+             out, false);
+}
+
+}  // namespace
+}  // namespace gmfast
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
+  m.def(
+      "diffusion_step(Tensor x, Tensor model_output, Tensor table, Tensor[] others, int present, "
+      "int step, int seed, float guidance, float guidance_rescale, float clip, float threshold, "
+      "float threshold_max, bool x0, bool kept) -> Tensor[]");
+  m.def(
+      "diffusion_step_to(Tensor(a!) out, Tensor x, Tensor model_output, Tensor table, "
+      "Tensor[] others, int present, int step, int seed, float guidance, float guidance_rescale, "
+      "float clip, float threshold, float threshold_max, bool x0, bool kept) -> Tensor[]");
+}
+
+GMFAST_REGISTER(m) {
+  m.impl("diffusion_step", TORCH_BOX(&gmfast::step));
+  m.impl("diffusion_step_to", TORCH_BOX(&gmfast::step_to));
+}
