@@ -6,16 +6,15 @@
 namespace gmfast {
 
 // Columns of a table of coefficients; gmfast/reference/diffusion_step.py names them.
-enum StepColumn {
-  step_x0_x = 0,  // and x0_m: what predicts x0
-  step_result = 2,
-  step_kept = 10,
-  step_log_var_min = 18,  // and log_var_max
-  step_columns = 20
-};
+constexpr int step_x0_x = 0;  // and x0_m: what predicts x0
+constexpr int step_result = 2;
+constexpr int step_kept = 10;
+constexpr int step_log_var_min = 18;  // and log_var_max
+constexpr int step_columns = 20;
 
 // What the eight columns of a sum multiply.
-enum StepTerm { term_x, term_m, term_x0, term_history, term_noise = 7, step_terms };
+constexpr int term_x = 0, term_m = 1, term_x0 = 2, term_history = 3, term_noise = 7;
+constexpr int step_terms = 8;
 
 struct DiffusionStep {
   RowShape shape;
@@ -33,10 +32,10 @@ struct DiffusionStep {
   bool own_seeds;    // each sample is sample 0 of its seed
   int64_t channels;  // innermost in the walk though not in the noise's order; 1: the orders are one
 
-  double guidance, rescale;                // of no rescaling: 0
-  double clip;                             // infinite: none
-  double threshold, threshold_max;         // negative threshold: none
-  RowOperand x, m, unconditional, noise;   // absent but for x and m: no data
+  double guidance, rescale;               // of no rescaling: 0
+  double clip;                            // infinite: none
+  double threshold, threshold_max;        // negative threshold: none
+  RowOperand x, m, unconditional, noise;  // absent but for x and m: no data
   RowOperand variance, history[4];
   RowOperand result, x0, kept;  // x0 and kept: no data where not wanted
 

@@ -10,7 +10,7 @@ struct StandardNormal {
   const int64_t* seed;      // on the device of out
   int64_t seed_stride;      // of seeds that samples have of their own: each is sample 0 of its seed
   bool own_seeds;
-  void* out;                // (batch, elements), contiguous
+  void* out;  // (batch, elements), contiguous
   DType dtype;
 };
 

@@ -17,8 +17,8 @@ constexpr int64_t chunk = 512;
 
 template <class S>
 struct Buffers {
-  alignas(64) S x[chunk], m[chunk], unconditional[chunk], x0[chunk], variance[chunk], noise[chunk],
-      history[4][chunk], out[chunk];
+  alignas(64) S x[chunk], m[chunk],
+      unconditional[chunk], x0[chunk], variance[chunk], noise[chunk], history[4][chunk], out[chunk];
 };
 
 struct Place {

@@ -89,7 +89,8 @@ class Operands {
     args.elements = batch ? x_.numel() / batch : 0;
     args.channels = 1;
     if (flat_) {
-      args.shape = apart ? RowShape{batch, 1, args.elements} : RowShape{1, 1, x_.numel()};
+      if (!apart) args.elements = x_.numel();
+      args.shape = {apart ? batch : 1, 1, args.elements};
       for (size_t i = 0; i < tensors_.size(); ++i) {
         RowOperand& operand = *operands_[i];
         operand.data = tensors_[i].data_ptr();
@@ -129,13 +130,11 @@ Tensors run(const Inputs& in, Tensor result, bool fresh) {
   const Tensor& x = in.x;
   STD_TORCH_CHECK(x.dim() >= 1, "x: expected (B, *S)");
   STD_TORCH_CHECK(same_sizes(result, x), "out: expected the shape of x");
-  STD_TORCH_CHECK(in.table.dim() == 2 && in.table.size(1) == step_columns &&
-                      in.table.size(0) > 0 && in.table.scalar_type() == ScalarType::Double &&
-                      same_device(in.table, x),
+  STD_TORCH_CHECK(in.table.dim() == 2 && in.table.size(1) == step_columns && in.table.size(0) > 0 &&
+                      in.table.scalar_type() == ScalarType::Double && same_device(in.table, x),
                   "table: expected float64 (steps, 20) on the device of x");
   DiffusionStep args{};
-  const Tensor table =
-      in.table.stride(1) == 1 ? in.table : torch::stable::contiguous(in.table);
+  const Tensor table = in.table.stride(1) == 1 ? in.table : torch::stable::contiguous(in.table);
   args.table = static_cast<const double*>(table.data_ptr());
   args.table_rows = table.size(0);
   args.table_stride = table.stride(0);
@@ -175,8 +174,8 @@ Tensors run(const Inputs& in, Tensor result, bool fresh) {
   } else {
     STD_TORCH_CHECK(in.step >= 0 && in.step < args.table_rows, "step: expected a row of the table");
   }
-  args.draws = !args.noise.data && !(in.present & has_noise) &&
-               (in.present & (has_seeds | has_seed)) != 0;
+  args.draws =
+      !args.noise.data && !(in.present & has_noise) && (in.present & (has_seeds | has_seed)) != 0;
   args.seed = in.seed;
   if (in.present & has_seeds) {
     const Tensor& seeds = take();
@@ -214,28 +213,26 @@ Tensors run(const Inputs& in, Tensor result, bool fresh) {
 }
 
 Tensors step(const Tensor& x, const Tensor& model_output, const Tensor& table, Tensors others,
-             int64_t present, int64_t step, int64_t seed, double guidance,
-             double guidance_rescale, double clip, double threshold, double threshold_max, bool x0,
-             bool kept) {
+             int64_t present, int64_t step, int64_t seed, double guidance, double guidance_rescale,
+             double clip, double threshold, double threshold_max, bool x0, bool kept) {
   Tensor result = empty_as(x, sizes_of(x), x.scalar_type());
-  Tensors results =
-      run({x, model_output, table, others, present, step, seed, guidance, guidance_rescale, clip,
-           threshold, threshold_max, x0, kept},
-          result, true);
+  Tensors results = run({x, model_output, table, others, present, step, seed, guidance,
+                         guidance_rescale, clip, threshold, threshold_max, x0, kept},
+                        result, true);
   results.insert(results.begin(), result);
   return results;
 }
 
-Tensors step_to(const Tensor& out, const Tensor& x, const Tensor& model_output,
-                const Tensor& table, Tensors others, int64_t present, int64_t step, int64_t seed,
-                double guidance, double guidance_rescale, double clip, double threshold,
-                double threshold_max, bool x0, bool kept) {
+Tensors step_to(const Tensor& out, const Tensor& x, const Tensor& model_output, const Tensor& table,
+                Tensors others, int64_t present, int64_t step, int64_t seed, double guidance,
+                double guidance_rescale, double clip, double threshold, double threshold_max,
+                bool x0, bool kept) {
   STD_TORCH_CHECK(out.scalar_type() == x.scalar_type(), "out: expected the dtype of x");
   for (int64_t d = 0; d < out.dim(); ++d) {
     STD_TORCH_CHECK(out.size(d) <= 1 || out.stride(d) != 0, "out: expected no expanded tensor");
   }
-  return run({x, model_output, table, others, present, step, seed, guidance, guidance_rescale,
-              clip, threshold, threshold_max, x0, kept},
+  return run({x, model_output, table, others, present, step, seed, guidance, guidance_rescale, clip,
+              threshold, threshold_max, x0, kept},
              out, false);
 }
 

@@ -82,8 +82,8 @@ def diffusion_step(
 
 
 def _std(m):
-    """Of each sample, as PyTorch's (unbiased)."""
-    return _flat(m).std(1).reshape(-1, *[1] * (m.dim() - 1))
+    """Of each sample; of two only the ratio counts, in which the correction of an estimate cancels."""
+    return _flat(m).std(1, correction=0).reshape(-1, *[1] * (m.dim() - 1))
 
 
 def _flat(m):

@@ -14,6 +14,7 @@ def _drivers():
         "causal_conv1d",
         "decode",
         "dequantize_logit",
+        "diffusion_step",
         "discretized_logistic_mixture",
         "gaussian_log_prob",
         "logistic_mixture_cdf",
