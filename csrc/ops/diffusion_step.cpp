@@ -1,6 +1,7 @@
 #include "../diffusion_step.h"
 
 #include <cmath>
+#include <tuple>
 
 #include "backend.h"
 #include "rows.h"
@@ -223,17 +224,22 @@ Tensors step(const Tensor& x, const Tensor& model_output, const Tensor& table, T
   return results;
 }
 
-Tensors step_to(const Tensor& out, const Tensor& x, const Tensor& model_output, const Tensor& table,
-                Tensors others, int64_t present, int64_t step, int64_t seed, double guidance,
-                double guidance_rescale, double clip, double threshold, double threshold_max,
-                bool x0, bool kept) {
+// x0 and the kept sum; of no elements where not wanted. Only operators that return single tensors
+// besides what they change can be functionalized.
+std::tuple<Tensor, Tensor> step_to(const Tensor& out, const Tensor& x, const Tensor& model_output,
+                                   const Tensor& table, Tensors others, int64_t present,
+                                   int64_t step, int64_t seed, double guidance,
+                                   double guidance_rescale, double clip, double threshold,
+                                   double threshold_max, bool x0, bool kept) {
   STD_TORCH_CHECK(out.scalar_type() == x.scalar_type(), "out: expected the dtype of x");
   for (int64_t d = 0; d < out.dim(); ++d) {
     STD_TORCH_CHECK(out.size(d) <= 1 || out.stride(d) != 0, "out: expected no expanded tensor");
   }
-  return run({x, model_output, table, others, present, step, seed, guidance, guidance_rescale, clip,
-              threshold, threshold_max, x0, kept},
-             out, false);
+  const Tensors more = run({x, model_output, table, others, present, step, seed, guidance,
+                            guidance_rescale, clip, threshold, threshold_max, x0, kept},
+                           out, false);
+  const auto nothing = [&] { return empty_contiguous(x, {0}, x.scalar_type()); };
+  return {x0 ? more.front() : nothing(), kept ? more.back() : nothing()};
 }
 
 }  // namespace
@@ -247,7 +253,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
   m.def(
       "diffusion_step_to(Tensor(a!) out, Tensor x, Tensor model_output, Tensor table, "
       "Tensor[] others, int present, int step, int seed, float guidance, float guidance_rescale, "
-      "float clip, float threshold, float threshold_max, bool x0, bool kept) -> Tensor[]");
+      "float clip, float threshold, float threshold_max, bool x0, bool kept) -> (Tensor, Tensor)");
 }
 
 GMFAST_REGISTER(m) {

@@ -50,8 +50,9 @@ def diffusion_step(
         unconditional: the model's output without the condition, for classifier-free guidance (Ho and
             Salimans, 2022, arXiv:2207.12598).
         guidance: g.
-        guidance_rescale: φ of Lin et al. (2024, arXiv:2305.08891), 0 to 1: the share of the guided output that
-            is rescaled to the standard deviation of `model_output`, for each sample.
+        guidance_rescale: φ of Lin et al. (2024, arXiv:2305.08891), 0 to 1: the share of the guided output
+            that is rescaled to the standard deviation of `model_output`, for each sample. Of 0 deviation
+            nothing is.
         variance: v of a learned range (Nichol and Dhariwal, 2021, arXiv:2102.09672), in the shape of `x`: the
             noise's coefficient is multiplied by exp(¼(max + min) + ¼(max - min)·v) of the columns
             `log_var_min` and `log_var_max`.
@@ -122,15 +123,17 @@ def diffusion_step(
     )
     # Arguments are looked at in Python where the operator did not take them, which costs the others nothing.
     try:
-        if not _needs_pytorch(x, model_output, others, out):
+        if not _needs_pytorch(x, model_output, table, others, out):
             arguments = (x, model_output, table, others, present, row, number, *options)
             if out is None:
                 results = _step(*arguments)
                 return tuple(results) if x0 or kept else results[0]
-            results = _step_to(out, *arguments)
+            predicted, sum_kept = _step_to(out, *arguments)
             if not out.is_inference():
                 torch.autograd.graph.increment_version(out)  # who saved it for a gradient must find out
-            return (out, *results) if x0 or kept else out
+            if not (x0 or kept):
+                return out
+            return (out, predicted, sum_kept) if x0 and kept else (out, predicted if x0 else sum_kept)
         failure = None
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         failure = error
@@ -168,19 +171,24 @@ def diffusion_step(
         )
         results = [t.to(x.dtype) for t in (results if isinstance(results, tuple) else (results,))]
     if out is not None:
-        results[0] = out.copy_(results[0])
+        results = [out.copy_(results[0]), *results[1:]]
     return tuple(results) if x0 or kept else results[0]
 
 
-def _needs_pytorch(x, model_output, others, out):
+def _needs_pytorch(x, model_output, table, others, out):
     """Whether the operator does not do, or does not do yet: arguments are to be looked at first."""
     if (
         x.device.type not in _library.devices
         or torch.compiler.is_compiling()
         or _library._functorch_is_active()
         or forward_ad._current_level >= 0
+        or model_output.is_meta  # the dispatcher takes these for a question about shapes
+        or table.is_meta
     ):
         return True
+    for tensor in others:
+        if tensor.is_meta:
+            return True
     if torch.is_grad_enabled():
         if x.requires_grad or model_output.requires_grad or (out is not None and out.requires_grad):
             return True
@@ -257,5 +265,9 @@ def _fake(x, model_output, table, others, present, step, seed, *options):
     return [empty_as(x, x.shape) for _ in range(1 + sum(options[-2:]))]
 
 
+def _fake_to(out, x, *arguments):
+    return tuple(empty_as(x, x.shape if wanted else (0,)) for wanted in arguments[-2:])
+
+
 _step = operator("diffusion_step", fake=_fake)
-_step_to = operator("diffusion_step_to", fake=lambda out, *arguments: _fake(*arguments)[1:])
+_step_to = operator("diffusion_step_to", fake=_fake_to)

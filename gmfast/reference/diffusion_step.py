@@ -1,4 +1,4 @@
-"""One step of any linear diffusion sampler, in plain PyTorch; `gmfast.functional.diffusion_step` says what."""
+"""One step of any linear diffusion sampler in plain PyTorch: `gmfast.functional.diffusion_step` says what."""
 
 import torch
 
@@ -77,7 +77,7 @@ def diffusion_step(
     if kept:
         results.append(result("kept_"))
     if out is not None:
-        results[0] = out.copy_(results[0])
+        results = [out.copy_(results[0]), *results[1:]]
     return results[0] if len(results) == 1 else tuple(results)
 
 

@@ -52,7 +52,7 @@ def test_diffusion_step(sanitizer):
             place = apart if (number + j) % 4 == 3 else torch.clone
             given = dict(options)
             channels_inner = given.pop("channels", False)
-            batch, rows, inner = shape
+            batch, _, inner = shape
             compute = f64 if dtype == f64 else f32
             table = normal(STEPS, len(COLUMNS)) / 2
             if number == 2:
@@ -68,8 +68,8 @@ def test_diffusion_step(sanitizer):
             seeds = {"own": torch.arange(batch) + 2**40, "device": torch.tensor(-7)}.get(seed)
             wanted = {"x0": given.pop("x0", False), "kept": given.pop("kept", False)}
 
-            def logical(t):
-                return t if t is None or not channels_inner else t.transpose(1, 2)
+            def logical(t, channels_inner=channels_inner):
+                return t.transpose(1, 2) if channels_inner else t
 
             plain = reference.diffusion_step(
                 *(logical(t).to(compute) for t in (x, m)),
