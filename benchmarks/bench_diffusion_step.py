@@ -18,7 +18,6 @@ except ImportError:
     diffusers = None
 
 STEPS, STEP = 50, 25
-COLUMN = {name: i for i, name in enumerate(diffusion.COLUMNS)}
 
 
 @cache
@@ -46,21 +45,14 @@ def options_of(sampler):
 
 
 @cache
-def seed_on(device):
-    return torch.tensor(1, device=device)
+def arguments_of(sampler, device):
+    seed = torch.tensor(1, device=device)
+    return plan(sampler).table(device), {"step": STEP, "seed": seed, **options_of(sampler)}
 
 
 def step(x, m, *history, sampler, function=GF.diffusion_step, **more):
-    return function(
-        x,
-        m,
-        plan(sampler).table(x.device),
-        step=STEP,
-        history=history,
-        seed=seed_on(x.device),
-        **options_of(sampler),
-        **more,
-    )
+    table, options = arguments_of(sampler, x.device)
+    return function(x, m, table, history=history, **options, **more)
 
 
 def textbook(x, m, *history, sampler, **more):

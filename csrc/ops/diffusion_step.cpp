@@ -1,6 +1,7 @@
 #include "../diffusion_step.h"
 
 #include <cmath>
+#include <optional>
 #include <tuple>
 
 #include "backend.h"
@@ -10,6 +11,7 @@ namespace gmfast {
 namespace {
 
 using Tensors = std::vector<Tensor>;
+using Limit = std::optional<double>;
 
 // Which of an operator's further tensors there are, in this order; histories follow.
 enum Present : int64_t {
@@ -27,8 +29,9 @@ struct Inputs {
   const Tensor& table;
   const Tensors& others;
   int64_t present, step, seed;
-  double guidance, guidance_rescale, clip, threshold, threshold_max;
   bool x0, kept;
+  double guidance, guidance_rescale;
+  Limit clip, threshold, threshold_max;
 };
 
 bool same_sizes(const Tensor& a, const Tensor& b) {
@@ -139,14 +142,14 @@ Tensors run(const Inputs& in, Tensor result, bool fresh) {
   args.table = static_cast<const double*>(table.data_ptr());
   args.table_rows = table.size(0);
   args.table_stride = table.stride(0);
-  // Limits that are not there are NaN.
   args.guidance = in.guidance;
-  args.clip = std::isnan(in.clip) ? INFINITY : in.clip;
-  args.threshold = std::isnan(in.threshold) ? -1 : in.threshold;
-  args.threshold_max = std::isnan(in.threshold_max) ? INFINITY : in.threshold_max;
+  args.clip = in.clip.value_or(INFINITY);
+  args.threshold = in.threshold.value_or(-1);
+  args.threshold_max = in.threshold_max.value_or(INFINITY);
   STD_TORCH_CHECK(in.guidance == in.guidance && in.guidance_rescale >= 0 &&
-                      in.guidance_rescale <= 1 && args.clip >= 0 && !(in.threshold < 0) &&
-                      args.threshold <= 1 && args.threshold_max > 0,
+                      in.guidance_rescale <= 1 && args.clip >= 0 &&
+                      (!in.threshold || args.threshold >= 0) && args.threshold <= 1 &&
+                      args.threshold_max > 0,
                   "expected options in their ranges");
 
   Operands operands(x);
@@ -213,12 +216,14 @@ Tensors run(const Inputs& in, Tensor result, bool fresh) {
   return more;
 }
 
+// The arguments that most calls leave alone come last, because each that is given costs a call
+// time.
 Tensors step(const Tensor& x, const Tensor& model_output, const Tensor& table, Tensors others,
-             int64_t present, int64_t step, int64_t seed, double guidance, double guidance_rescale,
-             double clip, double threshold, double threshold_max, bool x0, bool kept) {
+             int64_t present, int64_t step, int64_t seed, bool x0, bool kept, double guidance,
+             double guidance_rescale, Limit clip, Limit threshold, Limit threshold_max) {
   Tensor result = empty_as(x, sizes_of(x), x.scalar_type());
-  Tensors results = run({x, model_output, table, others, present, step, seed, guidance,
-                         guidance_rescale, clip, threshold, threshold_max, x0, kept},
+  Tensors results = run({x, model_output, table, others, present, step, seed, x0, kept, guidance,
+                         guidance_rescale, clip, threshold, threshold_max},
                         result, true);
   results.insert(results.begin(), result);
   return results;
@@ -228,15 +233,15 @@ Tensors step(const Tensor& x, const Tensor& model_output, const Tensor& table, T
 // besides what they change can be functionalized.
 std::tuple<Tensor, Tensor> step_to(const Tensor& out, const Tensor& x, const Tensor& model_output,
                                    const Tensor& table, Tensors others, int64_t present,
-                                   int64_t step, int64_t seed, double guidance,
-                                   double guidance_rescale, double clip, double threshold,
-                                   double threshold_max, bool x0, bool kept) {
+                                   int64_t step, int64_t seed, bool x0, bool kept, double guidance,
+                                   double guidance_rescale, Limit clip, Limit threshold,
+                                   Limit threshold_max) {
   STD_TORCH_CHECK(out.scalar_type() == x.scalar_type(), "out: expected the dtype of x");
   for (int64_t d = 0; d < out.dim(); ++d) {
     STD_TORCH_CHECK(out.size(d) <= 1 || out.stride(d) != 0, "out: expected no expanded tensor");
   }
-  const Tensors more = run({x, model_output, table, others, present, step, seed, guidance,
-                            guidance_rescale, clip, threshold, threshold_max, x0, kept},
+  const Tensors more = run({x, model_output, table, others, present, step, seed, x0, kept, guidance,
+                            guidance_rescale, clip, threshold, threshold_max},
                            out, false);
   const auto nothing = [&] { return empty_contiguous(x, {0}, x.scalar_type()); };
   return {x0 ? more.front() : nothing(), kept ? more.back() : nothing()};
@@ -248,12 +253,14 @@ std::tuple<Tensor, Tensor> step_to(const Tensor& out, const Tensor& x, const Ten
 STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
   m.def(
       "diffusion_step(Tensor x, Tensor model_output, Tensor table, Tensor[] others, int present, "
-      "int step, int seed, float guidance, float guidance_rescale, float clip, float threshold, "
-      "float threshold_max, bool x0, bool kept) -> Tensor[]");
+      "int step=0, int seed=0, bool x0=False, bool kept=False, float guidance=1.0, "
+      "float guidance_rescale=0.0, float? clip=None, float? threshold=None, "
+      "float? threshold_max=None) -> Tensor[]");
   m.def(
       "diffusion_step_to(Tensor(a!) out, Tensor x, Tensor model_output, Tensor table, "
-      "Tensor[] others, int present, int step, int seed, float guidance, float guidance_rescale, "
-      "float clip, float threshold, float threshold_max, bool x0, bool kept) -> (Tensor, Tensor)");
+      "Tensor[] others, int present, int step=0, int seed=0, bool x0=False, bool kept=False, "
+      "float guidance=1.0, float guidance_rescale=0.0, float? clip=None, float? threshold=None, "
+      "float? threshold_max=None) -> (Tensor, Tensor)");
 }
 
 GMFAST_REGISTER(m) {

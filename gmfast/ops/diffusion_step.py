@@ -11,8 +11,6 @@ from ..reference.diffusion_step import COLUMNS
 from . import _check, _seed
 from ._layout import compute_dtype, empty_as
 
-_NONE = math.nan  # what the operator takes for a limit that there is not
-
 
 def diffusion_step(
     x,
@@ -112,19 +110,13 @@ def diffusion_step(
             number = seed
             present |= 32
     others += history
-    options = (
-        guidance,
-        guidance_rescale,
-        _NONE if clip is None else clip,
-        _NONE if threshold is None else threshold,
-        _NONE if threshold_max is None else threshold_max,
-        x0,
-        kept,
-    )
+    options = ()
+    if clip is not None or threshold is not None or guidance != 1 or guidance_rescale != 0:
+        options = (guidance, guidance_rescale, clip, threshold, threshold_max)
     # Arguments are looked at in Python where the operator did not take them, which costs the others nothing.
     try:
         if not _needs_pytorch(x, model_output, table, others, out):
-            arguments = (x, model_output, table, others, present, row, number, *options)
+            arguments = (x, model_output, table, others, present, row, number, x0, kept, *options)
             if out is None:
                 results = _step(*arguments)
                 return tuple(results) if x0 or kept else results[0]
@@ -149,8 +141,7 @@ def diffusion_step(
         if present & 32:  # a number of any size, of which a compiled graph must not be made for each
             others.insert(len(others) - len(history), seed)
             present += 16 - 32
-        arguments = (x, model_output, table, others, present, row, 0, *map(float, options[:5]), x0, kept)
-        results = _step(*arguments)
+        results = _step(x, model_output, table, others, present, row, 0, x0, kept, *options)
     else:
         dtype = compute_dtype(x, model_output, *history, *(t for t in given.values() if t is not None))
         results = reference.diffusion_step(
@@ -261,12 +252,12 @@ def _check_options(guidance, guidance_rescale, clip, threshold, threshold_max):
             raise ValueError("threshold_max: expected a positive number, got 0")
 
 
-def _fake(x, model_output, table, others, present, step, seed, *options):
-    return [empty_as(x, x.shape) for _ in range(1 + sum(options[-2:]))]
+def _fake(x, model_output, table, others, present, step=0, seed=0, x0=False, kept=False, *options):
+    return [empty_as(x, x.shape) for _ in range(1 + x0 + kept)]
 
 
-def _fake_to(out, x, *arguments):
-    return tuple(empty_as(x, x.shape if wanted else (0,)) for wanted in arguments[-2:])
+def _fake_to(out, x, model_output, table, others, present, step=0, seed=0, x0=False, kept=False, *options):
+    return empty_as(x, x.shape if x0 else (0,)), empty_as(x, x.shape if kept else (0,))
 
 
 _step = operator("diffusion_step", fake=_fake)
