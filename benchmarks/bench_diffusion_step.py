@@ -55,14 +55,13 @@ def step(x, m, *history, sampler, function=GF.diffusion_step, **more):
     return function(x, m, table, history=history, **options, **more)
 
 
-def textbook(x, m, *history, sampler, **more):
+def row_of(sampler):
     """The row's numbers that are not 0, as Python's."""
-    row = {
-        name: v
-        for name, v in zip(diffusion.COLUMNS, plan(sampler).table("cpu")[STEP].tolist(), strict=True)
-        if v
-    }
-    options = options_of(sampler) | more
+    values = plan(sampler).table(torch.device("cpu"))[STEP].tolist()
+    return {name: value for name, value in zip(diffusion.COLUMNS, values, strict=True) if value}
+
+
+def textbook(x, m, *history, row, options):
     x0 = row["x0_x"] * x + row["x0_m"] * m
     if "threshold" in options:
         largest = torch.quantile(x0.abs().flatten(1), options["threshold"], dim=1)
@@ -122,7 +121,7 @@ def case(sampler, shape, over_peer=None, **more):
         options=options,
         gmfast=partial(step, sampler=sampler, **given),
         baselines={
-            "textbook": partial(textbook, sampler=sampler, **given),
+            "textbook": partial(textbook, row=row_of(sampler), options=options_of(sampler) | given),
             "reference": partial(step, sampler=sampler, function=reference.diffusion_step, **given),
         },
         peers={"diffusers": partial(peer, sampler=sampler)} if diffusers and not given else {},

@@ -16,6 +16,7 @@ import torch
 import gmfast.functional as GF
 from gmfast import reference
 from gmfast.ops import masked_conv2d
+from gmfast.reference.diffusion_step import COLUMNS
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -73,6 +74,26 @@ class Noise(Call):
     def __call__(self, like, module=GF):
         shape, device = tuple(like.shape), like.device
         return module.standard_normal(shape, dtype=like.dtype, device=device, **self.options)
+
+
+class Step(Call):
+    """A step on x, the model's output, a history and another tensor, all its results in one. The table, which
+    is float64 always, and the row are on the device of the seed already."""
+
+    differentiable = False
+
+    def __init__(self, tensors, seed, **options):
+        table = torch.linspace(-0.9, 0.8, 3 * len(COLUMNS), dtype=torch.float64).view(3, -1)
+        self.rows = {d.type: (table.to(d), torch.tensor(1, device=d)) for d in {seed.device, table.device}}
+        super().__init__("diffusion_step", tensors, {"seed": seed, **options})
+
+    def __call__(self, x, m, history, other, module=GF):
+        table, step = self.rows[x.device.type]
+        options = {name: other if value is ... else value for name, value in self.options.items()}
+        results = module.diffusion_step(
+            x, m, table, step=step, history=[history, x], x0=True, kept=True, **options
+        )
+        return torch.cat([r.flatten() for r in results])
 
 
 class Update(Call):
@@ -155,6 +176,12 @@ def calls(spatial, seed):
     yield Dequantize("dequantize_logit", (levels,), {"num_levels": 32, "seed": seed})
     yield Dequantize("dequantize_logit", (x,), {"inverse": True, "quantize": False})
     yield Noise("standard_normal", (x,), {"seed": seed})
+    four = tuple(random(2, 6, *spatial) for _ in range(4))
+    yield Step(four, seed, clip=0.5)
+    yield Step(four, seed, variance=...)
+    yield Step(four, seed, noise=...)
+    yield Step(four, seed, unconditional=..., guidance=2.0, guidance_rescale=0.7)
+    yield Step(four, seed, threshold=0.9, threshold_max=2.0)
     yield Call("concat_elu", (x,))
     yield Call("concat_elu", (x,), {"dim": 0})
     yield Call("gated_activation", (x,))

@@ -22,6 +22,7 @@ OPERATIONS = (
     "standard_normal",
     "logistic_mixture_cdf",
     "rational_quadratic_spline",
+    "diffusion_step",
 )
 
 

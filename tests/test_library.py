@@ -36,6 +36,9 @@ SIGNATURES = {
     "rational_quadratic_spline": "(x, widths, heights, derivatives, *, bound=3.0, tails='linear', "
     "min_bin_width=0.001, min_bin_height=0.001, min_derivative=0.001, inverse=False, reduction='sum', "
     "packed=False)",
+    "diffusion_step": "(x, model_output, table, *, step=0, unconditional=None, guidance=1.0, "
+    "guidance_rescale=0.0, variance=None, clip=None, threshold=None, threshold_max=1.0, history=(), "
+    "noise=None, seed=None, x0=False, kept=False, out=None)",
 }
 
 WITHOUT_LIBRARY = """
