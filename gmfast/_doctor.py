@@ -23,6 +23,8 @@ OPERATIONS = (
     "logistic_mixture_cdf",
     "rational_quadratic_spline",
     "diffusion_step",
+    "q_sample",
+    "langevin_step",
 )
 
 

@@ -38,6 +38,13 @@ _below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", contextlib.nul
 _functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
+def differentiated(*tensors):
+    """Whether a derivative by one of them may be wanted, of any kind: for operators that have none."""
+    if not torch.compiler.is_compiling() and (_functorch_is_active() or forward_ad._current_level >= 0):
+        return True
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
 def operator(name, *, fake, setup_context=None, backward=None):
     """Complete operator `gmfast::name` with its fake kernel and its gradient, and return how to call it.
 

@@ -39,6 +39,9 @@ SIGNATURES = {
     "diffusion_step": "(x, model_output, table, *, step=0, unconditional=None, guidance=1.0, "
     "guidance_rescale=0.0, variance=None, clip=None, threshold=None, threshold_max=1.0, history=(), "
     "noise=None, seed=None, x0=False, kept=False, out=None)",
+    "q_sample": "(x, alpha, sigma, *, noise=None, seed=None, target=None)",
+    "langevin_step": "(x, score, *, step_size=None, snr=None, alpha=1.0, temperature=1.0, noise=None, "
+    "seed=None, draw=0, return_mean=False)",
 }
 
 WITHOUT_LIBRARY = """

@@ -1,15 +1,12 @@
 #include "../dequantize_logit.h"
 
-#include <optional>
 #include <tuple>
 
 #include "backend.h"
-#include "rows.h"
+#include "noise.h"
 
 namespace gmfast {
 namespace {
-
-using Optional = std::optional<Tensor>;
 
 LevelType level_type(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -24,20 +21,6 @@ LevelType level_type(const Tensor& x) {
     default:
       return LevelType::floating;
   }
-}
-
-// Noise is drawn for elements in the order of their dimensions, and so they are then walked.
-Tensor in_order(const Tensor& x, bool drawn) {
-  return drawn && channels_innermost(x) ? torch::stable::contiguous(x) : x;
-}
-
-// A result in the layout of x.
-Tensor laid_out(const Tensor& result, const Tensor& x) {
-  if (!channels_innermost(x) || result.dim() != x.dim() || channels_innermost(result))
-    return result;
-  Tensor copy = empty_as(x, sizes_of(x), result.scalar_type());
-  torch::stable::copy_(copy, result);
-  return copy;
 }
 
 // The inputs, all but the walk's shape. Returns what they point into.

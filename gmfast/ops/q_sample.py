@@ -1,24 +1,167 @@
 """Data with noise, as diffusion models are trained on it."""
 
+import math
+
+import torch
+
 from .. import reference
+from .._library import has_kernel, operator
 from . import _check, _seed
+from ._layout import compute_dtype, empty_as
+from ._second_order import backward_operator
+
+_NONE, _EPSILON, _VELOCITY, _FLOW = range(4)
+_TARGETS = {None: _NONE, "epsilon": _EPSILON, "x0": _NONE, "v": _VELOCITY, "flow": _FLOW}
 
 
 def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
-    """alpha·x + sigma·z with standard normal z: a sample of q(x_t | x_0); optionally with the training target.
+    """alpha·x + sigma·z with standard normal z: a sample of q(x_t | x_0); optionally the training target.
+
+    One pass over the data, which draws the noise as well.
 
     Args:
         x: floating, `(B, *S)`.
-        alpha, sigma: numbers, or floating `(B,)`: of each sample.
-        noise: z, in the shape of `x`; else drawn in the kernel.
-        seed: an int, an int64 tensor on the device of `x`, or a `torch.Generator`; None draws one from torch's.
+        alpha, sigma: numbers, or floating `(B,)` or scalar tensors: of each sample.
+        noise: floating z, in the shape of `x`; else drawn.
+        seed: an int, an int64 tensor on the device of `x`, `()` or `(B,)`, or a `torch.Generator`; None draws
+            one from torch's. The noise of sample *i* is that of `standard_normal`, whatever the batch size,
+            the threads, the memory format and the device; with seeds `(B,)` that of sample 0 of its own seed.
         target: "epsilon" (z), "x0" (x), "v" (alpha·z - sigma·x: Salimans and Ho, 2022, arXiv:2202.00512) or
             "flow" (z - x: Lipman et al., 2023, arXiv:2210.02747); None: only the noised data are returned.
 
     Returns:
-        `x_t`, or `(x_t, target)`, in the shape and dtype of `x`.
+        `x_t`, or `(x_t, target)`, in the shape and dtype of `x`. A target that is an input, x0 or given noise
+        of that dtype, is that tensor itself. Computed in float32, in float64 where `x` or `noise` is float64.
+        Differentiable to any order in `x`, `alpha`, `sigma` and `noise`.
+
+    Raises:
+        ValueError: for shapes and values. TypeError: for dtypes.
+
+    Equivalent to::
+
+        noise = torch.randn_like(x)
+        alpha, sigma = (v.view(-1, *[1] * (x.dim() - 1)) for v in (alpha, sigma))
+        x_t = alpha * x + sigma * noise
+        target = {"epsilon": noise, "x0": x, "v": alpha * noise - sigma * x, "flow": noise - x}[target]
     """
     _check.floating("x", x)
+    if x.dim() == 0:
+        raise ValueError("x: expected shape (B, *S), got a scalar")
+    _check.one_of("target", target, _TARGETS)
+    alpha, alphas = _coefficient("alpha", alpha, x)
+    sigma, sigmas = _coefficient("sigma", sigma, x)
+    if noise is not None:
+        _check.floating("noise", noise)
+        if noise.shape != x.shape:
+            raise ValueError(f"noise: expected shape {tuple(x.shape)}, got {tuple(noise.shape)}")
+        seed = None
+    else:
+        seed = _seed.as_tensors(seed, x.device, x.shape[0])
+    made = _TARGETS[target] if noise is None or target != "epsilon" else _NONE
+    flat = x.dim() == 1
+    tensors = [t[:, None] if flat and t is not None else t for t in (x, noise)]
+    tensors += [alphas, sigmas]
+    call = _forward if has_kernel(*(t for t in tensors if t is not None)) else _plain
+    results = call(*tensors, seed, alpha, sigma, made)
+    noised, result = (t[:, 0] if flat and t.dim() > 1 else t for t in results)
+    if target is None:
+        return noised
+    if made == _NONE:
+        result = x if target == "x0" else noise.to(x.dtype)
+    return noised, result
+
+
+def _coefficient(name, value, x):
+    """A number, and the tensor (B,) where it is one."""
+    if not isinstance(value, torch.Tensor):
+        _check.number(name, value, -math.inf, math.inf)
+        return float(value), None
+    _check.floating(name, value)
+    if value.dim() == 0:
+        return 0.0, value.expand(x.shape[0])
+    if value.dim() != 1 or value.shape[0] != x.shape[0]:
+        raise ValueError(f"{name}: expected shape ({x.shape[0]},), got {tuple(value.shape)}")
+    return 0.0, value
+
+
+def _computed(x, noise):
+    return compute_dtype(x) if noise is None else compute_dtype(x, noise)
+
+
+_NAMES = {_NONE: None, _EPSILON: "epsilon", _VELOCITY: "v", _FLOW: "flow"}
+
+
+def _plain(x, noise, alphas, sigmas, seed, alpha, sigma, target, *_):
+    dtype = _computed(x, noise)
+    results = reference.q_sample(
+        x.to(dtype),
+        alpha if alphas is None else alphas,
+        sigma if sigmas is None else sigmas,
+        noise=noise if noise is None else noise.to(dtype),
+        seed=seed,
+        target=_NAMES[target],
+    )
+    noised, result = results if target else (results, x.new_empty(0))
+    return noised.to(x.dtype), result.to(x.dtype)
+
+
+def _fake(x, noise, alphas, sigmas, seed, alpha, sigma, target):
+    return empty_as(x, x.shape), empty_as(x, x.shape if target else (0,))
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.options = inputs[5:]
+    ctx.save_for_backward(*inputs[:5])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_noised, grad_target):
+    x, noise, alphas, sigmas, seed = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:4]
+    if ctx.options[2] == _NONE:
+        grad_target = None
+    if grad_noised is None and grad_target is None:
+        return (None,) * 8
+    grads = [None] * 4
+    if needs[0] or needs[1]:
+        tensors = (x, noise, alphas, sigmas)
+        by_x, by_noise = _gradient(grad_noised, grad_target, *tensors, seed, *ctx.options, *needs[:2])
+        grads[:2] = by_x if needs[0] else None, by_noise if needs[1] else None
+    if needs[2] or needs[3]:
+        grads[2:] = _by_coefficients(grad_noised, grad_target, x, noise, alphas, sigmas, seed, ctx.options[2])
+    return *grads, *(None,) * 4
+
+
+def _by_coefficients(grad_noised, grad_target, x, noise, alphas, sigmas, seed, target):
+    """Of learned schedules; in plain PyTorch."""
+    dtype = _computed(x, noise)
     if noise is None:
-        seed = _seed.as_tensor(seed, x.device)
-    return reference.q_sample(x, alpha, sigma, noise=noise, seed=seed, target=target)
+        noise, _ = _forward(torch.zeros_like(x, dtype=dtype), None, None, None, seed, 0.0, 1.0, _NONE)
+    x, noise = x.to(dtype), noise.to(dtype)
+
+    def gradient(coefficients, of_noised, of_target):
+        if coefficients is None:
+            return None
+        total = 0
+        if grad_noised is not None:
+            total = grad_noised.to(dtype) * of_noised
+        if grad_target is not None and target == _VELOCITY:
+            total = total + grad_target.to(dtype) * of_target
+        if not isinstance(total, torch.Tensor):
+            return torch.zeros_like(coefficients)
+        return total.flatten(1).sum(1).to(coefficients.dtype)
+
+    return gradient(alphas, x, noise), gradient(sigmas, noise, -x)
+
+
+def _gradient_fake(grad_noised, grad_target, x, noise, *rest):
+    want_x, want_noise = rest[-2:]
+    like = x if noise is None else noise
+    return (
+        empty_as(x, x.shape if want_x else (0,)),
+        empty_as(x, x.shape if want_noise and noise is not None else (0,), like.dtype),
+    )
+
+
+_forward = operator("q_sample", fake=_fake, setup_context=_setup_context, backward=_backward)
+_gradient = backward_operator("q_sample_backward", _plain, fake=_gradient_fake, num_tensors=4, num_results=2)

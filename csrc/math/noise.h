@@ -1,0 +1,35 @@
+// What csrc/noise.h describes, for one sample.
+#pragma once
+
+#include "../noise.h"
+#include "random.h"
+
+namespace gmfast {
+inline namespace GMFAST_LEVEL {
+
+GMFAST_HD Stream stream_of(const Noise& noise, int64_t sample) {
+  const bool own = noise.seed_stride != 0;
+  return {uint64_t(noise.seed[sample * noise.seed_stride]), own ? 0 : uint32_t(sample), noise.draw};
+}
+
+GMFAST_HD double number_of(const PerSample& numbers, int64_t sample) {
+  if (!numbers.data) return numbers.value;
+  const int64_t index = sample * numbers.stride;
+  switch (numbers.dtype) {
+    case DType::bfloat16: {
+      const BFloat16 number = static_cast<const BFloat16*>(numbers.data)[index];
+      return double(load<float>(&number));
+    }
+    case DType::float16: {
+      const Half number = static_cast<const Half*>(numbers.data)[index];
+      return double(load<float>(&number));
+    }
+    case DType::float64:
+      return static_cast<const double*>(numbers.data)[index];
+    default:
+      return double(static_cast<const float*>(numbers.data)[index]);
+  }
+}
+
+}  // namespace GMFAST_LEVEL
+}  // namespace gmfast
