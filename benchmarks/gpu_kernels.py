@@ -66,6 +66,27 @@ class Dequantize(Transform):
         return "seed" not in self.options
 
 
+class Noised(Call):
+    """Data with noise and the target, in one tensor; alpha a tensor and sigma a number."""
+
+    def __call__(self, x, noise=None, *, module=GF):
+        alpha = torch.linspace(0.2, 0.8, x.shape[0], dtype=x.dtype, device=x.device)
+        return torch.cat(module.q_sample(x, alpha, 0.6, noise=noise, **self.options))
+
+    @property
+    def differentiable(self):
+        return "seed" not in self.options
+
+
+class Langevin(Call):
+    """x and score, and noise where it is given."""
+
+    differentiable = False
+
+    def __call__(self, x, score, noise=None, *, module=GF):
+        return torch.cat(module.langevin_step(x, score, noise=noise, return_mean=True, **self.options))
+
+
 class Noise(Call):
     """As many numbers as its tensor has, of that dtype."""
 
@@ -182,6 +203,11 @@ def calls(spatial, seed):
     yield Step(four, seed, noise=...)
     yield Step(four, seed, unconditional=..., guidance=2.0, guidance_rescale=0.7)
     yield Step(four, seed, threshold=0.9, threshold_max=2.0)
+    yield Noised("q_sample", (x,), {"seed": seed, "target": "epsilon"})
+    yield Noised("q_sample", (x, random(2, 6, *spatial)), {"target": "v"})
+    for step in ({"step_size": 0.1}, {"snr": 0.2}):
+        yield Langevin("langevin_step", (x, random(2, 6, *spatial)), {"seed": seed, "draw": 1} | step)
+        yield Langevin("langevin_step", (x, random(2, 6, *spatial), random(2, 6, *spatial)), step)
     yield Call("concat_elu", (x,))
     yield Call("concat_elu", (x,), {"dim": 0})
     yield Call("gated_activation", (x,))

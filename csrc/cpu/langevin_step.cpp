@@ -21,17 +21,24 @@ double step_size(const LangevinStep& args, const RowOperand& kept) {
   const int64_t batch = args.shape.batch;
   Scratch<double> squares(2 * batch);
   double *of_noise = squares.get(), *of_score = of_noise + batch;
+  // In double: a square of a float may be beyond floats.
   const auto add_up = [&](const RowOperand& operand, double* totals) {
-    with_rows<V>(
-        [&](auto types) {
-          sum_samples<V>(args.shape, 1, 0, totals, [&](RowPlace at) {
-            return [v = typename decltype(types)::In(operand, at)](int64_t i, auto span) {
-              const V value = v.load(i, span);
-              return value * value;
-            };
-          });
-        },
-        operand);
+    using D = Native<double>;
+    const auto add = [&](auto reader_of) {
+      sum_samples<D>(args.shape, 1, 0, totals, [&](RowPlace at) {
+        return [row = reader_of(at)](int64_t i, auto span) {
+          const D value = row.load(i, span);
+          return value * value;
+        };
+      });
+    };
+    if (operand.inner_stride == 0) {
+      return add([&](RowPlace at) { return RowReader<D>(operand, at); });
+    }
+    with_type(operand.dtype, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      add([&](RowPlace at) { return DenseRow<D, T>(operand, at); });
+    });
   };
   add_up(args.score, of_score);
   if (args.noise.drawn()) {

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(row_threads)
   GMFAST_UNROLL
   for (int slot = 0; slot < count; ++slot) {
     const int64_t index = first + slot * step;
-    if (index >= length) break;
+    if (index >= length) continue;
     const RowElement at = element_of(shape, sample, index);
     if constexpr (drawn) {
       Row::template apply<S>(args, row, at, numbers.value[slot]);

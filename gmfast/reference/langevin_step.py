@@ -22,7 +22,7 @@ def langevin_step(
     if noise is None:
         noise = philox.array_normal(seed, tuple(x.shape), x.dtype, x.device, draw=draw)
     if snr is not None:
-        norms = [v.flatten(1).norm(dim=1).mean() for v in (noise, score)]
+        norms = [v.reshape(x.shape[0], x[:1].numel()).norm(dim=1).mean() for v in (noise, score)]
         step_size = 2 * alpha * (snr * norms[0] / norms[1]).square()
     if isinstance(step_size, torch.Tensor) and step_size.dim():
         step_size = step_size.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
