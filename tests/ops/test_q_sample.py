@@ -79,9 +79,7 @@ def test_accuracy_of_coefficients(device, dtype, coefficients, target):
         bound = 4 * torch.finfo(computed).eps + torch.finfo(dtype).eps
         assert ((y.double() - exact).abs() <= bound * (exact.abs() + 1)).all()
     if coefficients == dtype:
-        assert_accurate(
-            lambda *t: call(GF.q_sample, *t), lambda *t: call(reference.q_sample, *t), [x, noise]
-        )
+        assert_accurate(lambda *t: call(GF.q_sample, *t), lambda *t: call(reference.q_sample, *t), [x, noise])
 
 
 def test_numbers_scalars_and_vectors_agree(device):
@@ -270,12 +268,22 @@ def test_noise_of_words():
         ((torch.ones(2, 2), torch.ones(3), 1.0), {}, ValueError, r"alpha: expected shape \(2,\), got \(3,\)"),
         ((torch.ones(2, 2), 1.0, torch.ones(2, 1)), {}, ValueError, r"sigma: expected shape \(2,\), got"),
         ((torch.ones(2, 2), 1.0, torch.ones(2).int()), {}, TypeError, "sigma: expected float32"),
-        ((torch.ones(2, 2), 1.0, 1.0), {"noise": torch.ones(2)}, ValueError, r"noise: expected shape \(2, 2\)"),
+        (
+            (torch.ones(2, 2), 1.0, 1.0),
+            {"noise": torch.ones(2)},
+            ValueError,
+            r"noise: expected shape \(2, 2\)",
+        ),
         ((torch.ones(2, 2), 1.0, 1.0), {"noise": 1.0}, TypeError, "noise: expected a torch.Tensor"),
         ((torch.ones(2, 2), 1.0, 1.0), {"target": "score"}, ValueError, "target: expected one of None, 'eps"),
         ((torch.ones(2, 2), 1.0, 1.0), {"seed": 1.5}, TypeError, "seed: expected an int"),
         ((torch.ones(2, 2), 1.0, 1.0), {"seed": torch.ones(2)}, TypeError, "seed: expected an int64 tensor"),
-        ((torch.ones(2, 2), 1.0, 1.0), {"seed": torch.ones(3).long()}, ValueError, r"seed: expected shape \(\)"),
+        (
+            (torch.ones(2, 2), 1.0, 1.0),
+            {"seed": torch.ones(3).long()},
+            ValueError,
+            r"seed: expected shape \(\)",
+        ),
     ],
 )
 def test_bad_arguments(arguments, options, error, message):
