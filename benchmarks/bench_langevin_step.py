@@ -40,17 +40,17 @@ def langevin(drawn=False, snr=None, **case):
 
 
 # Memory bound with noise given: the target is the share of the bandwidth of a copy.
-DRAWN = {"cpu": Target(compile=1)}
+COMPILE = {"cpu": Target(compile=1)}
 
 CASES = [
     langevin(shape=(64, 3, 32, 32), targets={"cpu": Target(share=0.7, compile=1)}),
     langevin(shape=(64, 3, 64, 64), targets={"cpu": Target(share=0.7, compile=1)}),
     langevin(shape=(64, 3, 64, 64), dtype=torch.bfloat16),
-    langevin(shape=(64, 3, 32, 32), drawn=True, targets=DRAWN),
-    langevin(shape=(64, 3, 64, 64), drawn=True, targets=DRAWN),
+    langevin(shape=(64, 3, 32, 32), drawn=True, targets=COMPILE),
+    langevin(shape=(64, 3, 64, 64), drawn=True, targets=COMPILE),
     langevin(shape=(64, 3, 32, 32), snr=0.16, targets={"cpu": Target(compile=1)}),
-    langevin(shape=(64, 3, 32, 32), snr=0.16, drawn=True, targets=DRAWN),
-    langevin(shape=(64, 3, 64, 64), snr=0.16, drawn=True, targets=DRAWN),
+    langevin(shape=(64, 3, 32, 32), snr=0.16, drawn=True, targets=COMPILE),
+    langevin(shape=(64, 3, 64, 64), snr=0.16, drawn=True, targets=COMPILE),
     langevin(shape=(64, 3, 64, 64), snr=0.16, drawn=True, dtype=torch.bfloat16),
     langevin(shape=(256, 3, 256, 256), devices=("cuda",), targets={"cuda": Target(share=0.8, compile=1)}),
     langevin(
