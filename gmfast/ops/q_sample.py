@@ -47,7 +47,8 @@ def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
     _check.floating("x", x)
     if x.dim() == 0:
         raise ValueError("x: expected shape (B, *S), got a scalar")
-    _check.one_of("target", target, _TARGETS)
+    if target is not None and not (isinstance(target, str) and target in _TARGETS):
+        _check.one_of("target", target, _TARGETS)
     alpha, alphas = _coefficient("alpha", alpha, x)
     sigma, sigmas = _coefficient("sigma", sigma, x)
     if noise is not None:
@@ -58,12 +59,14 @@ def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
     else:
         seed = _seed.as_tensors(seed, x.device, x.shape[0])
     made = _TARGETS[target] if noise is None or target != "epsilon" else _NONE
-    flat = x.dim() == 1
-    tensors = [t[:, None] if flat and t is not None else t for t in (x, noise)]
-    tensors += [alphas, sigmas]
-    call = _forward if has_kernel(*(t for t in tensors if t is not None)) else _plain
-    results = call(*tensors, seed, alpha, sigma, made)
-    noised, result = (t[:, 0] if flat and t.dim() > 1 else t for t in results)
+    given = [t for t in (x, noise, alphas, sigmas) if t is not None]
+    call = _forward if has_kernel(*given) else _plain
+    if x.dim() > 1:
+        noised, result = call(x, noise, alphas, sigmas, seed, alpha, sigma, made)
+    else:
+        noise_in = noise if noise is None else noise[:, None]
+        results = call(x[:, None], noise_in, alphas, sigmas, seed, alpha, sigma, made)
+        noised, result = (t[:, 0] if t.dim() > 1 else t for t in results)
     if target is None:
         return noised
     if made == _NONE:
