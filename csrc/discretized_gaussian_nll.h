@@ -1,0 +1,34 @@
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "rows.h"
+
+namespace gmfast {
+
+struct DiscretizedGaussianNLL {
+  RowShape shape;
+  DType compute;
+  int64_t num_classes;
+  bool exact;  // or as improved DDPM has it
+  RowOperand x, mean, log_scale;
+  RowOperand nll;
+};
+
+struct DiscretizedGaussianNLLBackward {
+  RowShape shape;
+  DType compute;
+  int64_t num_classes;
+  bool exact;
+  RowOperand grad;
+  RowOperand x, mean, log_scale;
+  RowOperand grad_x, grad_mean, grad_log_scale;  // data null where not wanted
+};
+
+GMFAST_CPU_KERNEL(discretized_gaussian_nll, DiscretizedGaussianNLL);
+GMFAST_CPU_KERNEL(discretized_gaussian_nll_backward, DiscretizedGaussianNLLBackward);
+
+void discretized_gaussian_nll_cuda(const DiscretizedGaussianNLL& args, void* stream);
+void discretized_gaussian_nll_backward_cuda(const DiscretizedGaussianNLLBackward& args,
+                                            void* stream);
+
+}  // namespace gmfast

@@ -1,0 +1,29 @@
+#pragma once
+
+#include "cpu/dispatch.h"
+#include "rows.h"
+
+namespace gmfast {
+
+struct GaussianKL {
+  RowShape shape;
+  DType compute;
+  RowOperand mean1, logvar1, mean2, logvar2;
+  RowOperand kl;
+};
+
+struct GaussianKLBackward {
+  RowShape shape;
+  DType compute;
+  RowOperand grad;
+  RowOperand mean1, logvar1, mean2, logvar2;
+  RowOperand grad_mean1, grad_logvar1, grad_mean2, grad_logvar2;  // data null where not wanted
+};
+
+GMFAST_CPU_KERNEL(gaussian_kl, GaussianKL);
+GMFAST_CPU_KERNEL(gaussian_kl_backward, GaussianKLBackward);
+
+void gaussian_kl_cuda(const GaussianKL& args, void* stream);
+void gaussian_kl_backward_cuda(const GaussianKLBackward& args, void* stream);
+
+}  // namespace gmfast
