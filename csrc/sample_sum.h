@@ -17,11 +17,13 @@ struct SampleSum {
   int64_t segment = 0;             // items of a block, where a sample has several
   int64_t segments = 1;            // of a sample
   int lanes = sample_sum_threads;  // threads of a sample: all of a block's, or a power of two to 32
+  int sums = 1;                    // of a sample
   void* scratch = nullptr;         // on the device, aligned to 8 bytes
 
   // `items` is what a thread should have to do: the fewer, the more expensive one is.
   SampleSum() = default;
-  SampleSum(int64_t samples, int64_t length, int64_t items) : samples(samples), length(length) {
+  SampleSum(int64_t samples, int64_t length, int64_t items, int sums = 1)
+      : samples(samples), length(length), sums(sums) {
     segment = sample_sum_threads * items;
     if (length > segment) {
       segments = (length + segment - 1) / segment;
@@ -36,8 +38,9 @@ struct SampleSum {
     return segments * ((samples + samples_of_block - 1) / samples_of_block);
   }
 
-  // What `scratch` must hold: a sum for each block, a counter for each sample. 0 for short samples.
-  int64_t scratch_bytes() const { return segments > 1 ? samples * 8 * (segments + 1) : 0; }
+  // What `scratch` must hold: the sums of each block, a counter for each sample. 0 for short
+  // samples.
+  int64_t scratch_bytes() const { return segments > 1 ? samples * 8 * (sums * segments + 1) : 0; }
 };
 
 }  // namespace gmfast

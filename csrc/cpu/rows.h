@@ -222,40 +222,60 @@ GMFAST_HD void add_to(double* sums, V v, Span<V, whole> span) {
   }
 }
 
-// As for_each_row, where the row's function returns the vector to be added as well. totals[b]
-// becomes scale times the sum over sample b, plus `offset`.
-template <class V, class S, class Row>
-void sum_samples(const RowShape& shape, double scale, double offset, S* totals, const Row& row) {
+// As for_each_row, where the row's function fills `count` vectors to be added over each sample:
+// row(at)(i, span, terms), terms a V[count]. write(sample, sums) takes a sample's.
+template <class V, int count, class Row, class Write>
+void sum_samples(const RowShape& shape, const Row& row, const Write& write) {
   constexpr int64_t piece = 4096;
   const int64_t rows_of_piece = shape.inner > 0 && shape.inner < piece ? piece / shape.inner : 1;
   const int64_t row_groups = (shape.rows + rows_of_piece - 1) / rows_of_piece;
   const int64_t inner_pieces = (shape.inner + piece - 1) / piece;
   const int64_t pieces = row_groups * inner_pieces;
-  Scratch<double> partial(shape.batch * pieces);
+  Scratch<double> partial(count * shape.batch * pieces);
   const int64_t work = rows_of_piece * shape.inner < piece ? rows_of_piece * shape.inner : piece;
   parallel_for(shape.batch * pieces, 16384 / (work + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const bool several = pieces > 1;
       const int64_t sample = several ? index / pieces : index;
-      const int64_t group = several ? index % pieces / inner_pieces : 0;
+      const int64_t part = several ? index % pieces : 0;
+      const int64_t group = several ? part / inner_pieces : 0;
       const int64_t first = several ? index % inner_pieces * piece : 0, rest = shape.inner - first;
       const int64_t first_row = group * rows_of_piece, rows_left = shape.rows - first_row;
-      DoubleSum<V> sum[1];
+      DoubleSum<V> sums[count];
       for (int64_t r = 0; r < (rows_left < rows_of_piece ? rows_left : rows_of_piece); ++r) {
         const auto values = row(RowPlace{sample, first_row + r});
-        add_vectors(first, rest < piece ? rest : piece, sum,
-                    [&](int64_t i, auto span, V(&terms)[1]) { terms[0] = values(i, span); });
+        add_vectors(first, rest < piece ? rest : piece, sums, values);
       }
+      double totals[count];
+      for (int q = 0; q < count; ++q) totals[q] = sums[q].total();
       if (pieces == 1) {
-        totals[sample] = S(offset + scale * sum[0].total());
+        write(sample, totals);
       } else {
-        partial.get()[index] = sum[0].total();
+        for (int q = 0; q < count; ++q) {
+          partial.get()[(sample * count + q) * pieces + part] = totals[q];
+        }
       }
     }
   });
   for (int64_t sample = 0; pieces != 1 && sample < shape.batch; ++sample) {
-    totals[sample] = S(offset + scale * sum(partial.get() + sample * pieces, pieces));
+    double totals[count];
+    for (int q = 0; q < count; ++q) {
+      totals[q] = sum(partial.get() + (sample * count + q) * pieces, pieces);
+    }
+    write(sample, totals);
   }
+}
+
+// As for_each_row, where the row's function returns the vector to be added as well. totals[b]
+// becomes scale times the sum over sample b, plus `offset`.
+template <class V, class S, class Row>
+void sum_samples(const RowShape& shape, double scale, double offset, S* totals, const Row& row) {
+  const auto rows = [&](RowPlace at) {
+    return [values = row(at)](int64_t i, auto span, V(&terms)[1]) { terms[0] = values(i, span); };
+  };
+  sum_samples<V, 1>(shape, rows, [&](int64_t sample, const double (&sums)[1]) {
+    totals[sample] = S(offset + scale * sums[0]);
+  });
 }
 
 // As for_each_row, where the row's function fills `count` vectors to be added for each channel:

@@ -38,37 +38,57 @@ struct SampleShare {
   }
 };
 
-// Adds what the threads of a sample bring, in an order that depends on the sample's length alone,
-// and has one of them call write(total). All threads of the block must call.
-template <class Write>
-GMFAST_DEVICE void sum_of_sample(const SampleSum& sum, const SampleShare& share, double partial,
-                                 const Write& write) {
+// Adds what the threads of a sample bring, `count` = sum.sums numbers each, in an order that
+// depends on the sample's length alone, and has one of them call write(totals). All threads of the
+// block must call.
+template <int count, class Write>
+GMFAST_DEVICE void sum_of_sample(const SampleSum& sum, const SampleShare& share,
+                                 double (&partial)[count], const Write& write) {
   if (sum.lanes != sample_sum_threads) {
-    for (int distance = sum.lanes / 2; distance > 0; distance /= 2) {
-      partial += __shfl_xor_sync(0xffffffffu, partial, distance);
+    GMFAST_UNROLL
+    for (int q = 0; q < count; ++q) {
+      for (int distance = sum.lanes / 2; distance > 0; distance /= 2) {
+        partial[q] += __shfl_xor_sync(0xffffffffu, partial[q], distance);
+      }
     }
     if (share.sample < sum.samples && thread_index() % sum.lanes == 0) write(partial);
     return;
   }
-  double total = block_sum<sample_sum_threads>(partial);
+  double totals[count];
+  GMFAST_UNROLL
+  for (int q = 0; q < count; ++q) totals[q] = block_sum<sample_sum_threads>(partial[q]);
   if (sum.segments > 1) {
-    double* sums = static_cast<double*>(sum.scratch) + share.sample * sum.segments;
+    double* sums = static_cast<double*>(sum.scratch) + share.sample * (count * sum.segments);
     __shared__ bool last;
     if (thread_index() == 0) {
       unsigned* finished = reinterpret_cast<unsigned*>(static_cast<double*>(sum.scratch) +
-                                                       sum.samples * sum.segments);
-      sums[share.segment] = total;
-      __threadfence();  // the sum is seen by whoever sees the count
+                                                       sum.samples * (count * sum.segments));
+      GMFAST_UNROLL
+      for (int q = 0; q < count; ++q) sums[q * sum.segments + share.segment] = totals[q];
+      __threadfence();  // the sums are seen by whoever sees the count
       last = atomicAdd(finished + share.sample, 1u) == unsigned(sum.segments - 1);
       __threadfence();  // by the thread that saw the count: the barrier passes it on to the others
     }
     __syncthreads();
     if (!last) return;
-    total = 0;
-    for (int64_t i = thread_index(); i < sum.segments; i += sample_sum_threads) total += sums[i];
-    total = block_sum<sample_sum_threads>(total);
+    GMFAST_UNROLL
+    for (int q = 0; q < count; ++q) {
+      double total = 0;
+      for (int64_t i = thread_index(); i < sum.segments; i += sample_sum_threads) {
+        total += sums[q * sum.segments + i];
+      }
+      totals[q] = block_sum<sample_sum_threads>(total);
+    }
   }
-  if (thread_index() == 0) write(total);
+  if (thread_index() == 0) write(totals);
+}
+
+// One number.
+template <class Write>
+GMFAST_DEVICE void sum_of_sample(const SampleSum& sum, const SampleShare& share, double partial,
+                                 const Write& write) {
+  double partials[1] = {partial};
+  sum_of_sample<1>(sum, share, partials, [&](const double (&totals)[1]) { write(totals[0]); });
 }
 
 // Launches kernel(args..., sum) on the blocks that `sum` wants, its counters zeroed before.
@@ -76,7 +96,7 @@ template <class... P, class... Args>
 void launch_sample_sum(void (*kernel)(P...), const SampleSum& sum, void* stream,
                        const Args&... args) {
   if (sum.segments > 1 && sum.samples > 0) {
-    fill_zero(static_cast<double*>(sum.scratch) + sum.samples * sum.segments,
+    fill_zero(static_cast<double*>(sum.scratch) + sum.samples * (sum.sums * sum.segments),
               sum.samples * sizeof(unsigned), stream);
   }
   launch(kernel, sum.blocks(), sample_sum_threads, 0, stream, args..., sum);

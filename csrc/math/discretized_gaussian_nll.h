@@ -60,8 +60,9 @@ GMFAST_HD V narrow_mass(V w, V y) {
 // Q(far) around the mean; and where these would cancel, in bins of less than a standard deviation,
 // 2 h times the density times narrow_mass(). A bin at the end has one of the two edges.
 //
-// In float32 nll is within 6 ulp of the exact value where it is above 0.01, for every z and scale;
-// below, as the logarithm of a tail that the rounding of log_scale decides, within 3 |log nll| ulp.
+// nll and its derivatives are within 6 ulp (double: 12) where nll is above 0.01, for every z and
+// scale; below, where the rounding of log_scale counts most, within 3 |log nll| ulp. (by_log_scale
+// is a difference: within so many ulp of the larger of itself and 1.)
 template <bool gradient, class V>
 GMFAST_HD GaussianBin<V> exact_gaussian_bin(V x, V mean, V log_scale,
                                             const GaussianLevels<V>& levels) {
@@ -100,7 +101,7 @@ GMFAST_HD GaussianBin<V> exact_gaussian_bin(V x, V mean, V log_scale,
   const V exponential = gradient ? exp(select<V>(narrow, fma(-half, y, w), -half_square))
                                  : exp_nonpositive(-half_square);
 
-  V mass = one, tails = one, base = zero, density = one, over = one;
+  V mass = one, tails = one, base = zero, density = one, over = one, stretch = one;
   if (any(narrow)) {
     mass = narrow_mass(w, y);
     density = exponential, over = mass;
@@ -118,11 +119,11 @@ GMFAST_HD GaussianBin<V> exact_gaussian_bin(V x, V mean, V log_scale,
     tails = select<V>(mask_and(inside, mask_not(narrow)), tails, one);
     base = select<V>(narrow, base, select<V>(inside, zero, half_square));
     if constexpr (gradient) {
-      // The density at near over the mass. From 2^30 on erfcx stays, and 1/erfcx grows with a.
-      const V inside_density = exponential * splat<V>(S(0.39894228040143267794));
-      const V outside_density =
-          splat<V>(S(0.79788456080286535588)) * max(one, a * splat<V>(S(0x1p-30)));
-      density = select<V>(narrow, density, select<V>(inside, inside_density, outside_density));
+      // The density at near over the mass. Where erfcx stays, from 2^30 on, 1/erfcx grows with a.
+      density = select<V>(narrow, density,
+                          select<V>(inside, exponential * splat<V>(S(0.39894228040143267794)),
+                                    splat<V>(S(0.79788456080286535588))));
+      stretch = select<V>(mask_or(narrow, inside), one, max(one, a * splat<V>(S(0x1p-30))));
       over = select<V>(narrow, over, select<V>(inside, within, beyond));
     }
   }
@@ -133,11 +134,11 @@ GMFAST_HD GaussianBin<V> exact_gaussian_bin(V x, V mean, V log_scale,
   const V m = is_avx512<V> ? reduced.m : fma(mass, zero, reduced.m);  // lets a NaN through
   bin.nll = base - log_of_reduced(reduced.k, select<V>(tails < splat<V>(S(0.25)), -tails, m - one));
   if constexpr (gradient) {
-    const V rate = quotient(density, over);
+    const V rate = quotient(density, over) * stretch;
     const V far_e = select<V>(e == zero, zero, far * e);
     // Wide: rate times the difference of the edges' densities. Narrow: it is 2 z h share.
     const V share = quotient(-e_minus_1, width);
-    V by_z = select<V>(near_only, one, select<V>(far_only, -e, -e_minus_1));
+    V by_z = select<V>(near_only, one, select<V>(far_only, -e, min(-e_minus_1, w + w)));
     by_z = select<V>(narrow, z * share, by_z);
     V by_s = select<V>(near_only, -near, select<V>(far_only, far_e, far_e - near));
     by_s = select<V>(narrow, fma(-z * z, share, half * (one + e)), by_s);

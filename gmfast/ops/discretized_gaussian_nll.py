@@ -97,9 +97,5 @@ def _gradient_fake(grad, x, mean, log_scale, num_classes, exact, *wanted):
     )
 
 
-_forward = operator(
-    "discretized_gaussian_nll", fake=_fake, setup_context=_setup_context, backward=_backward
-)
-_gradient = backward_operator(
-    "discretized_gaussian_nll_backward", _plain, fake=_gradient_fake, num_tensors=3
-)
+_forward = operator("discretized_gaussian_nll", fake=_fake, setup_context=_setup_context, backward=_backward)
+_gradient = backward_operator("discretized_gaussian_nll_backward", _plain, fake=_gradient_fake, num_tensors=3)

@@ -19,12 +19,15 @@ def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation
         return -torch.log(p.clamp(min=1e-12))
     # Of a bin right of the mean, the mirror image: where the tails are small.
     turned = torch.where(centred > 0, -lower, upper), torch.where(centred > 0, -upper, lower)
-    log_upper, log_lower = (torch.special.log_ndtr(v) for v in turned)
+    log_upper, log_lower = (log_ndtr(v) for v in turned)
     inside = log_upper + torch.log(-torch.expm1(log_lower - log_upper))
-    log_p = torch.where(
-        first, torch.special.log_ndtr(upper), torch.where(last, torch.special.log_ndtr(-lower), inside)
-    )
+    log_p = torch.where(first, log_ndtr(upper), torch.where(last, log_ndtr(-lower), inside))
     return -log_p
+
+
+def log_ndtr(v):
+    """Which PyTorch lacks for halves."""
+    return torch.special.log_ndtr(v.float()).to(v.dtype) if v.itemsize < 4 else torch.special.log_ndtr(v)
 
 
 def cdf_tanh(v):
