@@ -115,6 +115,22 @@ class Step(Call):
             x, m, table, step=step, history=[history, x], x0=True, kept=True, **options
         )
         return torch.cat([r.flatten() for r in results])
+class HybridLoss(Call):
+    """Both terms, at time steps 0 and 1; the images follow from the model's output."""
+
+    def __call__(self, output, module=GF):
+        x0, noise = output.detach().chunk(2, 1)
+        x0 = x0.clamp(-1, 1)
+        # after, before, beta and log-variances as of a linear schedule; the other columns count for nothing
+        table = torch.zeros(2, 20, dtype=torch.float64, device=output.device)
+        for column, values in {0: (1.1, 1.5), 1: (-0.4, -1.1), 2: (0, 0.6), 4: (1, 0.4)}.items():
+            table[:, column] = torch.tensor(values, dtype=torch.float64)
+        table[:, 18], table[:, 19] = -2, -1
+        timestep = torch.arange(output.shape[0], device=output.device) % 2
+        losses = getattr(module, self.operation)(
+            output, x0, x0 + 0.3 * noise, noise, table, timestep, **self.options
+        )
+        return torch.cat(losses)
 
 
 class Update(Call):
@@ -208,6 +224,14 @@ def calls(spatial, seed):
     for step in ({"step_size": 0.1}, {"snr": 0.2}):
         yield Langevin("langevin_step", (x, random(2, 6, *spatial)), {"seed": seed, "draw": 1} | step)
         yield Langevin("langevin_step", (x, random(2, 6, *spatial), random(2, 6, *spatial)), step)
+    yield Call("gaussian_kl", [random(2, 6, *spatial) for _ in range(4)])
+    yield Call("gaussian_kl", (x, random(2, *[1] * (1 + len(spatial))), x.flip(1), random(6, *ones)))
+    levels = torch.randint(32, x.shape).double() * (2 / 31) - 1
+    for formulation in ("exact", "improved_ddpm"):
+        options = {"num_classes": 32, "formulation": formulation}
+        near = levels + random(*x.shape) / 20, random(*x.shape) / 4 - 1
+        yield Call("discretized_gaussian_nll", (levels, *near), options)
+        yield HybridLoss("diffusion_hybrid_loss", (random(2, 12, *spatial) / 2,), options)
     yield Call("concat_elu", (x,))
     yield Call("concat_elu", (x,), {"dim": 0})
     yield Call("gated_activation", (x,))

@@ -25,6 +25,9 @@ OPERATIONS = (
     "diffusion_step",
     "q_sample",
     "langevin_step",
+    "gaussian_kl",
+    "discretized_gaussian_nll",
+    "diffusion_hybrid_loss",
 )
 
 

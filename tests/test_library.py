@@ -42,6 +42,10 @@ SIGNATURES = {
     "q_sample": "(x, alpha, sigma, *, noise=None, seed=None, target=None)",
     "langevin_step": "(x, score, *, step_size=None, snr=None, alpha=1.0, temperature=1.0, noise=None, "
     "seed=None, draw=0, return_mean=False)",
+    "gaussian_kl": "(mean1, logvar1, mean2, logvar2)",
+    "discretized_gaussian_nll": "(x, mean, log_scale, *, num_classes=256, formulation='exact')",
+    "diffusion_hybrid_loss": "(model_output, x0, x_t, noise, table, timestep, *, num_classes=256, "
+    "formulation='exact')",
 }
 
 WITHOUT_LIBRARY = """

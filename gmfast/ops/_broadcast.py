@@ -7,7 +7,7 @@ from ._layout import compute_dtype
 
 
 def tensors(**arguments):
-    """Floating tensors as they are, numbers as tensors () of what is computed in, on the device of the rest."""
+    """Floating tensors as they are, numbers as tensors () in what is computed in, on the others' device."""
     given = []
     for name, value in arguments.items():
         if isinstance(value, torch.Tensor):

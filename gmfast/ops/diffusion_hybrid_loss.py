@@ -21,9 +21,10 @@ def diffusion_hybrid_loss(
         model_output: floating `(B, 2C, *S)`: the predicted noise, then v, the place of the log-variance in
             [log_var_min, log_var_max] of the table, from -1 to 1.
         x0, x_t, noise: floating `(B, C, *S)`: the data in [-1, 1], noised, and the noise.
-        table: float64 `(T, 20)`, of the DDPM sampler over all T time steps, row t for the step from t to t - 1.
+        table: float64 `(T, 20)`, of the DDPM sampler over all T time steps, row t for the step from t to
+            t - 1.
         timestep: int64 `(B,)`, rows of the table. At 0 the second term is the decoder's. Of a row that the
-            table does not have, both terms are NaN or the first alone is a number: nobody waits for the check.
+            table does not have the second term is NaN: nobody waits for a check.
         num_classes, formulation: of `discretized_gaussian_nll`.
 
     Returns:
@@ -31,9 +32,9 @@ def diffusion_hybrid_loss(
         squared error of the noise, and a term of the variational bound in bits per dimension. The loss is
         `simple + 0.001 · T · bound`, averaged, or as the paper scales it.
 
-        Differentiable to any order in `model_output` alone: `simple` in the predicted noise, `bound` in v (the
-        gradient of its mean is stopped, as in the paper). All other inputs are constants, as if detached. One
-        pass over the inputs forward, one backward.
+        Differentiable to any order in `model_output` alone: `simple` in the predicted noise, `bound` in v
+        (the gradient of its mean is stopped, as in the paper). All other inputs are constants, as if
+        detached. One pass over the inputs forward, one backward.
 
     Raises:
         ValueError: for shapes and values. TypeError: for dtypes.

@@ -16,8 +16,8 @@ def gaussian_kl(mean1, logvar1, mean2, logvar2):
 
     Returns:
         In the shape they broadcast to, in float64 if one of them is float64, else float32. Differentiable to
-        any order in all of them; all gradients come from one pass over the inputs. Accurate also where the two
-        distributions are nearly equal. A logvar2 below -175 (float64: -1417) counts as that.
+        any order in all of them; all gradients come from one pass over the inputs. Accurate also where the
+        two distributions are nearly equal. A logvar2 below -175 (float64: -1417) counts as that.
 
     Raises:
         ValueError: for shapes. TypeError: for dtypes, and without a tensor.

@@ -16,6 +16,7 @@ def _drivers():
         "dequantize_logit",
         "diffusion_step",
         "discretized_logistic_mixture",
+        "gaussian_kl",
         "gaussian_log_prob",
         "langevin_step",
         "logistic_mixture_cdf",

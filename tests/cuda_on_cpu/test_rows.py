@@ -191,6 +191,107 @@ def test_dequantize_logit(sanitizer):
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_gaussian_kl(sanitizer):
+    generator = torch.Generator().manual_seed(0)
+    items, results = [], []
+    for i, shape in enumerate(SHAPES):
+        dtype, place = (f32, f64, bf16)[i % 3], apart if i % 2 else torch.clone
+        compute = compute_dtype(dtype)
+        *tensors, grad = (torch.randn(shape, generator=generator).to(dtype) for _ in range(5))
+        if i % 2:
+            tensors[3] = tensors[3][:, :1, :1].expand(shape)
+
+        exact = [t.double().requires_grad_() for t in tensors]
+        kl = reference.gaussian_kl(*exact)
+        gradients = torch.autograd.grad(kl, exact, grad.double())
+
+        operands = [image(place(t) if i % 2 == 0 or j < 3 else t) for j, t in enumerate(tensors)]
+        head = [*shape, DTYPES.index(compute), *itertools.chain(*operands)]
+        filled = place(unfilled(grad.to(compute)))
+        items.append([0, *head, *image(filled)])
+        results.append((("forward", shape, dtype), [(filled, kl)]))
+        filled = [place(unfilled(grad)) for _ in range(4)]
+        wanted = [None if j == i else f for j, f in enumerate(filled)]
+        items.append([1, *head, *image(place(grad)), *itertools.chain(*map(image, wanted))])
+        pairs = [(f, g) for f, g, w in zip(filled, gradients, wanted, strict=True) if w is not None]
+        results.append((("backward", shape, dtype), pairs))
+    run("gaussian_kl", sanitizer, items)
+    check(results)
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_discretized_gaussian_nll(sanitizer):
+    generator = torch.Generator().manual_seed(0)
+    items, results = [], []
+    for i, (shape, exact_form) in enumerate(itertools.product(SHAPES, (True, False))):
+        dtype, place = (f32, f64, bf16)[i % 3], apart if i % 4 > 1 else torch.clone
+        compute = compute_dtype(dtype)
+        x = (torch.randint(-1, 33, shape, generator=generator).clamp(0, 31) * (2 / 31) - 1).to(dtype)
+        mean = x + (torch.randn(shape, generator=generator) / 10).to(dtype)
+        log_scale = (torch.randn(shape, generator=generator) / 2 - 2).to(dtype)
+        grad = torch.randn(shape, generator=generator).to(dtype)
+
+        exact = [t.double().requires_grad_() for t in (x, mean, log_scale)]
+        formulation = "exact" if exact_form else "improved_ddpm"
+        nll = reference.discretized_gaussian_nll(*exact, num_classes=32, formulation=formulation)
+        gradients = torch.autograd.grad(nll, exact, grad.double())
+
+        operands = [image(place(t)) for t in (x, mean, log_scale)]
+        head = [*shape, DTYPES.index(compute), 32, exact_form, *itertools.chain(*operands)]
+        filled = place(unfilled(grad.to(compute)))
+        items.append([0, *head, *image(filled)])
+        results.append((("forward", shape, dtype, formulation), [(filled, nll)]))
+        filled = [place(unfilled(grad)) for _ in range(3)]
+        wanted = [None if i % 4 == 3 else filled[0], *filled[1:]]
+        items.append([1, *head, *image(place(grad)), *itertools.chain(*map(image, wanted))])
+        pairs = [(f, g) for f, g, w in zip(filled, gradients, wanted, strict=True) if w is not None]
+        results.append((("backward", shape, dtype, formulation), pairs))
+    run("discretized_gaussian_nll", sanitizer, items)
+    check(results)
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_diffusion_hybrid_loss(sanitizer):
+    generator = torch.Generator().manual_seed(0)
+    items, results = [], []
+    steps = 4
+    table = torch.full((steps, 20), torch.nan, dtype=f64)
+    columns = {0: (1.1, 2), 1: (-0.4, -1.5), 2: (0.1, 0.6), 4: (0.9, 0.4), 18: (-4, -1), 19: (-3, -0.5)}
+    for column, ends in columns.items():
+        table[:, column] = torch.linspace(*ends, steps, dtype=f64)
+    for i, shape in enumerate([*SHAPES, (2, 1, 3)]):
+        dtype, place = (f32, f64, bf16)[i % 3], apart if i % 2 else torch.clone
+        compute = compute_dtype(dtype)
+        output = torch.randn(shape[0], 2 * shape[1], shape[2], generator=generator).to(dtype) / 2
+        x0 = torch.randint(-1, 257, shape, generator=generator).clamp(0, 255) / 127.5 - 1
+        noise = torch.randn(shape, generator=generator)
+        x_t = 0.8 * x0 + 0.3 * noise
+        x0, noise, x_t = (t.to(dtype) for t in (x0, noise, x_t))
+        timestep = torch.arange(shape[0]) % steps
+        grads = [torch.randn(shape[0], generator=generator).to(compute) for _ in range(2)]
+
+        exact = output.double().requires_grad_()
+        images = [t.double() for t in (x0, x_t, noise)]
+        formulation = "improved_ddpm" if i % 2 else "exact"
+        losses = reference.diffusion_hybrid_loss(exact, *images, table, timestep, formulation=formulation)
+        (gradient,) = torch.autograd.grad(losses, exact, [g.double() for g in grads])
+
+        whole = place(output)
+        operands = [*whole.chunk(2, 1), *(place(t) for t in (x0, x_t, noise))]
+        head = [*shape, DTYPES.index(compute), i % 2 == 0]
+        head += [*itertools.chain(*map(image, operands)), steps, table, timestep]
+        filled = [torch.full_like(g, torch.nan) for g in grads]
+        items.append([0, *head, *filled])
+        results.append((("forward", shape, dtype), list(zip(filled, losses, strict=True))))
+        filled = [place(unfilled(x0)) for _ in range(2)]
+        items.append([1, *head, *grads, *itertools.chain(*map(image, filled))])
+        pairs = list(zip(filled, gradient.chunk(2, 1), strict=True))
+        results.append((("backward", shape, dtype), pairs))
+    run("diffusion_hybrid_loss", sanitizer, items)
+    check(results)
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_standard_normal(sanitizer):
     items, results = [], []
     sizes = [(1, 1), (3, 15), (2, 65), (2, 2100), (4, 257)]

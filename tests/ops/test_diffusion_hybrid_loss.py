@@ -43,8 +43,7 @@ def inputs_of(shape, dtype, device, seed=0):
     """(B, C, *S) -> model_output, x0, x_t, noise and time steps, the first of which is 0."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *sizes: torch.randn(sizes, generator=generator)  # noqa: E731
-    batch, channels, *spatial = shape
-    t = torch.randint(STEPS, (batch,), generator=generator)
+    t = torch.randint(STEPS, shape[:1], generator=generator)
     t[:1] = 0
     after = schedule()[1][t].float().reshape(-1, *[1] * (len(shape) - 1))
     x0 = torch.randint(256, shape, generator=generator) / 127.5 - 1
@@ -238,7 +237,7 @@ def test_a_time_step_that_is_not_there(device):
     output, *images, _ = inputs_of((3, 2, 4), f32, device)
     timestep = torch.tensor([STEPS, -1, 3], device=device)
     leaf = output.requires_grad_()
-    simple, bound = GF.diffusion_hybrid_loss(leaf, *images, ddpm_table(device), timestep)
+    _, bound = GF.diffusion_hybrid_loss(leaf, *images, ddpm_table(device), timestep)
     assert bound.isnan().tolist() == [True, True, False]
     (gradient,) = torch.autograd.grad(bound.sum(), leaf)
     assert gradient[:2, 2:].isnan().all() and gradient[2].isfinite().all()

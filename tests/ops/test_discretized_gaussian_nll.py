@@ -87,7 +87,7 @@ def points(num_classes, count, dtype, seed):
 @pytest.mark.parametrize("dtype, ulp", [(f32, 7), (f64, 12)])
 @pytest.mark.parametrize("num_classes", [2, 4, 256, 65536])
 def test_of_many_digits(device, num_classes, dtype, ulp):
-    """Centre, tails to 1e4 standard deviations, narrow and wide scales, and both ends: values and gradients."""
+    """Centre, tails to 1e4 standard deviations, narrow and wide scales, both ends: values and gradients."""
     x, mean, log_scale = points(num_classes, 300, dtype, seed=num_classes)
     call = lambda *t: GF.discretized_gaussian_nll(*t, num_classes=num_classes)  # noqa: E731
     tensors = [t.to(device) for t in (x, mean, log_scale)]
