@@ -57,10 +57,9 @@ void backward(const DiffusionHybridLossBackward& args) {
             exact = in.exact](int64_t i, auto span) {
       V by_epsilon, by_v;
       hybrid_backward(row, exact, levels, epsilon.load(i, span), v.load(i, span), x0.load(i, span),
-                      x_t.load(i, span), noise.load(i, span), splat<V>(simple), splat<V>(bound),
-                      by_epsilon, by_v);
-      to_epsilon.store(i, span, by_epsilon);
-      to_v.store(i, span, by_v);
+                      x_t.load(i, span), noise.load(i, span), by_epsilon, by_v);
+      to_epsilon.store(i, span, splat<V>(simple) * by_epsilon);
+      to_v.store(i, span, splat<V>(bound) * by_v);
     };
   });
 }

@@ -16,7 +16,7 @@ GMFAST_DEVICE HybridCoefficients<S> coefficients_of(const DiffusionHybridLossInp
 }
 
 template <class S>
-__global__ void __launch_bounds__(sample_sum_threads)
+__global__ void __launch_bounds__(sample_sum_threads, 2)
     forward_kernel(DiffusionHybridLoss args, GaussianLevels<S> levels, SampleSum sum) {
   const SampleShare share(sum);
   const DiffusionHybridLossInputs& in = args.in;
@@ -49,21 +49,16 @@ struct Backward {
   GMFAST_DEVICE static void apply(const BackwardArgs<S>& all, const RowElement& at) {
     const DiffusionHybridLossBackward& args = all.args;
     const DiffusionHybridLossInputs& in = args.in;
-    const double elements = double(in.elements);
-    S simple = 0, bound = 0;
-    if (args.grad_simple) {
-      const S* grad = static_cast<const S*>(args.grad_simple);
-      simple = S(double(grad[at.sample * args.grad_simple_stride]) / elements);
-    }
-    if (args.grad_bound) {
-      const S* grad = static_cast<const S*>(args.grad_bound);
-      bound = S(double(grad[at.sample * args.grad_bound_stride]) / elements / log_2);
-    }
     S by_epsilon, by_v;
     hybrid_backward(coefficients_of<S>(in, at.sample), in.exact, all.levels,
                     read_row<S>(in.epsilon, at), read_row<S>(in.v, at), read_row<S>(in.x0, at),
-                    read_row<S>(in.x_t, at), read_row<S>(in.noise, at), simple, bound, by_epsilon,
-                    by_v);
+                    read_row<S>(in.x_t, at), read_row<S>(in.noise, at), by_epsilon, by_v);
+    const auto gradient = [&](const void* data, int64_t offset, double divisor) {
+      if (!data) return S(0);
+      return S(double(static_cast<const S*>(data)[offset]) / double(in.elements) / divisor);
+    };
+    by_epsilon *= gradient(args.grad_simple, at.sample * args.grad_simple_stride, 1);
+    by_v *= gradient(args.grad_bound, at.sample * args.grad_bound_stride, log_2);
     write_row(args.grad_epsilon, at, by_epsilon);
     write_row(args.grad_v, at, by_v);
   }

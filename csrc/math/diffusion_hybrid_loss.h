@@ -72,15 +72,15 @@ GMFAST_HD HybridTerms<V> hybrid_terms(const HybridCoefficients<Scalar<V>>& row, 
   return terms;
 }
 
-// The gradients by epsilon, of grad_simple times the first term alone, and by v.
+// The first term by epsilon, and the second by v.
 template <class V>
 GMFAST_HD void hybrid_backward(const HybridCoefficients<Scalar<V>>& row, bool exact,
                                const GaussianLevels<V>& levels, V epsilon, V v, V x0, V x_t,
-                               V noise, V grad_simple, V grad_bound, V& by_epsilon, V& by_v) {
+                               V noise, V& by_epsilon, V& by_v) {
   const HybridPoint<V> point(row, epsilon, v, x0, x_t);
   const V half = splat<V>(Scalar<V>(0.5));
   const V error = epsilon - noise;
-  by_epsilon = grad_simple * (error + error);
+  by_epsilon = error + error;
   V by_log_var;
   if (row.decoder) {
     by_log_var =
@@ -89,7 +89,7 @@ GMFAST_HD void hybrid_backward(const HybridCoefficients<Scalar<V>>& row, bool ex
     V by_other;
     gaussian_kl_by_logvar(point.e, point.log_ratio, by_other, by_log_var);
   }
-  by_v = grad_bound * (by_log_var * point.half_range);
+  by_v = by_log_var * point.half_range;
 }
 
 }  // namespace GMFAST_LEVEL
