@@ -8,15 +8,17 @@ namespace {
 struct Forward {
   template <class S>
   GMFAST_DEVICE static void apply(const GaussianKL& args, const RowElement& at) {
+    const S logvar2 = read_row<S>(args.logvar2, at);
+    const S apart = read_row<S>(args.mean1, at) - read_row<S>(args.mean2, at);
     write_row(args.kl, at,
-              gaussian_kl(read_row<S>(args.mean1, at), read_row<S>(args.logvar1, at),
-                          read_row<S>(args.mean2, at), read_row<S>(args.logvar2, at)));
+              gaussian_kl(apart * inverse_std(logvar2), read_row<S>(args.logvar1, at) - logvar2));
   }
 };
 
 struct Backward {
   template <class S>
   GMFAST_DEVICE static void apply(const GaussianKLBackward& args, const RowElement& at) {
+    const S logvar2 = read_row<S>(args.logvar2, at);
     S by_mean1, by_logvar1, by_logvar2;
     gaussian_kl_backward(read_row<S>(args.grad, at), read_row<S>(args.mean1, at),
                          read_row<S>(args.logvar1, at), read_row<S>(args.mean2, at),

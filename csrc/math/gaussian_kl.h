@@ -41,16 +41,11 @@ GMFAST_HD void gaussian_kl_by_logvar(V e, V log_ratio, V& by_logvar1, V& by_logv
   by_logvar2 = -half * fma(e, e, ratio);
 }
 
+// The derivatives of grad times that, from inverse_std(logvar2); by mean2 it is minus that by
+// mean1.
 template <class V>
-GMFAST_HD V gaussian_kl(V mean1, V logvar1, V mean2, V logvar2) {
-  return gaussian_kl((mean1 - mean2) * inverse_std(logvar2), logvar1 - logvar2);
-}
-
-// The derivatives of grad times that; by mean2 it is minus that by mean1.
-template <class V>
-GMFAST_HD void gaussian_kl_backward(V grad, V mean1, V logvar1, V mean2, V logvar2, V& by_mean1,
-                                    V& by_logvar1, V& by_logvar2) {
-  const V inverse = inverse_std(logvar2);
+GMFAST_HD void gaussian_kl_backward(V grad, V mean1, V logvar1, V mean2, V logvar2, V inverse,
+                                    V& by_mean1, V& by_logvar1, V& by_logvar2) {
   const V e = (mean1 - mean2) * inverse;
   gaussian_kl_by_logvar(e, logvar1 - logvar2, by_logvar1, by_logvar2);
   by_mean1 = grad * (e * inverse);
