@@ -21,8 +21,8 @@ struct Backward {
     const S logvar2 = read_row<S>(args.logvar2, at);
     S by_mean1, by_logvar1, by_logvar2;
     gaussian_kl_backward(read_row<S>(args.grad, at), read_row<S>(args.mean1, at),
-                         read_row<S>(args.logvar1, at), read_row<S>(args.mean2, at),
-                         read_row<S>(args.logvar2, at), by_mean1, by_logvar1, by_logvar2);
+                         read_row<S>(args.logvar1, at), read_row<S>(args.mean2, at), logvar2,
+                         inverse_std(logvar2), by_mean1, by_logvar1, by_logvar2);
     write_row(args.grad_mean1, at, by_mean1);
     write_row(args.grad_logvar1, at, by_logvar1);
     write_row(args.grad_mean2, at, -by_mean1);
