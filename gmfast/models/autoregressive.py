@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import decode
+from .._progress import Progress, reporting
 from ..ops import _check
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-#: Whether to show a bar, or a function to call now and then with how much is done and of how much.
-Progress = bool | Callable[[int, int], object]
 
 
 def check_at_least(low: int, **arguments: int) -> None:
@@ -116,29 +114,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in were_training:
             module.training = training
-
-
-@contextmanager
-def reporting(progress: Progress, total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """Gives the function to call with how many more of `total` are done."""
-    if callable(progress):
-        done = 0
-
-        def advance(more: int) -> None:
-            nonlocal done
-            done += more
-            progress(done, total)
-
-        yield advance
-    elif progress is True:
-        from tqdm import tqdm
-
-        with tqdm(total=total, desc="sampling", unit=unit) as bar:
-            yield bar.update
-    elif progress is False:
-        yield lambda more: None
-    else:
-        raise TypeError(f"progress: expected True, False or a function, got {type(progress).__name__}")
 
 
 @torch.no_grad()

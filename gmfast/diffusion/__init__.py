@@ -1,0 +1,86 @@
+"""Sampling of diffusion, score, consistency and flow models: schedules, samplers, and the loop.
+
+Each step is one call of `gmfast.functional.diffusion_step` with a row of the sampler's table.
+"""
+
+from ..reference.diffusion_step import COLUMNS
+from .precond import EDMPrecond
+from .samplers import (
+    DDIM,
+    DDPM,
+    DPMPP2M,
+    DPMPP2MSDE,
+    DPMPP3M,
+    EDM,
+    LCM,
+    PREDICTIONS,
+    SAMPLERS,
+    TCD,
+    Consistency,
+    Euler,
+    EulerAncestral,
+    FlowEuler,
+    Heun,
+    Langevin,
+    Plan,
+    Row,
+    Sampler,
+    UniPC,
+)
+from .sampling import add_noise, capture, sample
+from .schedules import (
+    SCHEDULES,
+    FlowMatching,
+    Karras,
+    Level,
+    Schedule,
+    VarianceExploding,
+    VariancePreserving,
+    cosine,
+    laplace,
+    linear,
+    scaled_linear,
+    sigmoid,
+)
+from .spacing import SPACINGS
+
+__all__ = [
+    "COLUMNS",
+    "DDIM",
+    "DDPM",
+    "DPMPP2M",
+    "DPMPP2MSDE",
+    "DPMPP3M",
+    "EDM",
+    "LCM",
+    "PREDICTIONS",
+    "SAMPLERS",
+    "SCHEDULES",
+    "SPACINGS",
+    "TCD",
+    "Consistency",
+    "EDMPrecond",
+    "Euler",
+    "EulerAncestral",
+    "FlowEuler",
+    "FlowMatching",
+    "Heun",
+    "Karras",
+    "Langevin",
+    "Level",
+    "Plan",
+    "Row",
+    "Sampler",
+    "Schedule",
+    "UniPC",
+    "VarianceExploding",
+    "VariancePreserving",
+    "add_noise",
+    "capture",
+    "cosine",
+    "laplace",
+    "linear",
+    "sample",
+    "scaled_linear",
+    "sigmoid",
+]

@@ -1,0 +1,605 @@
+"""The samplers: each turns the levels that it visits into a table of coefficients, one row for each call of
+the denoiser, in float64. `gmfast.functional.diffusion_step` then does a row in one pass.
+
+A sampler's `rows` says, in the letters of its paper, what the next x is made of: of x, of x0 (what the
+denoiser makes of x), of tensors kept from the rows before, and of new noise. With alpha and sigma of each
+level from the schedule, one such function serves variance-preserving, variance-exploding and flow-matching
+schedules alike.
+"""
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+
+from ..reference.diffusion_step import COLUMNS
+from .schedules import Level, VariancePreserving
+from .spacing import lcm as lcm_spacing
+
+PREDICTIONS = ("epsilon", "x0", "v", "flow", "score")
+
+
+@dataclass
+class Row:
+    """One call of the denoiser: at `now`, from which x gets to `to`.
+
+    `weights` are by the names of `COLUMNS`. `keep` names the history of the next row, h1 first: "x" (before
+    the row), "x0", "kept" (the row's second sum), or "h1" ... of this row. `whole`: a step ends here.
+    """
+
+    now: Level
+    to: Level
+    weights: dict
+    keep: tuple = ()
+    whole: bool = True
+
+
+def x0_weights(prediction, level):
+    """(P, Q) such that x0 = P·x + Q·m.
+
+    m is, with the noise z: "epsilon" z; "x0" x0; "v" (alpha·z - sigma·x0)/√(alpha² + sigma²) (Salimans and
+        Ho,
+    2022, arXiv:2202.00512); "flow" z - x0 (Lipman et al., 2023, arXiv:2210.02747); "score" -z/sigma.
+    """
+    a, s = level.alpha, level.sigma
+    if prediction == "x0":
+        return 0.0, 1.0
+    if prediction == "v":
+        return a / (a * a + s * s), -s / math.hypot(a, s)
+    if prediction == "flow":
+        return 1 / (a + s), -s / (a + s)
+    if a == 0:
+        raise ValueError(
+            f"prediction: expected 'v', 'x0' or 'flow', as nothing of the data is left at time {level.t:g}, "
+            f"got {prediction!r}"
+        )
+    return 1 / a, (-s / a if prediction == "epsilon" else s * s / a)
+
+
+@dataclass
+class Plan:
+    """What `sample` runs: the rows of a sampler for one schedule, and their table, once on each device."""
+
+    rows: list
+    prediction: str
+    start: Level  #: where sampling begins
+    learned_range: bool = False
+    _tables: dict = field(default_factory=dict)
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def steps(self):
+        return sum(row.whole for row in self.rows)
+
+    @property
+    def single(self):
+        """Whether a row needs nothing from the rows before."""
+        return not any(row.keep for row in self.rows)
+
+    @property
+    def kept(self):
+        """Whether the rows have a second sum."""
+        return any("kept" in row.keep for row in self.rows)
+
+    def table(self, device):
+        """`(rows + 1, 20)`, float64; the last row leaves x as it is."""
+        if device not in self._tables:
+            table = torch.zeros(len(self.rows) + 1, len(COLUMNS), dtype=torch.float64)
+            index = {name: i for i, name in enumerate(COLUMNS)}
+            cells, values = [], []
+            for i, row in enumerate(self.rows):
+                p, q = x0_weights(self.prediction, row.now)
+                for name, value in {"x0_x": p, "x0_m": q, **row.weights}.items():
+                    cells.append((i, index[name]))
+                    values.append(value)
+            where = torch.tensor(cells).T
+            table[where[0], where[1]] = torch.tensor(values, dtype=torch.float64)
+            table[-1, index["x"]] = 1
+            self._tables[device] = table.to(device)
+        return self._tables[device]
+
+    def times(self, device, dtype):
+        """What the denoiser is told at each row, `(rows,)`."""
+        key = device, dtype
+        if key not in self._tables:
+            self._tables[key] = torch.tensor([row.now.t for row in self.rows], dtype=dtype, device=device)
+        return self._tables[key]
+
+
+class Sampler:
+    """What every sampler has."""
+
+    schedule = "linear"  #: unless `sample` is told another
+    prediction = "epsilon"  #: what `sample`'s prediction="epsilon" is taken for
+
+    def times(self, schedule, steps):
+        """Times from noise to data, and where to end: `steps + 1`."""
+        return schedule.times(steps)
+
+    def rows(self, schedule, levels):
+        """The `Row`s that lead through the levels."""
+        raise NotImplementedError
+
+    def plan(self, schedule, times, prediction="epsilon"):
+        """The `Plan` of times from noise to where to end."""
+        levels = [schedule.level(t) for t in times]
+        rows = list(self.rows(schedule, levels))
+        return Plan(
+            rows, prediction, self.begin(schedule, levels), getattr(self, "variance", "") == "learned_range"
+        )
+
+    def begin(self, schedule, levels):
+        return levels[0]
+
+
+# ---- Ancestral and implicit -------------------------------------------------------------------------------
+
+
+def posterior(now, to):
+    """q(x' | x, x0) of two levels of one process: the weights of x and x0, and the variance (Kingma et al.,
+    2021, arXiv:2107.00630, appendix A; Ho et al., 2020, arXiv:2006.11239, eqs. 6 and 7)."""
+    a = now.alpha / to.alpha
+    fresh = now.sigma**2 - (a * to.sigma) ** 2  # the variance of q(x | x'): β of DDPM
+    return a * (to.sigma / now.sigma) ** 2, to.alpha * fresh / now.sigma**2, fresh, to.sigma**2 / now.sigma**2
+
+
+@dataclass(frozen=True)
+class DDPM(Sampler):
+    """Ancestral sampling (Ho et al., "Denoising diffusion probabilistic models", 2020, arXiv:2006.11239).
+
+    `variance`: of the noise, "small" (the posterior's) or "large" (β); "learned_range": the denoiser returns
+    v as a second half of its channels (Nichol and Dhariwal, 2021, arXiv:2102.09672).
+    """
+
+    variance: str = "small"
+
+    def __post_init__(self):
+        if self.variance not in ("small", "large", "learned_range"):
+            raise ValueError(f"variance: expected 'small', 'large' or 'learned_range', got {self.variance!r}")
+
+    def rows(self, schedule, levels):
+        for now, to in pairwise(levels):
+            of_x, of_x0, beta, share = posterior(now, to)
+            weights = dict(x=of_x, x0=of_x0)
+            if to.sigma > 0:
+                small = beta * share
+                if self.variance == "learned_range":
+                    logs = dict(log_var_min=math.log(max(small, 1e-20)), log_var_max=math.log(beta))
+                    weights.update(noise=1.0, **logs)
+                else:
+                    weights["noise"] = math.sqrt(small if self.variance == "small" else beta)
+            yield Row(now, to, weights)
+
+
+def implicit(now, to, eta=0.0):
+    """x' = alpha'·x0 + √(sigma'² - s²)·ε + s·z, with ε = (x - alpha·x0)/sigma."""
+    *_, beta, share = posterior(now, to)
+    s = min(eta * math.sqrt(max(beta * share, 0.0)), to.sigma)
+    of_epsilon = math.sqrt(to.sigma**2 - s * s)
+    return dict(x=of_epsilon / now.sigma, x0=to.alpha - of_epsilon * now.alpha / now.sigma, noise=s)
+
+
+@dataclass(frozen=True)
+class DDIM(Sampler):
+    """Denoising diffusion implicit models (Song et al., 2021, arXiv:2010.02502), eq. 12; `eta` 0 is
+    deterministic, 1 is DDPM."""
+
+    eta: float = 0.0
+
+    def rows(self, schedule, levels):
+        for now, to in pairwise(levels):
+            yield Row(now, to, implicit(now, to, self.eta))
+
+
+# ---- Solvers in the time λ = ln(alpha/sigma) --------------------------------------------------------------
+
+
+def _order(order, levels, k):
+    """How many of levels k, k - 1, ... the step from level k may use: at most `order`, of finite λ."""
+    if levels[k + 1].sigma == 0:
+        return 1
+    usable = sum(math.isfinite(level.log_snr) for level in levels[max(k - order + 1, 0) : k + 1])
+    return max(usable, 1)
+
+
+def _exponential(now, to):
+    """h = λ' - λ, and φ = e^-h - 1, of the exponential integrators; h may be infinite."""
+    h = to.log_snr - now.log_snr
+    return h, math.expm1(-h)
+
+
+@dataclass(frozen=True)
+class DPMPP2M(Sampler):
+    """DPM-Solver++(2M) (Lu et al., 2022, arXiv:2211.01095), algorithm 2. `solver`: "midpoint", or "heun"."""
+
+    solver: str = "midpoint"
+
+    def rows(self, schedule, levels):
+        for k, (now, to) in enumerate(pairwise(levels)):
+            h, phi = _exponential(now, to)
+            base = -to.alpha * phi
+            weights = dict(x=to.sigma / now.sigma, x0=base)
+            if _order(2, levels, k) == 2:
+                r0 = (now.log_snr - levels[k - 1].log_snr) / h
+                slope = base / 2 if self.solver == "midpoint" else to.alpha * (phi / h + 1)
+                weights.update(x0=base + slope / r0, h1=-slope / r0)
+            yield Row(now, to, weights, keep=("x0",))
+
+
+@dataclass(frozen=True)
+class DPMPP3M(Sampler):
+    """DPM-Solver++ of third order, multistep (Lu et al., 2022, arXiv:2211.01095)."""
+
+    def rows(self, schedule, levels):
+        for k, (now, to) in enumerate(pairwise(levels)):
+            h, phi = _exponential(now, to)
+            base = -to.alpha * phi
+            weights = dict(x=to.sigma / now.sigma, x0=base)
+            order = _order(3, levels, k)
+            if order > 1:
+                c1 = to.alpha * (phi / h + 1)
+                r0 = (now.log_snr - levels[k - 1].log_snr) / h
+                if order == 2:
+                    weights.update(x0=base + c1 / r0, h1=-c1 / r0)
+                else:
+                    c2 = -to.alpha * ((phi + h) / h**2 - 0.5)
+                    r1 = (levels[k - 1].log_snr - levels[k - 2].log_snr) / h
+                    u = (c1 * (1 + r0 / (r0 + r1)) + c2 / (r0 + r1)) / r0
+                    w = (c1 * r0 + c2) / ((r0 + r1) * r1)
+                    weights.update(x0=base + u, h1=-(u + w), h2=w)
+            yield Row(now, to, weights, keep=("x0", "h1")[: k + 1])
+
+
+@dataclass(frozen=True)
+class DPMPP2MSDE(Sampler):
+    """SDE-DPM-Solver++(2M) (Lu et al., 2022, arXiv:2211.01095). `eta` 0 is without noise."""
+
+    eta: float = 1.0
+    solver: str = "midpoint"
+
+    def rows(self, schedule, levels):
+        for k, (now, to) in enumerate(pairwise(levels)):
+            h, _ = _exponential(now, to)
+            stretched = (1 + self.eta) * h
+            base = -to.alpha * math.expm1(-stretched)
+            eta_h = self.eta * h if self.eta else 0.0
+            noise = to.sigma * math.sqrt(-math.expm1(-2 * eta_h))
+            weights = dict(x=to.sigma / now.sigma * math.exp(-eta_h), x0=base, noise=noise)
+            if _order(2, levels, k) == 2:
+                r0 = (now.log_snr - levels[k - 1].log_snr) / h
+                slope = base / 2
+                if self.solver == "heun":
+                    slope = to.alpha * (math.expm1(-stretched) / stretched + 1)
+                weights.update(x0=base + slope / r0, h1=-slope / r0)
+            yield Row(now, to, weights, keep=("x0",))
+
+
+@dataclass(frozen=True)
+class UniPC(Sampler):
+    """Unified predictor-corrector, B(h) of kind 2 (Zhao et al., 2023, arXiv:2302.04867), algorithms 5 and 6.
+
+    Each row first corrects the step that led to it, with the x0 that it found there, and then predicts; the
+    corrected x is kept. The corrector adds an order to `order`, 1 to 3. `lower_order_final`: the last steps
+    have lower orders.
+    """
+
+    order: int = 2
+    lower_order_final: bool = True
+
+    def __post_init__(self):
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"order: expected 1, 2 or 3, got {self.order!r}")
+
+    def rows(self, schedule, levels):
+        steps = len(levels) - 1
+        before = 0  # the order of the step that led here
+        for k, (now, to) in enumerate(pairwise(levels)):
+            # What the corrected x consists of. History: h1 the last corrected x, h2 ... the x0s before.
+            fixed = dict(x=1.0)
+            if k:
+                last, *others, new = self._weights(levels, k - 1, before, correct=True)
+                fixed = dict(h1=last, x0=new)
+                fixed.update({f"h{2 + i}": w for i, w in enumerate(others)})
+            order = _order(self.order, levels, k)
+            if self.lower_order_final:
+                order = min(order, steps - k)
+            of_x, of_x0, *others = self._weights(levels, k, order, correct=False)
+            weights = {name: of_x * w for name, w in fixed.items()}
+            for name, w in {"x0": of_x0, **{f"h{2 + i}": w for i, w in enumerate(others)}}.items():
+                weights[name] = weights.get(name, 0.0) + w
+            weights.update({f"kept_{name}": w for name, w in fixed.items()})
+            before = order
+            yield Row(now, to, weights, keep=("kept", "x0", "h2", "h3")[: min(self.order, k + 1) + 1])
+
+    @staticmethod
+    def _weights(levels, k, order, correct):
+        """Of the step from level k: the weights of x, of the x0s of levels k, k - 1, ... (`order` of them),
+        and, to correct, of that of level k + 1."""
+        now, to = levels[k], levels[k + 1]
+        h, phi = _exponential(now, to)
+        ratios = [(levels[k - i].log_snr - now.log_snr) / h for i in range(1, order)]
+        if correct:
+            rho = [0.5] if order == 1 else _unipc_solve([*ratios, 1.0], h)
+        else:
+            rho = [0.5] if order == 2 else _unipc_solve(ratios, h)
+        size = -to.alpha * phi  # alpha'·(1 - e^-h), B(h) among it
+        differences = [size * r / ratio for r, ratio in zip(rho, [*ratios, 1.0], strict=False)]
+        x0s = [size - sum(differences), *differences]
+        return [to.sigma / now.sigma, *x0s]
+
+
+def _unipc_solve(ratios, h):
+    """ρ of Σ_m ρ_m·r_m^(i-1) = i!·φ_(i+1)(-h)·(-h)/B(h) for i = 1 ..., with B(h) = e^-h - 1."""
+    if not ratios:
+        return []
+    n = len(ratios)
+    b, factorial, phi = [], 1, math.expm1(-h) / -h - 1
+    for i in range(1, n + 1):
+        b.append(phi * factorial / math.expm1(-h))
+        factorial *= i + 1
+        phi = phi / -h - 1 / factorial
+    matrix = torch.tensor([[r ** (i - 1) for r in ratios] for i in range(1, n + 1)], dtype=torch.float64)
+    return torch.linalg.solve(matrix, torch.tensor(b, dtype=torch.float64)).tolist()
+
+
+# ---- Solvers in sigma -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Euler(Sampler):
+    """Euler's method for the probability flow (Karras et al., 2022, arXiv:2206.00364, algorithm 1 without the
+    correction); the same as DDIM with eta = 0."""
+
+    schedule = "karras"
+
+    def rows(self, schedule, levels):
+        for now, to in pairwise(levels):
+            yield Row(now, to, _euler(now, to))
+
+
+@dataclass(frozen=True)
+class EulerAncestral(Sampler):
+    """Euler's method to a level below, then noise up to the next one, as k-diffusion does; with eta = 1 the
+    posterior of DDPM (Ho et al., 2020, arXiv:2006.11239) at sigmas of one's own choice."""
+
+    eta: float = 1.0
+    schedule = "karras"
+
+    def rows(self, schedule, levels):
+        for now, to in pairwise(levels):
+            yield Row(now, to, implicit(now, to, self.eta))
+
+
+def _euler(now, to):
+    q = to.sigma / now.sigma
+    return dict(x=q, x0=to.alpha - q * now.alpha)
+
+
+def _heun(now, to):
+    """The second stage: the mean of the slopes at both ends, dy/du = (y - x0)/u; h1 is x at `now`. The x0 of
+    the first stage is in the x that it led to."""
+    du = to.u - now.u
+    return dict(h1=0.5 * to.scale / now.scale, x=0.5 * (1 + du / to.u), x0=-0.5 * to.scale * du / to.u)
+
+
+@dataclass(frozen=True)
+class Heun(Sampler):
+    """Heun's method for the probability flow (Karras et al., 2022, arXiv:2206.00364, algorithm 1): two calls
+    of the denoiser a step, one at the last."""
+
+    schedule = "karras"
+
+    def rows(self, schedule, levels):
+        return EDM.rows(EDM(), schedule, levels)
+
+
+@dataclass(frozen=True)
+class EDM(Sampler):
+    """Heun's method with churn (Karras et al., "Elucidating the design space", 2022, arXiv:2206.00364,
+    algorithm 2): between `s_min` and `s_max` each step first adds noise, as much as raises sigma by
+    min(`churn`/steps, √2 - 1) of it, times `s_noise`.
+
+    A step's result has the next step's added noise in it already.
+    """
+
+    churn: float = 0.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
+    schedule = "karras"
+
+    def _raised(self, schedule, levels):
+        """The levels with the added noise (the last has none), and the standard deviations added, of y."""
+        gamma = min(self.churn / (len(levels) - 1), math.sqrt(2) - 1)
+        raised, added = [], []
+        for level in levels[:-1]:
+            if gamma > 0 and self.s_min <= level.u <= self.s_max and math.isfinite(level.u):
+                raised.append(schedule.level_of(level.u * (1 + gamma)))
+                added.append(self.s_noise * math.sqrt(raised[-1].u ** 2 - level.u**2))
+            else:
+                raised.append(level)
+                added.append(0.0)
+        return [*raised, levels[-1]], [*added, 0.0]
+
+    def begin(self, schedule, levels):
+        return self._raised(schedule, levels)[0][0]
+
+    def rows(self, schedule, levels):
+        raised, added = self._raised(schedule, levels)
+        for k, to in enumerate(levels[1:]):
+            now, after = raised[k], raised[k + 1]
+            noise = after.scale * added[k + 1]
+            rise = after.scale / to.scale
+
+            def ending(weights, rise=rise, noise=noise):
+                return {name: rise * w for name, w in weights.items()} | {"noise": noise}
+
+            if to.sigma == 0 or now.scale == 0:
+                yield Row(now, after, ending(_euler(now, to)))
+            else:
+                yield Row(now, to, _euler(now, to), keep=("x",), whole=False)
+                yield Row(to, after, ending(_heun(now, to)))
+
+
+# ---- Distilled networks -----------------------------------------------------------------------------------
+
+
+class _Distilled(Sampler):
+    """Those visit some of the time steps at which the network was distilled."""
+
+    def times(self, schedule, steps):
+        if isinstance(schedule, VariancePreserving) and schedule.discrete:
+            return lcm_spacing(schedule, steps, self.original_steps)
+        return schedule.times(steps)
+
+
+@dataclass(frozen=True)
+class LCM(_Distilled):
+    """Latent consistency models (Luo et al., 2023, arXiv:2310.04378), algorithm 3: the boundary scalings
+    c_skip = s²/(τ² + s²) and c_out = τ/√(τ² + s²) of τ = `timestep_scaling`·t, s = `sigma_data`, then
+    noise."""
+
+    original_steps: int = 50
+    timestep_scaling: float = 10.0
+    sigma_data: float = 0.5
+
+    def rows(self, schedule, levels):
+        for now, to in pairwise(levels):
+            tau, s = self.timestep_scaling * now.t, self.sigma_data
+            c_skip, c_out = s * s / (tau * tau + s * s), tau / math.hypot(tau, s)
+            yield Row(now, to, dict(x=to.alpha * c_skip, x0=to.alpha * c_out, noise=to.sigma))
+
+
+@dataclass(frozen=True)
+class TCD(_Distilled):
+    """Trajectory consistency distillation (Zheng et al., 2024, arXiv:2402.19159), algorithm 4: to time
+    (1 - `eta`)·t' without noise, then noise up to t'."""
+
+    original_steps: int = 50
+    eta: float = 0.3
+
+    def rows(self, schedule, levels):
+        for now, to in pairwise(levels):
+            s = to
+            if to.sigma > 0:
+                t = (1 - self.eta) * to.t
+                s = schedule.level(math.floor(t) if schedule.discrete else t)
+            rise = to.alpha / s.alpha
+            weights = {name: rise * w for name, w in _euler(now, s).items()}
+            weights["noise"] = math.sqrt(max(to.sigma**2 - (rise * s.sigma) ** 2, 0.0))
+            yield Row(now, to, weights)
+
+
+@dataclass(frozen=True)
+class Consistency(Sampler):
+    """Multistep consistency sampling (Song et al., 2023, arXiv:2303.01469), algorithm 1: x0, then noise up to
+    the next sigma.
+
+    The network's last sigma, sigma_min, is not visited: there a consistency function is the identity.
+    """
+
+    schedule = "karras"
+
+    def times(self, schedule, steps):
+        times = schedule.times(steps + 1)
+        return [*times[:-2], times[-1]]
+
+    def rows(self, schedule, levels):
+        for now, to in pairwise(levels):
+            noise = math.sqrt(max(to.sigma**2 - (to.alpha * schedule.sigma_min) ** 2, 0.0))
+            yield Row(now, to, dict(x0=to.alpha, noise=noise))
+
+
+# ---- Flow matching, score matching ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FlowEuler(Sampler):
+    """Euler's method x' = x + (t' - t)·m for the velocity m of flow matching (Lipman et al., 2023,
+    arXiv:2210.02747) and of rectified flow (Liu et al., 2023, arXiv:2209.03003).
+
+    `stochastic`: x' = (1 - t')·x0 + t'·z, with x0 = x - t·m. prediction="epsilon" means "flow" here: of
+    nothing but noise (t = 1) the noise says nothing of the data.
+    """
+
+    stochastic: bool = False
+    schedule = "flow"
+    prediction = "flow"
+
+    def rows(self, schedule, levels):
+        for now, to in pairwise(levels):
+            weights = dict(x0=to.alpha, noise=to.sigma) if self.stochastic else _euler(now, to)
+            yield Row(now, to, weights)
+
+
+@dataclass(frozen=True)
+class Langevin(Sampler):
+    """Annealed Langevin dynamics (Song and Ermon, 2019, arXiv:1907.05600): `per_level` times
+    x' = x + r·sigma²·score + √(2r)·sigma·z at each sigma, and at the last one a step to x0
+    (Jolicoeur-Martineau et al., 2021, arXiv:2009.05475).
+
+    `step_size` r: by default, for each sigma, what best keeps the variance of a point's noise at sigma²
+    (Song and Ermon, 2020, arXiv:2006.09011, technique 4).
+    """
+
+    per_level: int = 5
+    step_size: float | None = None
+    schedule = "exponential"
+
+    def rows(self, schedule, levels):
+        *noisy, end = levels
+        for k, now in enumerate(noisy):
+            falls = noisy[k - 1].u / now.u if k else 1.0
+            r = self.step_size or _langevin_step_size(falls, self.per_level)
+            last = k + 1 == len(noisy)
+            after = now if last else noisy[k + 1]
+            for i in range(self.per_level):
+                to = after if i == self.per_level - 1 else now
+                rise = to.scale / now.scale
+                noise = rise * math.sqrt(2 * r) * now.sigma
+                weights = dict(x=rise * (1 - r), x0=rise * r * now.alpha, noise=noise)
+                yield Row(now, to, weights, whole=i == self.per_level - 1 and not last)
+        yield Row(now, end, _euler(now, end))
+
+
+def _langevin_step_size(falls, times):
+    """r in (0, ½] for which the variance, falls² before, is nearest to 1 after as many steps
+    v' = (1 - r)²·v + 2r."""
+
+    def error(r):
+        still = 2 / (2 - r)  # where v' = v
+        return abs((1 - r) ** (2 * times) * (falls**2 - still) + still - 1)
+
+    return min((0.5 * 1.02 ** (-i) for i in range(400)), key=error)
+
+
+#: What `sampler=` may name.
+SAMPLERS = {
+    "ddpm": DDPM,
+    "ddim": DDIM,
+    "dpmpp_2m": DPMPP2M,
+    "dpmpp_3m": DPMPP3M,
+    "dpmpp_2m_sde": DPMPP2MSDE,
+    "euler": Euler,
+    "euler_ancestral": EulerAncestral,
+    "heun": Heun,
+    "edm": EDM,
+    "lcm": LCM,
+    "tcd": TCD,
+    "consistency": Consistency,
+    "flow_euler": FlowEuler,
+    "unipc": UniPC,
+    "langevin": Langevin,
+}
+
+
+def sampler(value):
+    """A sampler, or the one that a string names."""
+    if isinstance(value, Sampler):
+        return value
+    if isinstance(value, str) and value in SAMPLERS:
+        return SAMPLERS[value]()
+    raise ValueError(f"sampler: expected a sampler or one of {', '.join(SAMPLERS)}, got {value!r}")

@@ -1,0 +1,432 @@
+"""The loop that draws samples, and what it is trained on."""
+
+import functools
+from itertools import pairwise
+
+import torch
+
+from .. import functional as GF
+from .._progress import reporting
+from ..ops import _check, _seed
+from . import samplers, schedules
+
+
+@torch.no_grad()
+def sample(
+    denoiser,
+    shape,
+    *,
+    sampler="ddim",
+    schedule=None,
+    steps=50,
+    prediction="epsilon",
+    guidance=None,
+    seed=None,
+    device=None,
+    dtype=None,
+    progress=False,
+    callback=None,
+    trajectory=False,
+    clip=None,
+    threshold=None,
+    threshold_max=1.0,
+    guidance_rescale=0.0,
+    condition=None,
+    unconditional=None,
+    init=None,
+    strength=1.0,
+    known=None,
+    mask=None,
+    times=None,
+    graph=False,
+):
+    """Samples of a diffusion, score, consistency or flow model.
+
+    Args:
+        denoiser: any callable of x `(B, *S)` and t `(B,)` that returns what `prediction` says, in the shape
+            of x. t is, for variance-preserving schedules, the discrete time step (int64; spacings "karras"
+            and "exponential": float32, between them); for "karras" and "exponential", sigma; for "flow", t in
+            [0, 1] from data to noise (float32; float64 where x is).
+        shape: `(B, *S)`.
+        sampler: one of `gmfast.diffusion.SAMPLERS`, or an object such as `gmfast.diffusion.DDIM(eta=0.5)`.
+        schedule: one of `gmfast.diffusion.SCHEDULES`, or an object; by default the sampler's: "linear" for
+            ddpm, ddim, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc, lcm and tcd, "karras" for euler,
+            euler_ancestral, heun, edm and consistency, "exponential" for langevin, "flow" for flow_euler.
+        steps: how many. The denoiser is called once a step (heun, edm: twice, but for the last; langevin: as
+            often as it says, and once more).
+        prediction: "epsilon" (the noise; for flow_euler: "flow"), "x0", "v", "flow" or "score".
+        guidance: g of classifier-free guidance (Ho and Salimans, 2022, arXiv:2207.12598), unconditional +
+            g·(m - unconditional). The denoiser is called as `denoiser(x, t, condition)` and `denoiser(x, t,
+            unconditional)`, or, without a `condition`, returns the pair (m, unconditional).
+        guidance_rescale: see `gmfast.functional.diffusion_step`.
+        seed: an int, an int64 tensor or a `torch.Generator`; for a seed for each sample, B ints or an int64
+            tensor `(B,)`. Sample *i* is the same whatever the batch size; of seeds for each sample, sample
+            *i* is sample 0 of a call with that seed.
+        device, dtype: of the samples. By default those of `init` or `known`; else that of a seed tensor or of
+            the denoiser's parameters (the CPU if it has none), and float32.
+        progress: True shows a progress bar; a function is called with how many steps are done and of how
+            many.
+        callback: called as `callback(step, x, x0)` after each step.
+        trajectory: also return x before the first and after each step, `(steps + 1, B, *S)`.
+        clip: x0 is clamped to [-clip, clip].
+        threshold, threshold_max: dynamic thresholding, as of `gmfast.functional.diffusion_step`.
+        condition, unconditional: what the denoiser is given as a third argument; without guidance,
+            `condition` alone, unless it is None.
+        init: data `(B, *S)` to begin with, noised to the level at which `strength`, 0 to 1, of the steps are
+            left (Meng et al., "SDEdit", 2022, arXiv:2108.01073). A `strength` for each sample, `(B,)`, is for
+            samplers that need nothing from the steps before: not for dpmpp, unipc, heun and edm.
+        known, mask: where the mask, of broadcastable shape, is True or 1, the samples are those of `known`
+            (by default `init`), which is noised to each step's level (as of RePaint, arXiv:2201.09865,
+            without its repetitions).
+        times: the times themselves, `steps + 1`, from noise to where to end: -1 for the discrete schedules'
+            data, 0 for the others'. `steps` is not looked at.
+        graph: capture the whole loop as a CUDA graph; see `capture`, which keeps it.
+
+    Returns:
+        `(B, *S)`; with `trajectory`, a pair.
+
+    Raises:
+        ValueError: for shapes, values and names. TypeError: for types. RuntimeError: for `graph` without
+        CUDA.
+
+    Equivalent to, for `sampler="ddim"`::
+
+        x = torch.randn(shape)
+        for t, after in pairwise(times):
+            epsilon = denoiser(x, t)
+            x0 = (x - sigma[t] * epsilon) / alpha[t]
+            x = alpha[after] * x0 + sigma[after] * epsilon
+    """
+    options = dict(locals())
+    if graph:
+        for name in ("callback", "trajectory"):
+            if options[name]:
+                raise ValueError(f"graph: expected no {name}, which would have to leave the graph")
+        names = ("denoiser", "shape", "progress", "callback", "trajectory", "graph")
+        return capture(denoiser, shape, **{k: v for k, v in options.items() if k not in names})()
+    loop = _Loop(
+        **{k: v for k, v in options.items() if k not in ("progress", "callback", "trajectory", "graph")}
+    )
+    return loop.run(progress=progress, callback=callback, trajectory=trajectory)
+
+
+def capture(denoiser, shape, **options):
+    """The loop of `sample` as a CUDA graph: a function of `seed=` that draws new samples by replaying it.
+
+    Takes the options of `sample` but for progress, callback and trajectory. The denoiser must not synchronise
+    with the host, and its parameters must stay where they are (their values may change). If `seed` is one for
+    each sample, so is that of each replay.
+
+    Raises:
+        RuntimeError: where the samples are not on a CUDA device.
+    """
+    return _Captured(_Loop(denoiser, shape, **options))
+
+
+class _Captured:
+    def __init__(self, loop):
+        if loop.device.type != "cuda":
+            raise RuntimeError(
+                f"graph: expected samples on a CUDA device, as others have no graphs, got {loop.device}"
+            )
+        self._loop = loop
+        self._fresh = True
+        with torch.no_grad(), torch.cuda.device(loop.device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                loop.run()
+            torch.cuda.current_stream().wait_stream(aside)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._x = loop.run()
+
+    def __call__(self, seed=None):
+        """New samples; without a seed, torch's generator gives one (the first time: that of the capture)."""
+        if seed is not None or not self._fresh:
+            seed = _seeds(seed, self._loop.shape[0], self._loop.device)
+            if seed.shape != self._loop.seed.shape:
+                raise ValueError(
+                    f"seed: expected {tuple(self._loop.seed.shape)} as captured, got {tuple(seed.shape)}"
+                )
+            self._loop.seed.copy_(seed)
+        self._fresh = False
+        self._graph.replay()
+        return self._x.clone()
+
+
+class _Loop:
+    """What a call of `sample` checks and prepares; `run` draws."""
+
+    def __init__(
+        self,
+        denoiser,
+        shape,
+        *,
+        sampler="ddim",
+        schedule=None,
+        steps=50,
+        prediction="epsilon",
+        guidance=None,
+        seed=None,
+        device=None,
+        dtype=None,
+        clip=None,
+        threshold=None,
+        threshold_max=1.0,
+        guidance_rescale=0.0,
+        condition=None,
+        unconditional=None,
+        init=None,
+        strength=1.0,
+        known=None,
+        mask=None,
+        times=None,
+    ):
+        self.denoiser = denoiser
+        self.shape = tuple(shape)
+        if not self.shape:
+            raise ValueError("shape: expected (B, *S), got ()")
+        sampler = samplers.sampler(sampler)
+        schedule = schedules.schedule(sampler.schedule if schedule is None else schedule)
+        if prediction not in samplers.PREDICTIONS:
+            raise ValueError(
+                f"prediction: expected one of {', '.join(samplers.PREDICTIONS)}, got {prediction!r}"
+            )
+        if prediction == "epsilon":
+            prediction = sampler.prediction
+        if known is not None and mask is None:
+            raise ValueError("mask: expected a tensor, as `known` is given, got None")
+        known = init if mask is not None and known is None else known
+        if mask is not None and known is None:
+            raise ValueError("known: expected a tensor, or `init`, as `mask` is given, got None")
+        like = init if init is not None else known
+        for name, value in {"init": init, "known": known}.items():
+            if value is not None and tuple(value.shape) != self.shape:
+                raise ValueError(f"{name}: expected shape {self.shape}, got {tuple(value.shape)}")
+        self.device = _device(device, seed, like, denoiser)
+        self.dtype = dtype or (torch.float32 if like is None else like.dtype)
+        if self.dtype not in _check.FLOATING:
+            raise TypeError(f"dtype: expected float32, float64, bfloat16 or float16, got {self.dtype}")
+        self.seed = _seeds(seed, self.shape[0], self.device)
+        self.init, self.known, self.mask = (
+            None if v is None else v.to(self.device) for v in (init, known, mask)
+        )
+
+        first = None  # the row with which each sample begins, where that differs
+        if isinstance(strength, torch.Tensor | list | tuple):
+            first, strength = strength, 1.0
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength: expected a number above 0 and at most 1, got {strength}")
+        if init is None and (first is not None or strength != 1):
+            raise ValueError("init: expected a tensor, as `strength` is given, got None")
+        self.schedule = schedule
+        self.plan = _plan(sampler, schedule, _count(steps), prediction, _tuple(times), float(strength))
+        self.first = None
+        if first is not None:
+            if not self.plan.single or len(self.plan) != self.plan.steps:
+                raise ValueError(
+                    f"strength: expected a number, as {type(sampler).__name__} needs the steps before, got "
+                    "one for each sample"
+                )
+            first = torch.as_tensor(first, dtype=torch.float64, device=self.device)
+            if tuple(first.shape) != self.shape[:1]:
+                raise ValueError(f"strength: expected {self.shape[:1]}, got {tuple(first.shape)}")
+            whole = len(self.plan)
+            self.first = whole - (first * whole + 1e-9).long().clamp(1, whole)
+
+        self.condition, self.unconditional = condition, unconditional
+        self.guided = guidance is not None
+        self.options = dict(clip=clip, threshold=threshold)
+        if threshold is not None:
+            self.options["threshold_max"] = threshold_max
+        if self.guided:
+            self.options.update(guidance=guidance, guidance_rescale=guidance_rescale)
+
+    def run(self, *, progress=False, callback=None, trajectory=False):
+        plan = self.plan
+        table = plan.table(self.device)
+        t = self._times()
+        noise = _first_noise(self.seed, self.shape, self.dtype, self.device)
+        x = self._begin(noise)
+        passed = [x]
+        history = ()
+        step = 0
+        with reporting(progress, plan.steps, "step") as advance:
+            for k, row in enumerate(plan.rows):
+                m, extra = self._denoise(x, t[k])
+                wants_x0 = "x0" in row.keep or (callback is not None and row.whole)
+                wants_kept = "kept" in row.keep
+                results = GF.diffusion_step(
+                    x,
+                    m,
+                    table,
+                    step=k if self.first is None else torch.where(self.first > k, len(plan), k),
+                    history=history,
+                    seed=self.seed,
+                    x0=wants_x0,
+                    kept=wants_kept,
+                    **extra,
+                    **self.options,
+                )
+                named = {"x": x, **{f"h{i}": h for i, h in enumerate(history, 1)}}
+                if wants_x0 or wants_kept:
+                    x, *others = results
+                    named.update(zip(["x0"] * wants_x0 + ["kept"] * wants_kept, others, strict=True))
+                else:
+                    x = results
+                history = tuple(named[name] for name in row.keep if name in named)
+                if row.whole:
+                    if self.mask is not None:
+                        x = self._put_known(x, row.to, noise)
+                    if callback is not None:
+                        callback(step, x, named["x0"])
+                    if trajectory:
+                        passed.append(x)
+                    step += 1
+                    advance(1)
+        return (x, torch.stack(passed)) if trajectory else x
+
+    def _times(self):
+        """For each row, what the denoiser is told: `(B,)`."""
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        times = self.plan.times(self.device, torch.int64 if self.schedule.discrete else dtype)
+        rows, batch = len(self.plan), self.shape[0]
+        if self.first is None:
+            return times[:, None].expand(rows, batch).contiguous().unbind()
+        at = torch.arange(rows, device=self.device)[:, None].maximum(self.first)
+        return times[at].unbind()
+
+    def _begin(self, noise):
+        level = self.plan.start
+        if self.init is not None:
+            alpha, sigma = level.alpha, level.sigma
+            if self.first is not None:
+                now = [(row.now.alpha, row.now.sigma) for row in self.plan.rows]
+                now = torch.tensor(now, dtype=torch.float64, device=self.device)[self.first]
+                alpha, sigma = now.to(noise.dtype if noise.dtype == torch.float64 else torch.float32).unbind(
+                    1
+                )
+            x = GF.q_sample(self.init.to(self.dtype), alpha, sigma, noise=noise)
+        else:
+            scale = self.schedule.start(level)
+            x = noise if scale == 1 else noise * scale
+        return x if self.mask is None else self._put_known(x, level, noise)
+
+    def _put_known(self, x, level, noise):
+        known = GF.q_sample(self.known.to(self.dtype), level.alpha, level.sigma, noise=noise)
+        if self.mask.dtype == torch.bool:
+            return torch.where(self.mask, known, x)
+        return torch.lerp(x, known, self.mask.to(self.dtype).expand(self.shape))
+
+    def _denoise(self, x, t):
+        """The model's output, and what else a step needs of it by name."""
+        extra = {}
+        if not self.guided:
+            m = self.denoiser(x, t) if self.condition is None else self.denoiser(x, t, self.condition)
+        elif self.condition is not None:
+            m = self.denoiser(x, t, self.condition)
+            extra["unconditional"] = self.denoiser(x, t, self.unconditional)
+        else:
+            m = self.denoiser(x, t)
+            if not isinstance(m, tuple | list) or len(m) != 2:
+                raise ValueError(
+                    "guidance: expected a `condition`, or a denoiser that returns the pair (m, unconditional)"
+                )
+            m, extra["unconditional"] = m
+        if self.plan.learned_range:
+            if m.dim() < 2 or m.shape[1] != 2 * self.shape[1]:
+                raise ValueError(
+                    f"denoiser: expected {2 * self.shape[1]} channels, half of them the variance's, "
+                    f"got {tuple(m.shape)}"
+                )
+            m, extra["variance"] = m.chunk(2, 1)
+            if "unconditional" in extra:
+                extra["unconditional"] = extra["unconditional"][:, : self.shape[1]]
+        if m.shape != x.shape:
+            raise ValueError(f"denoiser: expected a tensor of shape {tuple(x.shape)}, got {tuple(m.shape)}")
+        return m, extra
+
+
+@functools.lru_cache(64)
+def _plan(sampler, schedule, steps, prediction, times, strength):
+    """A plan and its tables serve every call with the same words."""
+    if times is None:
+        if schedule.discrete and steps > len(schedule):
+            raise ValueError(f"steps: expected at most the {len(schedule)} of the schedule, got {steps}")
+        times = sampler.times(schedule, steps)
+    skipped = len(times) - 1 - max(int((len(times) - 1) * strength + 1e-9), 1)
+    return sampler.plan(schedule, times[skipped:], prediction)
+
+
+def _count(steps):
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"steps: expected an int, got {type(steps).__name__}")
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}")
+    return steps
+
+
+def _tuple(times):
+    if times is None:
+        return None
+    times = tuple(times.tolist() if isinstance(times, torch.Tensor) else times)
+    if len(times) < 2 or any(a <= b for a, b in pairwise(times)):
+        raise ValueError(f"times: expected at least two falling numbers, got {times}")
+    return times
+
+
+def _device(device, seed, like, denoiser):
+    if device is None:
+        if like is not None:
+            device = like.device
+        elif isinstance(seed, torch.Tensor):
+            device = seed.device
+        else:
+            parameters = getattr(denoiser, "parameters", None)
+            parameter = next(iter(parameters()), None) if callable(parameters) else None
+            device = "cpu" if parameter is None else parameter.device
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _seeds(seed, batch, device):
+    """An int64 tensor, () or (B,)."""
+    if isinstance(seed, list | tuple):
+        if len(seed) != batch:
+            raise ValueError(f"seed: expected {batch}, one for each sample, got {len(seed)}")
+        if not seed:
+            return torch.empty(0, dtype=torch.int64, device=device)
+        return torch.stack([_seed.as_tensor(s, torch.device("cpu")) for s in seed]).to(device)
+    if isinstance(seed, torch.Tensor) and seed.dim():
+        if seed.dtype != torch.int64:
+            raise TypeError(f"seed: expected an int64 tensor, got {str(seed.dtype)[6:]}")
+        if tuple(seed.shape) != (batch,):
+            raise ValueError(f"seed: expected () or ({batch},), got {tuple(seed.shape)}")
+        return seed.to(device)
+    if isinstance(seed, torch.Tensor):
+        seed = seed.to(device)
+    return _seed.as_tensor(seed, device)
+
+
+def _first_noise(seed, shape, dtype, device):
+    if seed.dim() == 0:
+        return GF.standard_normal(shape, seed=seed, dtype=dtype, device=device)
+    each = [GF.standard_normal((1, *shape[1:]), seed=s, dtype=dtype, device=device) for s in seed]
+    return torch.cat(each) if each else torch.empty(shape, dtype=dtype, device=device)
+
+
+def add_noise(x, t, schedule="linear", *, noise=None, seed=None, target=None):
+    """`gmfast.functional.q_sample` at times of a schedule: alpha(t)·x + sigma(t)·z.
+
+    Args:
+        x: floating, `(B, *S)`.
+        t: `(B,)`, as a denoiser of the schedule is told it.
+        schedule: one of `gmfast.diffusion.SCHEDULES`, or an object.
+        noise, seed, target: as of `q_sample`.
+    """
+    alpha, sigma = schedules.schedule(schedule).alpha_sigma(t)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return GF.q_sample(x, alpha.to(wide), sigma.to(wide), noise=noise, seed=seed, target=target)

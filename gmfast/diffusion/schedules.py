@@ -1,0 +1,317 @@
+"""How much data and how much noise there is at each time: x_t = alpha(t)·x0 + sigma(t)·z, in float64.
+
+Three kinds, by what a denoiser is told of the time:
+
+- `VariancePreserving` (DDPM): the discrete time step 0 ... T - 1; alpha² + sigma² = 1.
+- `VarianceExploding` (NCSN, EDM): sigma itself; alpha = 1.
+- `FlowMatching`: t in [0, 1]; alpha = 1 - t, sigma = t.
+"""
+
+import bisect
+import math
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import torch
+
+from .spacing import SPACINGS
+
+
+@dataclass(frozen=True)
+class Level:
+    """A point of a schedule: time `t` as the denoiser is told it, `alpha` of data, `sigma` of noise.
+
+    `scale` is that of the coordinates y = x/scale in which the probability flow is dy/du = (y - x0)/u with
+    u = sigma/scale (Karras et al., 2022, arXiv:2206.00364, eq. 4).
+    """
+
+    t: float
+    alpha: float
+    sigma: float
+    scale: float
+
+    @property
+    def u(self):
+        return self.sigma / self.scale if self.scale else math.inf
+
+    @property
+    def log_snr(self):
+        """λ = ln(alpha/sigma), the time of the DPM-Solvers: half of the signal-to-noise ratio's logarithm."""
+        if self.alpha == 0 or self.sigma == 0:
+            return -math.inf if self.alpha == 0 else math.inf
+        return math.log(self.alpha / self.sigma)
+
+
+class Schedule:
+    """What a sampler asks of a schedule. Those of one's own override these."""
+
+    discrete = False  #: whether times are whole numbers, which the denoiser is given as int64
+    sigma_min = 0.0
+
+    def times(self, steps):
+        """Times from noise to data, a list of `steps + 1`; the last is where sampling ends."""
+        raise NotImplementedError
+
+    def level(self, t):
+        """The `Level` at time t."""
+        raise NotImplementedError
+
+    def level_of(self, u):
+        """The `Level` at which sigma/scale is u."""
+        raise NotImplementedError
+
+    def alpha_sigma(self, t):
+        """alpha and sigma at times t, a tensor, in float64 and in its shape and on its device."""
+        raise NotImplementedError
+
+    def start(self, level):
+        """The standard deviation of what sampling begins with at a level."""
+        return level.sigma
+
+
+class VariancePreserving(Schedule):
+    """Discrete times, as DDPM's (Ho et al., 2020, arXiv:2006.11239).
+
+    Between whole time steps ln(sigma/alpha) is linear in t; t < 0 is the data.
+
+    Args:
+        alphas_cumprod: ᾱ of each time step, `(T,)`: alpha² of the levels.
+        spacing: which time steps a sampler with fewer visits (`gmfast.diffusion.SPACINGS`): "trailing",
+            "leading", "linspace", "lcm", or "karras" or "exponential" in sigma/alpha, between those of the
+            first and last time steps.
+        steps_offset: added to time steps of spacing "leading" (Stable Diffusion: 1).
+        final_alpha_cumprod: ᾱ at the end; 1 is the data, None is ᾱ of time step 0.
+    """
+
+    def __init__(self, alphas_cumprod, *, spacing="trailing", steps_offset=0, final_alpha_cumprod=1.0):
+        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
+        if table.dim() != 1 or len(table) == 0 or not ((table >= 0) & (table <= 1)).all():
+            raise ValueError("alphas_cumprod: expected (T,) numbers in [0, 1]")
+        if spacing not in SPACINGS:
+            raise ValueError(f"spacing: expected one of {', '.join(SPACINGS)}, got {spacing!r}")
+        self.alphas_cumprod = table
+        self.spacing = spacing
+        self.steps_offset = steps_offset
+        self.final_alpha_cumprod = table[0].item() if final_alpha_cumprod is None else final_alpha_cumprod
+        self._alpha = table.sqrt().tolist()
+        self._sigma = (1 - table).sqrt().tolist()
+        self._log_u = ((1 - table).log() / 2 - table.log() / 2).tolist()
+        self._on_device = {}
+
+    @classmethod
+    def from_betas(cls, betas, **options):
+        """Of β_t, the share of the variance that a time step replaces by noise."""
+        betas = torch.as_tensor(betas, dtype=torch.float64)
+        return cls(torch.cumprod(1 - betas, 0), **options)
+
+    @property
+    def discrete(self):
+        return self.spacing not in ("karras", "exponential")
+
+    def __len__(self):
+        return len(self._alpha)
+
+    def times(self, steps):
+        return SPACINGS[self.spacing](self, steps)
+
+    def level(self, t):
+        if t < 0:
+            a = self.final_alpha_cumprod
+            return Level(t, math.sqrt(a), math.sqrt(1 - a), math.sqrt(a))
+        low = min(int(t), len(self) - 1)
+        if low == t or low == len(self) - 1:
+            return Level(t, self._alpha[low], self._sigma[low], self._alpha[low])
+        low_u, high_u = self._log_u[low], self._log_u[low + 1]
+        u = math.exp(low_u + (t - low) * (high_u - low_u))
+        return self._of(t, u)
+
+    def level_of(self, u):
+        if u <= 0:
+            return self.level(-1.0)
+        log_u = math.log(u)
+        high = bisect.bisect_left(self._log_u, log_u)
+        if high == 0:
+            return self._of(0.0, u)
+        if high == len(self):
+            return self._of(float(len(self) - 1), u)
+        low_u, high_u = self._log_u[high - 1], self._log_u[high]
+        return self._of(high - 1 + (log_u - low_u) / (high_u - low_u), u)
+
+    def alpha_sigma(self, t):
+        if t.device not in self._on_device:
+            tables = (
+                self.alphas_cumprod.sqrt(),
+                (1 - self.alphas_cumprod).sqrt(),
+                torch.tensor(self._log_u, dtype=torch.float64),
+            )
+            self._on_device[t.device] = [table.to(t.device, torch.float64) for table in tables]
+        alpha, sigma, log_u = self._on_device[t.device]
+        if not t.is_floating_point():
+            return alpha[t], sigma[t]
+        t = t.double()
+        low = t.long().clamp(0, max(len(self) - 2, 0))
+        u = torch.lerp(log_u[low], log_u[(low + 1).clamp(max=len(self) - 1)], t - low).exp()
+        alpha = (1 + u * u).rsqrt()
+        return alpha, u * alpha
+
+    @staticmethod
+    def _of(t, u):
+        alpha = 1 / math.sqrt(1 + u * u)
+        return Level(t, alpha, u * alpha, alpha)
+
+    def start(self, level):
+        return 1.0
+
+    def zero_terminal_snr(self):
+        """The same with nothing of the data left at the last time step (Lin et al., 2024, arXiv:2305.08891).
+
+        A network that predicts the noise says nothing of the data there: predictions "v", "x0" or "flow".
+        """
+        first, last = self._alpha[0], self._alpha[-1]
+        alpha = (self.alphas_cumprod.sqrt() - last) * (first / (first - last))
+        return VariancePreserving(
+            alpha.square(),
+            spacing=self.spacing,
+            steps_offset=self.steps_offset,
+            final_alpha_cumprod=self.final_alpha_cumprod,
+        )
+
+
+def linear(num_timesteps=1000, beta_start=1e-4, beta_end=0.02, **options):
+    """β linear in the time (Ho et al., 2020, arXiv:2006.11239)."""
+    betas = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
+    return VariancePreserving.from_betas(betas, **options)
+
+
+def scaled_linear(num_timesteps=1000, beta_start=0.00085, beta_end=0.012, **options):
+    """√β linear in the time, as latent diffusion has it (Rombach et al., 2022, arXiv:2112.10752)."""
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64)
+    return VariancePreserving.from_betas(roots.square(), **options)
+
+
+def cosine(num_timesteps=1000, offset=0.008, max_beta=0.999, **options):
+    """ᾱ = cos²(π/2·(t + s)/(1 + s)) (Nichol and Dhariwal, 2021, arXiv:2102.09672)."""
+    return _of_alpha_bar(
+        lambda t: math.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2, num_timesteps, max_beta, options
+    )
+
+
+def sigmoid(num_timesteps=1000, start=-3.0, end=3.0, temperature=1.0, max_beta=0.999, **options):
+    """ᾱ a sigmoid's piece from `start` to `end`, stretched to 1 ... 0 (Jabri et al., 2023,
+    arXiv:2212.11972)."""
+
+    def value(v):
+        return 1 / (1 + math.exp(-v / temperature))
+
+    def alpha_bar(t):
+        return (value(end) - value(t * (end - start) + start)) / (value(end) - value(start))
+
+    return _of_alpha_bar(alpha_bar, num_timesteps, max_beta, options)
+
+
+def laplace(num_timesteps=1000, mean=0.0, width=0.5, **options):
+    """The logarithm of alpha²/sigma² distributed as Laplace's (Hang et al., 2024, arXiv:2407.03297)."""
+    t = (torch.arange(num_timesteps, dtype=torch.float64) + 0.5) / num_timesteps
+    log_snr = mean - width * torch.sign(0.5 - t) * torch.log(1 - 2 * (t - 0.5).abs())
+    return VariancePreserving(torch.sigmoid(log_snr), **options)
+
+
+def _of_alpha_bar(alpha_bar, num_timesteps, max_beta, options):
+    bars = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
+    betas = [min(1 - after / before, max_beta) for before, after in pairwise(bars)]
+    return VariancePreserving.from_betas(betas, **options)
+
+
+class VarianceExploding(Schedule):
+    """Times are sigmas; those that a sampler visits are equally spaced in ln sigma, as NCSN's (Song and
+    Ermon, 2019, arXiv:1907.05600), then 0."""
+
+    def __init__(self, sigma_min=0.002, sigma_max=80.0):
+        if not 0 < sigma_min <= sigma_max:
+            raise ValueError(f"sigma_min, sigma_max: expected 0 < min <= max, got {sigma_min}, {sigma_max}")
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+
+    def times(self, steps):
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return [math.exp(s) for s in _between(high, low, steps)] + [0.0]
+
+    def level(self, t):
+        return Level(t, 1.0, t, 1.0)
+
+    def alpha_sigma(self, t):
+        return torch.ones_like(t, dtype=torch.float64), t.double()
+
+    def level_of(self, u):
+        return self.level(u)
+
+
+class Karras(VarianceExploding):
+    """Sigmas equally spaced in sigma^(1/ρ), then 0 (Karras et al., 2022, arXiv:2206.00364, eq. 5)."""
+
+    def __init__(self, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+        super().__init__(sigma_min, sigma_max)
+        self.rho = rho
+
+    def times(self, steps):
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return [s**self.rho for s in _between(high, low, steps)] + [0.0]
+
+
+class FlowMatching(Schedule):
+    """Straight paths from noise (t = 1) to data (t = 0) (Lipman et al., 2023, arXiv:2210.02747; Liu et al.,
+    2023, arXiv:2209.03003), visited at shift·t/(1 + (shift - 1)·t) of equally spaced t (Esser et al., 2024,
+    arXiv:2403.03206)."""
+
+    def __init__(self, shift=1.0):
+        if not shift > 0:
+            raise ValueError(f"shift: expected a positive number, got {shift}")
+        self.shift = shift
+
+    def times(self, steps):
+        return [self.shift * t / (1 + (self.shift - 1) * t) for t in _between(1.0, 0.0, steps + 1)]
+
+    def level(self, t):
+        return Level(t, 1 - t, t, 1.0)
+
+    def alpha_sigma(self, t):
+        return 1 - t.double(), t.double()
+
+    def level_of(self, u):
+        return self.level(u)
+
+
+def _between(start, end, count):
+    """`count` numbers, both ends among them."""
+    if count == 1:
+        return [start]
+    return [start + (end - start) * i / (count - 1) for i in range(count - 1)] + [end]
+
+
+#: What `schedule=` may name.
+SCHEDULES = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+    "laplace": laplace,
+    "karras": Karras,
+    "exponential": VarianceExploding,
+    "flow": FlowMatching,
+}
+
+
+@cache
+def named(name):
+    """The schedule of a name, one object of each."""
+    return SCHEDULES[name]()
+
+
+def schedule(value):
+    """A schedule, or the one that a string names."""
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, str) and value in SCHEDULES:
+        return named(value)
+    raise ValueError(f"schedule: expected a Schedule or one of {', '.join(SCHEDULES)}, got {value!r}")
