@@ -211,11 +211,19 @@ def _exponential(now, to):
     return h, math.expm1(-h)
 
 
+def _check_solver(solver):
+    if solver not in ("midpoint", "heun"):
+        raise ValueError(f"solver: expected 'midpoint' or 'heun', got {solver!r}")
+
+
 @dataclass(frozen=True)
 class DPMPP2M(Sampler):
     """DPM-Solver++(2M) (Lu et al., 2022, arXiv:2211.01095), algorithm 2. `solver`: "midpoint", or "heun"."""
 
     solver: str = "midpoint"
+
+    def __post_init__(self):
+        _check_solver(self.solver)
 
     def rows(self, schedule, levels):
         for k, (now, to) in enumerate(pairwise(levels)):
@@ -231,7 +239,18 @@ class DPMPP2M(Sampler):
 
 @dataclass(frozen=True)
 class DPMPP3M(Sampler):
-    """DPM-Solver++ of third order, multistep (Lu et al., 2022, arXiv:2211.01095)."""
+    """DPM-Solver++ of third order, multistep (Lu et al., 2022, arXiv:2211.01095).
+
+    `formulation`: "exact" is of third order; "published" is what the authors' code, diffusers and k-diffusion
+    do, which take half of the second derivative for all of it and so are of second order (the paper's
+    single-step solver takes all of it).
+    """
+
+    formulation: str = "exact"
+
+    def __post_init__(self):
+        if self.formulation not in ("exact", "published"):
+            raise ValueError(f"formulation: expected 'exact' or 'published', got {self.formulation!r}")
 
     def rows(self, schedule, levels):
         for k, (now, to) in enumerate(pairwise(levels)):
@@ -246,6 +265,8 @@ class DPMPP3M(Sampler):
                     weights.update(x0=base + c1 / r0, h1=-c1 / r0)
                 else:
                     c2 = -to.alpha * ((phi + h) / h**2 - 0.5)
+                    if self.formulation == "exact":
+                        c2 *= 2  # the second divided difference is half the second derivative
                     r1 = (levels[k - 1].log_snr - levels[k - 2].log_snr) / h
                     u = (c1 * (1 + r0 / (r0 + r1)) + c2 / (r0 + r1)) / r0
                     w = (c1 * r0 + c2) / ((r0 + r1) * r1)
@@ -259,6 +280,9 @@ class DPMPP2MSDE(Sampler):
 
     eta: float = 1.0
     solver: str = "midpoint"
+
+    def __post_init__(self):
+        _check_solver(self.solver)
 
     def rows(self, schedule, levels):
         for k, (now, to) in enumerate(pairwise(levels)):
@@ -545,7 +569,7 @@ class Langevin(Sampler):
     (Song and Ermon, 2020, arXiv:2006.09011, technique 4).
     """
 
-    per_level: int = 5
+    per_level: int = 10
     step_size: float | None = None
     schedule = "exponential"
 

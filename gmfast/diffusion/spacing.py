@@ -26,6 +26,8 @@ def trailing(schedule, steps):
 
 def lcm(schedule, steps, original_steps=50):
     """Some of the `original_steps` at which a latent consistency model was distilled."""
+    if steps > original_steps:
+        raise ValueError(f"steps: expected at most {original_steps}, those of the distillation, got {steps}")
     ratio = len(schedule) // original_steps
     original = [ratio * i - 1 for i in range(original_steps, 0, -1)]
     return [original[original_steps * i // steps] for i in range(steps)] + [-1]
