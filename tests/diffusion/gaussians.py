@@ -1,5 +1,5 @@
-"""Data of which everything is known: mixtures of Gaussians, their exact denoiser, and the path that the probability
-flow takes, along which each coordinate's cumulative probability stays as it is."""
+"""Data of which everything is known: mixtures of Gaussians, their exact denoiser, and the path that the
+probability flow takes, along which each coordinate's cumulative probability stays as it is."""
 
 import math
 
@@ -16,6 +16,9 @@ class Mixture:
     def mean_of_data(self, x, alpha, sigma):
         """E[x0 | x]."""
         spread = alpha**2 * self.std**2 + sigma**2
+        if len(self.means) == 1:
+            mean = self.means.item()
+            return mean + alpha * self.std**2 / spread * (x - alpha * mean)
         away = x[..., None] - alpha[..., None] * self.means.to(x)
         share = torch.softmax(-(away.square()) / (2 * spread[..., None]), -1)
         each = self.means.to(x) + (alpha * self.std**2 / spread)[..., None] * away

@@ -1,4 +1,4 @@
-"""Samplers against what is known of the data: the probability flow's exact solution, and mean and variance."""
+"""Samplers against what is known of the data: the probability flow's solution, and mean and variance."""
 
 import math
 
@@ -97,37 +97,36 @@ def endpoint(schedule, prediction):
 def check_law(denoiser, sampler, schedule, prediction, steps):
     x = diffusion.sample(
         denoiser,
-        (10000, 2),
+        (4000, 2),
         sampler=sampler,
         schedule=schedule,
         prediction=prediction,
         steps=steps,
         seed=1,
     ).double()
-    # 4.5 standard errors of 20000 numbers, and 1% for the steps' length
-    assert x.mean().item() == pytest.approx(MEAN, abs=4.5 * STD / 141 + 0.003)
-    assert x.std().item() == pytest.approx(STD, rel=4.5 / 200 + 0.01)
-    assert (x[:, 0] * x[:, 1]).mean().item() == pytest.approx(MEAN**2, abs=0.03)  # independent
+    # 4.5 standard errors of 8000 numbers, and 1% for the steps' length
+    assert x.mean().item() == pytest.approx(MEAN, abs=4.5 * STD / 89 + 0.003)
+    assert x.std().item() == pytest.approx(STD, rel=4.5 / 126 + 0.01)
+    assert (x[:, 0] * x[:, 1]).mean().item() == pytest.approx(MEAN**2, abs=0.05)  # independent
 
 
 @pytest.mark.parametrize(
     "sampler, schedule, steps",
     [
-        (diffusion.DDPM(), "linear", 1000),
-        (diffusion.DDPM("large"), "linear", 1000),
-        (diffusion.DDPM(), "exponential", 400),
-        (diffusion.DDPM(), "cosine", 1000),
+        (diffusion.DDPM(), "linear", 400),
+        (diffusion.DDPM("large"), "linear", 500),
+        (diffusion.DDPM(), "exponential", 300),
+        (diffusion.DDPM(), "cosine", 500),
         (diffusion.DDIM(), "sigmoid", 250),
-        (diffusion.DDIM(eta=0.5), "scaled_linear", 500),
-        (diffusion.DDIM(eta=1.0), "laplace", 1000),
+        (diffusion.DDIM(eta=0.5), "scaled_linear", 250),
+        (diffusion.DDIM(eta=1.0), "sigmoid", 500),
         (diffusion.DPMPP2MSDE(), "linear", 250),
         (diffusion.DPMPP2MSDE(solver="heun"), "karras", 100),
         (diffusion.DPMPP2MSDE(), "karras", 100),
         (diffusion.DPMPP3M(), "linear", 100),
         (diffusion.UniPC(), "linear", 100),
-        (diffusion.EulerAncestral(), "karras", 400),
+        (diffusion.EulerAncestral(), "karras", 300),
         (diffusion.EDM(churn=30, s_min=0.01, s_max=30, s_noise=1.0), "karras", 100),
-        (diffusion.TCD(original_steps=500), "linear", 500),
         (diffusion.FlowEuler(), "flow", 200),
     ],
     ids=str,
@@ -145,6 +144,7 @@ def test_mean_and_variance_of_gaussian_data(sampler, schedule, steps):
         (diffusion.Consistency(), "karras", "x0", 6),
         (diffusion.LCM(), "linear", "epsilon", 1),
         (diffusion.LCM(), "linear", "epsilon", 8),
+        (diffusion.TCD(eta=1.0), "linear", "epsilon", 8),
         (diffusion.FlowEuler(stochastic=True), "flow", "flow", 4),
     ],
     ids=str,
@@ -173,7 +173,7 @@ def test_langevin_has_the_variance_of_its_recursion():
     denoise = ONE.denoiser(schedule, "score")
     x = diffusion.sample(
         lambda x, t: calls.append(t) or denoise(x, t),
-        (10000, 2),
+        (5000, 2),
         sampler=sampler,
         schedule=schedule,
         prediction="score",
@@ -181,8 +181,8 @@ def test_langevin_has_the_variance_of_its_recursion():
         seed=5,
     )
     assert len(calls) == 12 * 4 + 1
-    assert x.var().item() == pytest.approx(variance, rel=4.5 / 100)
-    assert x.mean().item() == pytest.approx(mean, abs=4.5 * math.sqrt(variance) / 141)
+    assert x.var().item() == pytest.approx(variance, rel=4.5 / 71)
+    assert x.mean().item() == pytest.approx(mean, abs=4.5 * math.sqrt(variance) / 100)
 
 
 def test_step_size_of_langevin_keeps_the_variance_of_noise():
