@@ -1,6 +1,7 @@
 """The loop around the samplers: seeds, guidance, starts, masks, reports and errors; and the schedules."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -111,8 +112,17 @@ def test_guidance():
         return denoiser(x, t) + 0.2, denoiser(x, t)
 
     assert torch.equal(diffusion.sample(pair, SHAPE, seed=7, steps=6, guidance=3.0), guided)
-    rescaled = diffusion.sample(pair, SHAPE, seed=7, steps=6, guidance=3.0, guidance_rescale=0.7)
-    assert not torch.allclose(rescaled, guided)
+
+    def stretched(x, t):
+        return denoiser(x, t), 0.5 * denoiser(x, t)
+
+    wide, rescaled = (
+        diffusion.sample(stretched, SHAPE, seed=7, steps=1, guidance=3.0, guidance_rescale=share)
+        for share in (0.0, 1.0)
+    )
+    plain = diffusion.sample(denoiser, SHAPE, seed=7, steps=1)
+    torch.testing.assert_close(rescaled, plain)  # here the guided output is twice the conditional one
+    assert not torch.allclose(wide, plain)
     plain = diffusion.sample(conditional, SHAPE, seed=7, steps=6, condition=0.2)
     assert torch.equal(plain, diffusion.sample(lambda x, t: denoiser(x, t) + 0.2, SHAPE, seed=7, steps=6))
 
@@ -176,7 +186,7 @@ def test_dtypes(dtype):
 
 def test_denoisers_that_return_their_input_or_keep_it():
     seen = []
-    x, path = diffusion.sample(
+    _, path = diffusion.sample(
         lambda x, t: seen.append(x) or x, SHAPE, seed=1, steps=5, sampler="dpmpp_3m", trajectory=True
     )
     assert all(torch.equal(a, b) for a, b in zip(seen, path, strict=False))
@@ -237,7 +247,7 @@ def test_levels_of_schedules(name):
     schedule = diffusion.schedules.schedule(name)
     times = schedule.times(20)
     levels = [schedule.level(t) for t in times]
-    assert len(times) == 21 and all(a.u > b.u for a, b in zip(levels, levels[1:], strict=False))
+    assert len(times) == 21 and all(a.u > b.u for a, b in pairwise(levels))
     assert levels[-1].sigma == 0 and levels[-1].alpha == 1
     alpha, sigma = schedule.alpha_sigma(torch.tensor(times[:-1]))
     for level, a, s in zip(levels, alpha.tolist(), sigma.tolist(), strict=False):
