@@ -43,8 +43,11 @@ SAMPLERS = {
 
 def denoisers(shape):
     fixed = torch.randn(shape)
-    tiny = nn.Sequential(nn.Conv2d(shape[1], 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, shape[1], 3,
-    padding=1)) return {"none": lambda x, t: fixed, "tiny": lambda x, t: tiny(x)}
+    channels = shape[1]
+    tiny = nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, channels, 3, padding=1)
+    )
+    return {"none": lambda x, t: fixed, "tiny": lambda x, t: tiny(x)}
 
 
 def loops(name, shape, denoiser, steps):
@@ -95,8 +98,8 @@ def main():
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     where = benchmark.environment(torch.device("cpu"))
     print(benchmark.describe(where))
-    print(f"{'steps a second':18}{'x':18}{'denoiser':10}{'gmfast':>10}{'diffusers':>11}  ratio  (of the
-    fastest rounds)") rows = []
+    print(f"{'steps a second':18}{'x':18}{'denoiser':10}{'gmfast':>10}{'diffusers':>11}  ratio (of fastest)")
+    rows = []
     for name in SAMPLERS:
         if arguments.only not in name:
             continue
