@@ -129,6 +129,7 @@ class _Captured:
             raise RuntimeError(
                 f"graph: expected samples on a CUDA device, as others have no graphs, got {loop.device}"
             )
+        loop.seed = loop.seed.clone()  # a tensor of the caller's keeps its value
         self._loop = loop
         self._fresh = True
         with torch.no_grad(), torch.cuda.device(loop.device):
@@ -249,7 +250,8 @@ class _Loop:
         t = self._times()
         noise = _first_noise(self.seed, self.shape, self.dtype, self.device)
         x = self._begin(noise)
-        passed = [x]
+        noise = None if self.mask is None else noise
+        passed = [x] if trajectory else None
         history = ()
         step = 0
         with reporting(progress, plan.steps, "step") as advance:
