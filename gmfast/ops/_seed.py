@@ -3,17 +3,6 @@
 import torch
 
 
-def as_tensors(seed, device, batch):
-    """As `as_tensor`, but int64 `(B,)` is a seed for each sample, which is then the first of its own."""
-    if not isinstance(seed, torch.Tensor) or seed.dim() != 1 or seed.dtype != torch.int64:
-        return as_tensor(seed, device)
-    if seed.shape != (batch,):
-        raise ValueError(f"seed: expected shape () or ({batch},), got {tuple(seed.shape)}")
-    if seed.device != device:
-        raise ValueError(f"seed: expected a tensor on {device}, got one on {seed.device}")
-    return seed
-
-
 def as_tensor(seed, device):
     """The seed as a 0-dim int64 tensor on `device`, without synchronising with it.
 

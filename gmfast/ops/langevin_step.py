@@ -84,7 +84,7 @@ def langevin_step(
     _check.integer("draw", draw)
     if not 0 <= draw < 2**32:
         raise ValueError(f"draw: expected 0 to 2**32 - 1, got {draw}")
-    seed = None if noise is not None else _seed.as_tensors(seed, x.device, x.shape[0])
+    seed = None if noise is not None else _seed.of_samples(seed, x.shape[0], x.device)
     given = [t for t in (x, score, noise, steps) if t is not None]
     options = (step, snr is not None, alpha, temperature, draw, bool(return_mean))
     if not has_kernel(*given) or differentiated(*given):

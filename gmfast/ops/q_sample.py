@@ -57,7 +57,7 @@ def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
             raise ValueError(f"noise: expected shape {tuple(x.shape)}, got {tuple(noise.shape)}")
         seed = None
     else:
-        seed = _seed.as_tensors(seed, x.device, x.shape[0])
+        seed = _seed.of_samples(seed, x.shape[0], x.device)
     made = _TARGETS[target] if noise is None or target != "epsilon" else _NONE
     given = [t for t in (x, noise, alphas, sigmas) if t is not None]
     call = _forward if has_kernel(*given) else _plain
