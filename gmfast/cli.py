@@ -45,8 +45,8 @@ def train(
     model: Annotated[
         str,
         typer.Argument(
-            help="One of flowpp, gated_pixelcnn, glow, iaf, made, maf, nice, pixelcnn, pixelcnnpp, realnvp, "
-            "spline_flow, wavenet."
+            help="One of consistency, ddpm, edm, energy, flow_matching, flowpp, gated_pixelcnn, glow, iaf, "
+            "made, maf, ncsn, nice, pixelcnn, pixelcnnpp, realnvp, spline_flow, wavenet."
         ),
     ],
     data: Annotated[
@@ -72,6 +72,9 @@ def train(
     ] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. [default: float32]")] = None,
     conditional: Annotated[bool | None, typer.Option(help="Condition on the data's labels.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The run of an edm for a consistency model to learn from.")
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,6 +120,7 @@ def train(
         "rate": rate,
         "encoding": encoding,
         "conditional": conditional,
+        "teacher": teacher,
         "options": _options(option) if option else None,
         "seed": seed,
         "batch_size": batch_size,
@@ -181,6 +185,20 @@ def sample(
             "[default: cached; of flows only maf, iaf and spline_flow have them]"
         ),
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a diffusion model's sampler. [default: what suits the model]"),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="Of ddpm, edm and flow_matching, e.g. ddim, dpmpp_2m, heun. [default: the model's]"
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Of a conditional diffusion model: above 1, more of the class. [default: 1]"),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="bfloat16: rounded to it, half the memory to read. For cached.")
     ] = None,
@@ -210,8 +228,13 @@ def sample(
         _sample_vectors(model.to(device), settings, n or 2000, label, out, options, column_names(run))
         return
     sound = settings.rate is not None
-    flow = not hasattr(model, "decoder")
-    takes_method = "method" in inspect.signature(model.sample).parameters
+    flow = not hasattr(model, "decoder")  # or a diffusion model, whose `family` says so
+    taken = inspect.signature(model.sample).parameters.keys()
+    takes_method = "method" in taken
+    family = getattr(model, "family", "flow" if flow else "model that draws value after value")
+    kind = f"{'an' if family[0] in 'aeiou' else 'a'} {family}"
+    if hasattr(model, "draw"):
+        taken |= inspect.signature(model.draw).parameters.keys()
     if flow:
         asked = {"weights": weights, "complete": complete}
         if not takes_method:
@@ -220,8 +243,15 @@ def sample(
             if value:
                 raise ValueError(
                     f"{name}: expected a model that draws each value given those before it, got "
-                    f"{settings.model}, a flow"
+                    f"{settings.model}, {kind}"
                 )
+    own = {"steps": steps, "sampler": sampler, "guidance": guidance}
+    own = {name: value for name, value in own.items() if value is not None}
+    for name in own:
+        if name not in taken:
+            raise ValueError(f"{name}: expected a model that has it, got {settings.model}, {kind}")
+    if temperature != 1 and "temperature" not in taken:
+        raise ValueError(f"temperature: expected a model that has it, got {settings.model}, {kind}")
     if sound and complete:
         raise ValueError("complete: expected a model of images, got one of sound")
     if length is not None and not sound:
@@ -235,9 +265,9 @@ def sample(
     num_labels = model.config.get("num_labels")
     if label is None and num_labels is not None and not complete:
         label = torch.arange(n, device=device) % num_labels
-    options = {"label": label, "seed": seed, "temperature": temperature}
-    if not flow:
-        options["progress"] = sys.stderr.isatty()
+    options = {"label": label, "seed": seed, "temperature": temperature, **own}
+    options["progress"] = sys.stderr.isatty()
+    options = {name: value for name, value in options.items() if name in taken}
     count, levels = n, model.config["num_levels"]
     if sound:
         options["length"] = length
@@ -297,7 +327,8 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
 ) -> None:
     """Bits per dimension on held-out data, beside a histogram of each pixel, or of a sound's samples; for
-    vectors of real numbers, of the density in their own units, beside a Gaussian's."""
+    vectors of real numbers, of the density in their own units, beside a Gaussian's. Of a model without a
+    likelihood, its loss."""
     from .train import evaluate, find_device, load_run
 
     model, settings, step = load_run(run)
@@ -314,13 +345,17 @@ def evaluate(
                 f"on {len(dataset.heldout)} {dataset.items}"
             )
         return
+    count = f"{len(dataset.heldout)} {dataset.items}"
+    measured = getattr(model, "unit", None)
+    if measured not in (None, "bits per dimension"):
+        print(f"{settings.model} at step {step}: {bits:.4f} ({measured}) on {count}")
+        return
     histogram = dataset.histogram_bits_per_dim(settings.conditional)
     unit, baseline = (
         ("dimension", "per-pixel histogram")
         if dataset.rate is None
         else ("sample", "histogram of all samples")
     )
-    count = f"{len(dataset.heldout)} {dataset.items}"
     print(f"{settings.model} at step {step}: {bits:.4f} bits per {unit} on {count}")
     print(f"{baseline}: {histogram:.4f} bits per {unit}")
 

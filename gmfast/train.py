@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -57,6 +57,7 @@ class Settings:
     rate: int | None = None
     encoding: str | None = None
     conditional: bool = False
+    teacher: str | None = None  # a run whose model this one learns from (`distill`)
     options: dict = field(default_factory=dict)  # arguments of the model's constructor
     seed: int = 0
     batch_size: int | None = None  # 64 where nothing else suits
@@ -75,6 +76,8 @@ class Settings:
             self.data = DATA.get(self.model, "digits")
         if self.data not in data.BUILT_IN:
             self.data = str(Path(self.data).absolute())
+        if self.teacher is not None:
+            self.teacher = str(Path(self.teacher).absolute())
         suited = {"batch_size": 64, "lr": 1e-3, "options": {}}
         suited |= DEFAULTS.get((self.model, self.data)) or DEFAULTS.get((self.model, None), {})
         options = suited.pop("options")
@@ -144,7 +147,8 @@ def build_model(settings: Settings, dataset: Dataset) -> nn.Module:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, dataset: Dataset, conditional: bool = False) -> float:
-    """The model's loss over the held-out data, in its own unit (bits per dimension for a likelihood).
+    """The model's loss over the held-out data, in bits per dimension for a likelihood; of a model that trains
+    on something else, its `heldout_loss`. The unit is the model's `unit`, where it has one.
 
     Raises ValueError when data and model do not go together."""
     levels = model.config["num_levels"]
@@ -167,6 +171,7 @@ def evaluate(model: nn.Module, dataset: Dataset, conditional: bool = False) -> f
         raise ValueError(f"data: expected labels for a conditional model, but {dataset.name} has none")
     device = next(model.parameters()).device
     total = 0.0
+    loss = getattr(model, "heldout_loss", model.loss)
     size = max(1, min(128, 2**17 // images[0, 0].numel()))
     # What a loss draws, such as the noise of a flow, is the same each time and leaves training alone.
     with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(model):
@@ -174,7 +179,7 @@ def evaluate(model: nn.Module, dataset: Dataset, conditional: bool = False) -> f
         for start in range(0, len(images), size):
             batch = slice(start, start + size)
             x = data.to_unit(images[batch].to(device), levels)
-            total += _loss(model, x, None if labels is None else labels[batch].to(device)).item() * len(x)
+            total += _loss(loss, x, None if labels is None else labels[batch].to(device)).item() * len(x)
     return total / len(images)
 
 
@@ -214,6 +219,10 @@ class Trainer:
                 f"of {self.dataset.name}, got {settings.batch_size}"
             )
         self.model = build_model(settings, self.dataset).to(self.device)
+        if settings.teacher is not None:
+            if not hasattr(self.model, "distill"):
+                raise ValueError(f"teacher: expected a model that learns from one, got {settings.model}")
+            self.model.distill(load_run(settings.teacher)[0].requires_grad_(False).to(self.device))
         self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, (0.95, 0.9995), fused=True)
         self.step = 0
 
@@ -226,7 +235,7 @@ class Trainer:
             raise ValueError(f"out: expected a new folder, but {out} holds a run (--resume continues it)")
         if hasattr(trainer.model, "initialize"):
             torch.manual_seed(_seed(settings.seed, "initialize"))
-            trainer.model.initialize(*trainer._batch())
+            trainer.model.initialize(*trainer._first_images())
         trainer.ema = copy.deepcopy(trainer.model).requires_grad_(False)
         trainer.out.mkdir(parents=True, exist_ok=True)
         trainer._cut_metrics()
@@ -343,7 +352,7 @@ class Trainer:
         x, label = self._batch()
         torch.manual_seed(_seed(settings.seed, "step", self.step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            loss = _loss(self.model, x, label)
+            loss = _loss(self.model.loss, x, label)
         self.optimizer.zero_grad()
         loss.backward()
         parameters = list(self.model.parameters())
@@ -362,6 +371,8 @@ class Trainer:
         decay = min(settings.ema_decay, self.step / (self.step + 9))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), parameters, 1 - decay)
+            for average, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+                average.copy_(buffer)
         record = {"step": self.step, "loss": loss.item(), "grad_norm": grad_norm, "lr": lr}
         if settings.evaluate_every and self.step % settings.evaluate_every == 0:
             record["heldout"] = self.evaluate()
@@ -378,6 +389,14 @@ class Trainer:
         x = data.to_unit(images[chosen].to(self.device), self.dataset.num_levels)
         return x, None if self.labels is None else self.labels[chosen].to(self.device)
 
+    def _first_images(self) -> tuple[Tensor, Tensor | None]:
+        """The first batch, or as many images as the model asks for to be initialised."""
+        images, count = self.dataset.train, getattr(self.model, "initial_images", 0)
+        if count <= self.settings.batch_size:
+            return self._batch()
+        x = data.to_unit(images[:count].to(self.device), self.dataset.num_levels)
+        return x, None if self.labels is None else self.labels[:count].to(self.device)
+
     def _cut_metrics(self) -> None:
         """Drops the metrics of steps after the current one, and a line that was cut short."""
         path, kept = self.out / "metrics.jsonl", []
@@ -390,8 +409,8 @@ class Trainer:
         temporary.replace(path)
 
 
-def _loss(model: nn.Module, x: Tensor, label: Tensor | None) -> Tensor:
-    return model.loss(x) if label is None else model.loss(x, label)
+def _loss(loss: Callable, x: Tensor, label: Tensor | None) -> Tensor:
+    return loss(x) if label is None else loss(x, label)
 
 
 def _seed(*key) -> int:

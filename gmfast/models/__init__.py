@@ -5,12 +5,18 @@ from the data, and has `config` (its constructor's arguments), `loss(x, label)`,
 where the paper initialises from data, `initialize(x, label)`.
 """
 
+from .consistency import ConsistencyModel
+from .ddpm import DDPM
+from .edm import EDM
+from .energy import EnergyModel
+from .flow_matching import FlowMatching
 from .flowpp import FlowPP
 from .gated_pixelcnn import GatedPixelCNN
 from .glow import Glow
 from .iaf import IAF
 from .made import MADE
 from .maf import MAF
+from .ncsn import NCSN
 from .nice import NICE
 from .pixelcnn import PixelCNN
 from .pixelcnnpp import PixelCNNPP
@@ -20,12 +26,18 @@ from .wavenet import WaveNet
 
 #: What `gmfast train` calls each model.
 MODELS = {
+    "consistency": ConsistencyModel,
+    "ddpm": DDPM,
+    "edm": EDM,
+    "energy": EnergyModel,
+    "flow_matching": FlowMatching,
     "flowpp": FlowPP,
     "gated_pixelcnn": GatedPixelCNN,
     "glow": Glow,
     "iaf": IAF,
     "made": MADE,
     "maf": MAF,
+    "ncsn": NCSN,
     "nice": NICE,
     "pixelcnn": PixelCNN,
     "pixelcnnpp": PixelCNNPP,
@@ -133,6 +145,24 @@ DEFAULTS = {
         "options": {"num_cycles": 2, "layers_per_cycle": 8, "residual_channels": 32, "skip_channels": 64},
     },
 }
+#: Of the models with a U-Net; what the second entry adds is for photos.
+_UNETS = {
+    "consistency": {"first_levels": 10, "last_levels": 160, "total_steps": 2000, "log_sigma_std": 1.6},
+    "ddpm": {},
+    "edm": {},
+    "flow_matching": {},
+    "ncsn": {},
+}
+for _name, _options in _UNETS.items():
+    _unet = {"channels": 32, "multipliers": (1, 2), "num_blocks": 1, "attention": (4,), "dropout": 0.0}
+    _sigma = {"sigma_data": 0.75} if _name in ("consistency", "edm") else {}
+    DEFAULTS[_name, "digits"] = {"lr": 0.001, "options": {**_unet, **_options, **_sigma}}
+    _unet = {**_unet, "multipliers": (1, 2, 2), "attention": (4, 8)}
+    DEFAULTS[_name, "photos"] = {**_PHOTOS, "lr": 0.001, "options": {**_unet, **_options}}
+DEFAULTS["ddpm", "digits"]["options"]["beta_start"] = 0.001
+_ENERGY = {"channels": 32, "num_scales": 2, "langevin_steps": 20, "buffer_size": 1024}
+DEFAULTS["energy", "digits"] = {"lr": 0.0003, "options": _ENERGY}
+DEFAULTS["energy", "photos"] = {**_PHOTOS, "lr": 0.0003, "options": {**_ENERGY, "num_scales": 3}}
 _TAKE_VECTORS = ("iaf", "maf", "spline_flow")
 for _name in ("iaf", "maf"):
     DEFAULTS[_name, "digits"] = {"lr": 0.002, "options": {"hidden": (128, 128)}}
@@ -147,6 +177,8 @@ for _name in ("moons", "circles", "swiss-roll", "checkerboard", "gaussians", "sp
     DEFAULTS["iaf", _name] = {**_VECTORS, "options": {"num_transforms": 8}}
     DEFAULTS["spline_flow", _name] = _VECTORS
 for _model in (
+    *_UNETS,
+    "energy",
     "flowpp",
     "gated_pixelcnn",
     "glow",
@@ -160,12 +192,18 @@ for _model in (
 
 __all__ = [
     "DATA",
+    "DDPM",
     "DEFAULTS",
+    "EDM",
     "IAF",
     "MADE",
     "MAF",
     "MODELS",
+    "NCSN",
     "NICE",
+    "ConsistencyModel",
+    "EnergyModel",
+    "FlowMatching",
     "FlowPP",
     "GatedPixelCNN",
     "Glow",
