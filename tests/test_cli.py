@@ -155,6 +155,45 @@ def test_autoregressive_flows_of_images_are_sampled_by_both_methods(gmfast_comma
     assert gmfast_command("sample", run, "--n", "2", "--method", "naive", "--out", picture)[0] == 0
 
 
+def test_diffusion_models(gmfast_command, tmp_path):
+    run, picture = tmp_path / "run", tmp_path / "grid.png"
+    small = ["channels=4", "num_blocks=1", "num_timesteps=20"]
+    options = ["--out", run, "--steps", "1", "--conditional", *(f"--set={pair}" for pair in small)]
+    assert gmfast_command("train", "ddpm", *options)[0] == 0
+    drawn = []
+    for how in ([], ["--sampler", "ddim", "--steps", "5"], ["--guidance", "3"]):
+        status, out, err = gmfast_command("sample", run, "--n", "4", "--out", picture, *how)
+        assert (status, out) == (0, f"{picture}\n"), err
+        drawn.append(picture.read_bytes())
+    assert len(set(drawn)) == 3
+    status, out, _ = gmfast_command("evaluate", run)
+    assert status == 0 and re.match(r"ddpm at step 1: \d+\.\d+ bits per dimension on 360 images\n", out)
+    for arguments, sentence in [
+        (["--temperature", "0.5"], "temperature: expected a model that has it, got ddpm, a diffusion model"),
+        (["--complete"], "complete: expected a model that draws each value given those before it, got ddpm"),
+        (["--sampler", "euler2"], "sampler: expected a sampler or one of ddpm, ddim, "),
+    ]:
+        status, _, err = gmfast_command("sample", run, *arguments, "--out", picture)
+        assert status == 2 and err.startswith(f"gmfast: {sentence}")
+
+
+def test_a_model_without_a_likelihood_is_evaluated_by_its_loss(gmfast_command, tmp_path):
+    run = tmp_path / "run"
+    small = ["channels=4", "num_scales=1", "langevin_steps=2", "buffer_size=8"]
+    options = ["--out", run, "--steps", "1", *(f"--set={pair}" for pair in small)]
+    assert gmfast_command("train", "energy", *options)[0] == 0
+    status, out, _ = gmfast_command("evaluate", run)
+    assert status == 0
+    assert re.fullmatch(
+        r"energy at step 1: -?\d+\.\d+ \(energy of data less that of samples\) on 360 images\n", out
+    )
+    status, _, err = gmfast_command("sample", run, "--sampler", "ddim")
+    assert (status, err) == (
+        2,
+        "gmfast: sampler: expected a model that has it, got energy, a diffusion model\n",
+    )
+
+
 def test_help_of_training_names_every_model(gmfast_command):
     _, out, _ = gmfast_command("train", "--help")
     named = re.search(r"One of (.*?)\.", " ".join(out.split())).group(1)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -332,7 +332,14 @@ def test_evaluating_on_other_data_says_what_does_not_fit(tmp_path, toy):
         evaluate(WaveNet(num_levels=17, **SMALL["wavenet"]), load("digits"))
 
 
+UNET = {"channels": 4, "multipliers": (1, 2), "num_blocks": 1, "attention": (4,), "dropout": 0.1}
 SMALL = {
+    "consistency": UNET,
+    "ddpm": {**UNET, "num_timesteps": 8},
+    "edm": UNET,
+    "energy": {"channels": 4, "num_scales": 2, "langevin_steps": 3, "buffer_size": 16},
+    "flow_matching": UNET,
+    "ncsn": {**UNET, "sigma_min": 1.0},
     "flowpp": {
         "num_couplings": [1, 1, 0],
         "num_filters": 4,
@@ -398,6 +405,29 @@ def test_real_valued_data(tmp_path, model):
     assert bits == pytest.approx(-log_prob.mean().item() / (13 * math.log(2)), rel=1e-5)
     x = trained.sample(200, seed=0, label=torch.arange(200) % 3 if loaded.conditional else None)
     assert ((x.median(0).values - dataset.mean) / dataset.std).abs().max() < 3  # alcohol: 13.0 ± 0.8
+
+
+def test_consistency_model_learns_from_a_run(tmp_path):
+    options = {"data": "digits", "batch_size": 4}
+    teacher = Trainer.start(Settings(model="edm", options=SMALL["edm"], **options), tmp_path / "edm")
+    settings = Settings(
+        model="consistency", options=SMALL["consistency"], teacher=str(tmp_path / "edm"), **options
+    )
+    teacher.fit(1, progress=False)
+    losses = {}
+    for name, chosen in (("distilled", settings), ("alone", replace(settings, teacher=None))):
+        Trainer.start(chosen, tmp_path / name).fit(2, progress=False)
+        losses[name] = [line["loss"] for line in metrics(tmp_path / name)]
+    assert losses["distilled"] != losses["alone"]
+    Trainer.start(settings, tmp_path / "parts").fit(1, progress=False)
+    Trainer.resume(tmp_path / "parts").fit(2, progress=False)
+    assert_same_run(tmp_path / "distilled", tmp_path / "parts")
+    model, loaded, _ = load_run(tmp_path / "parts")
+    assert loaded.teacher == str(tmp_path / "edm") and model.steps_taken == 2
+    with pytest.raises(ValueError, match="teacher: expected a model that learns from one, got ddpm"):
+        Trainer.start(
+            Settings(model="ddpm", teacher=settings.teacher, options=SMALL["ddpm"]), tmp_path / "no"
+        )
 
 
 def test_models_of_images_take_no_vectors(tmp_path):

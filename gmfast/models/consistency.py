@@ -1,5 +1,5 @@
-"""Consistency models: Song et al., 2023, https://arxiv.org/abs/2303.01469, trained as Song and Dhariwal, 2024,
-https://arxiv.org/abs/2310.14189, do."""
+"""Consistency models: Song et al., 2023, https://arxiv.org/abs/2303.01469, trained as by Song and Dhariwal,
+2024, https://arxiv.org/abs/2310.14189."""
 
 import math
 

@@ -30,14 +30,14 @@ class DDPM(ImageDiffusion):
         num_timesteps: steps of the noise.
         schedule: of the noise: "linear" (of 1000 steps as published, of others as much noise in all), or
             "cosine" (Nichol and Dhariwal, 2021, arXiv:2102.09672).
-        beta_start: variance of the noise of the first of 1000 steps, of "linear". Noise far below a level says
-            nothing of an image, but what the network does not know of it counts in the bound: what is
+        beta_start: variance of the noise of the first of 1000 steps, of "linear". Noise far below a level
+            hides nothing of an image, but what the network does not know of it counts in the bound: what is
             published suits 256 levels, ten times as much 16.
         prediction: what the network gives: "epsilon", the noise; "x0", the image; "v", of both (Salimans and
             Ho, 2022, arXiv:2202.00512).
-        objective: what is trained on: "simple", the prediction's mean squared error; "min_snr", the same, with
-            the weights of Hang et al. (2023, arXiv:2303.09556); "hybrid", the simple one and, to learn the
-            steps' variances, a thousandth of the variational bound (Nichol and Dhariwal, 2021), for "epsilon".
+        objective: what is trained on: "simple", the prediction's mean squared error; "min_snr", the same,
+            with the weights of Hang et al. (2023, arXiv:2303.09556); "hybrid", for "epsilon", the simple one
+            and, to learn the steps' variances, a thousandth of the bound (Nichol and Dhariwal, 2021).
         min_snr_gamma: of "min_snr", the signal-to-noise ratio up to which all of the image's error counts.
         label_dropout: as of `gmfast.models.diffusion_image.ImageDiffusion`.
         num_levels: values a subpixel can take.

@@ -78,8 +78,8 @@ class ImageDiffusion(nn.Module):
 
         Args:
             n: how many; 0 is allowed.
-            seed: an int, an int64 tensor, or a `torch.Generator`; image i is the same whatever `n` is, to the
-                rounding of the network and unless a value lies within that of the boundary between two levels.
+            seed: an int, an int64 tensor, or a `torch.Generator`; image i is the same whatever `n` is, unless
+                a value lies within rounding of the boundary between two levels.
             label: one class or (n,) of them, for a conditional model.
             guidance: of a conditional model trained with `label_dropout`, how much of the class there is
                 (Ho and Salimans, 2022, arXiv:2207.12598): 1 is the model, more is more of it; None: 1.
@@ -134,8 +134,7 @@ class ImageDiffusion(nn.Module):
     def diffuse(
         self, denoiser, n: int, seed: Tensor, label: Tensor | None, guidance: float | None, **options
     ) -> Tensor:
-        """`gmfast.diffusion.sample` with this model's `denoiser`, a function of x, the noise level and labels;
-        `options` are those of that function."""
+        """`gmfast.diffusion.sample`, which has the `options`, of a function of x, the noise level and labels."""
         return diffusion.sample(
             denoiser,
             (n, *self.image_shape),

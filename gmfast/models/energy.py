@@ -45,7 +45,7 @@ class EnergyModel(ImageDiffusion):
         noise: float = 0.005,
         buffer_size: int = 10_000,
         fresh: float = 0.05,
-        penalty: float = 1.0,
+        penalty: float = 0.1,
         num_levels: int = 256,
         num_labels: int | None = None,
     ):

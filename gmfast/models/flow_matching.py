@@ -4,7 +4,6 @@ https://arxiv.org/abs/2209.03003."""
 import torch
 from torch import Tensor
 
-from .. import diffusion
 from .. import functional as GF
 from ..ops import _check, _seed
 from .autoregressive import check_at_least
@@ -114,8 +113,8 @@ class FlowMatching(ImageDiffusion):
         return log_prob + self.log_level_volume
 
     def heldout_loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Bits per dimension, by `log_prob`."""
-        return self.bits_per_dim(self.log_prob(x, label))
+        """Bits per dimension, by `log_prob` in 16 steps."""
+        return self.bits_per_dim(self.log_prob(x, label, steps=16))
 
     def draw(
         self,

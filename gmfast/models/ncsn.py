@@ -152,15 +152,14 @@ class NCSN(VarianceExploding):
 
 def sigma_ratio(size: int) -> float:
     """Of neighbouring noise levels for data of `size` values: that at which a level's distances from a point
-    lie within three deviations of its neighbour's with probability a half (arXiv:2006.09011, technique 2)."""
+    lie within three deviations of its neighbour's with probability a half (arXiv:2006.09011, technique 2);
+    at most 2."""
 
     def overlap(ratio):
         centre = math.sqrt(2 * size) * (ratio - 1)
         return _normal_cdf(centre + 3 * ratio) - _normal_cdf(centre - 3 * ratio)
 
     low, high = 1.0, 2.0
-    while overlap(high) > 0.5 and high < 1e6:
-        high *= 2
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if overlap(middle) > 0.5 else (low, middle)

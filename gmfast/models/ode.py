@@ -1,6 +1,7 @@
 """Densities by the probability-flow ODE."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,13 +25,13 @@ def ode_log_prob(
     distribution, at the last time, to data, at the first (Chen et al., 2018, arXiv:1806.07366).
 
     log p(x) = base_log_prob(x at the last time) + ∫ div velocity dt, both integrated by the classical
-    Runge-Kutta method of order 4, a step between any two `times` (N + 1,), float64 on the CPU. Its error falls
-    as N⁻⁴ for smooth velocities: what twice the steps change is, to 1/15, the error of the fewer ones.
+    Runge-Kutta method of order 4, a step between any two `times` (N + 1,), float64 on the CPU. Its error
+    falls as N⁻⁴ for smooth velocities: what twice the steps change is, to 1/15, the error of the fewer ones.
 
     Args:
         velocity: of x (B, *S) and a time (B,).
-        divergence: "exact": a gradient for each element of a sample; "hutchinson": an estimate without bias by
-            one draw of signs, one for all times (Grathwohl et al., 2019, arXiv:1810.01367).
+        divergence: "exact": a gradient for each element of a sample; "hutchinson": an estimate without bias,
+            by one draw of signs for all times (Grathwohl et al., 2019, arXiv:1810.01367).
         seed: of the signs: an int, an int64 tensor, or a `torch.Generator`.
 
     Returns:
@@ -59,7 +60,7 @@ def ode_log_prob(
 
     integral = x.new_zeros(len(x), dtype=torch.float64)
     x = x.detach()
-    for start, end in zip(times, times[1:], strict=False):
+    for start, end in pairwise(times):
         h = end - start
         v1, d1 = slope(x, start)
         v2, d2 = slope(x + h / 2 * v1, start + h / 2)

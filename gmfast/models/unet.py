@@ -10,9 +10,9 @@ from .autoregressive import check_at_least
 
 
 class UNet(nn.Module):
-    """A U-Net of an image and its noise level (Ho et al., 2020, arXiv:2006.11239): at each resolution residual
-    blocks, which the noise level and the class scale and shift (Nichol and Dhariwal, 2021, arXiv:2102.09672),
-    and at low ones attention; the way up sees what the way down left at its resolution.
+    """A U-Net of an image and its noise level (Ho et al., 2020, arXiv:2006.11239): at each resolution
+    residual blocks, which the noise level and the class scale and shift (Nichol and Dhariwal, 2021,
+    arXiv:2102.09672), and at low ones attention; the way up sees what the way down left at its resolution.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of `2 ** (len(multipliers) - 1)`.
@@ -88,7 +88,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(_norm(width), nn.SiLU(), _zero(nn.Conv2d(width, out_channels, 3, padding=1)))
 
     def forward(self, x: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
-        """`level` (B,): the noise level. `label` (B,): classes, the number of classes for none; None: none for all."""
+        """`level` (B,): the noise level. `label` (B,): classes, their number for none; None: none for all."""
         features = self.level(sinusoids(level * self.level_scale, self.channels).to(x.dtype))
         if self.embedding is not None:
             if label is None:
@@ -128,7 +128,8 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Of every pixel to all of them, with a head for each 64 channels (one where they do not divide), beside a shortcut."""
+    """Of every pixel to all of them, with a head for each 64 channels (one where they do not divide), beside
+    a shortcut."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,4 +1,5 @@
 import math
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ def alpha_bars(steps):
 
 class TestDDPM(DiffusionContracts, WithUNet):
     model = DDPM
+    few = MappingProxyType({"num_timesteps": 2})
 
     def tiny(self):
         return UNET | {"num_timesteps": 16}
@@ -166,7 +168,7 @@ def test_bound_is_above_the_exact_likelihood_and_near_it_with_many_steps():
 
 
 def test_few_time_steps_stand_for_all_on_average():
-    model, atoms, weights = exact(100)
+    model, atoms, _ = exact(100)
     x = atoms.repeat_interleave(512, 0)
     whole = model.log_prob(atoms.repeat_interleave(64, 0), seed=2).view(4, 64)
     few = model.log_prob(x, seed=3, num_timesteps=5).view(4, 512)
