@@ -134,7 +134,7 @@ class ImageDiffusion(nn.Module):
     def diffuse(
         self, denoiser, n: int, seed: Tensor, label: Tensor | None, guidance: float | None, **options
     ) -> Tensor:
-        """`gmfast.diffusion.sample`, which has the `options`, of a function of x, the noise level and labels."""
+        """`gmfast.diffusion.sample`, which has the `options`, of a function of x, the level and labels."""
         return diffusion.sample(
             denoiser,
             (n, *self.image_shape),
