@@ -406,6 +406,28 @@ double limit_of(const DiffusionStep& args, int64_t index, const Sample<V>& sampl
 // The step
 // ---------------------------------------------------------------------------------------------
 
+// Brings the elements at `place` nearer while others are computed.
+template <class S>
+void prefetch(const DiffusionStep& args, const Place& place) {
+  const auto bring = [&](const RowOperand& operand, auto for_writing) {
+    if (!operand.data || operand.inner_stride != 1) return;
+    with_row<S>(operand, place.at, [&](auto* row) {
+      const char* from = reinterpret_cast<const char*>(row + place.first);
+      for (int64_t byte = 0; byte < place.count * int64_t(sizeof(*row)); byte += 64) {
+        prefetch_line<decltype(for_writing)::value>(from + byte);
+      }
+    });
+  };
+  for (const RowOperand* operand :
+       {&args.x, &args.m, &args.unconditional, &args.noise, &args.variance, &args.history[0],
+        &args.history[1], &args.history[2], &args.history[3]}) {
+    bring(*operand, std::false_type{});
+  }
+  for (const RowOperand* operand : {&args.result, &args.x0, &args.kept}) {
+    bring(*operand, std::true_type{});
+  }
+}
+
 template <class S>
 void step(const DiffusionStep& args) {
   using V = Native<S>;
@@ -425,6 +447,8 @@ void step(const DiffusionStep& args) {
                    }
                  });
   }
+  const bool far =
+      worth_prefetching(args.shape.batch * args.shape.rows * args.shape.inner * sizeof(S));
   const PairShape pieces{args.shape.batch, args.shape.rows, args.shape.inner};
   for_each_piece(pieces, [&](int64_t index, int64_t row, int64_t first, int64_t count) {
     Sample<V> sample(args, index);
@@ -434,6 +458,8 @@ void step(const DiffusionStep& args) {
     }
     Buffers<S> buffers;
     for (const int64_t end = first + count; first < end; first += chunk) {
+      const int64_t next = first + chunk, rest = args.shape.inner - next;
+      if (far && rest > 0) prefetch<S>(args, {{index, row}, next, std::min(chunk, rest)});
       step_chunk(args, sample, {{index, row}, first, std::min(chunk, end - first)}, buffers);
     }
   });
