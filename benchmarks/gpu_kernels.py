@@ -115,6 +115,8 @@ class Step(Call):
             x, m, table, step=step, history=[history, x], x0=True, kept=True, **options
         )
         return torch.cat([r.flatten() for r in results])
+
+
 class HybridLoss(Call):
     """Both terms, at time steps 0 and 1; the images follow from the model's output."""
 
