@@ -39,8 +39,7 @@ def x0_weights(prediction, level):
     """(P, Q) such that x0 = P·x + Q·m.
 
     m is, with the noise z: "epsilon" z; "x0" x0; "v" (alpha·z - sigma·x0)/√(alpha² + sigma²) (Salimans and
-        Ho,
-    2022, arXiv:2202.00512); "flow" z - x0 (Lipman et al., 2023, arXiv:2210.02747); "score" -z/sigma.
+    Ho, 2022, arXiv:2202.00512); "flow" z - x0 (Lipman et al., 2023, arXiv:2210.02747); "score" -z/sigma.
     """
     a, s = level.alpha, level.sigma
     if prediction == "x0":
