@@ -8,7 +8,7 @@ schedules alike.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -141,7 +141,7 @@ def posterior(now, to):
     """q(x' | x, x0) of two levels of one process: the weights of x and x0, and the variance (Kingma et al.,
     2021, arXiv:2107.00630, appendix A; Ho et al., 2020, arXiv:2006.11239, eqs. 6 and 7)."""
     a = now.alpha / to.alpha
-    fresh = now.sigma**2 - (a * to.sigma) ** 2  # the variance of q(x | x'): β of DDPM
+    fresh = max(now.sigma**2 - (a * to.sigma) ** 2, 0.0)  # the variance of q(x | x'): β of DDPM
     return a * (to.sigma / now.sigma) ** 2, to.alpha * fresh / now.sigma**2, fresh, to.sigma**2 / now.sigma**2
 
 
@@ -160,23 +160,37 @@ class DDPM(Sampler):
             raise ValueError(f"variance: expected 'small', 'large' or 'learned_range', got {self.variance!r}")
 
     def rows(self, schedule, levels):
+        small = None
         for now, to in pairwise(levels):
             of_x, of_x0, beta, share = posterior(now, to)
             weights = dict(x=of_x, x0=of_x0)
+            # A last step to data has no noise; its range, the decoder's, begins where that of the step before
+            # did.
             if to.sigma > 0:
                 small = beta * share
-                if self.variance == "learned_range":
-                    logs = dict(log_var_min=math.log(max(small, 1e-20)), log_var_max=math.log(beta))
-                    weights.update(noise=1.0, **logs)
-                else:
-                    weights["noise"] = math.sqrt(small if self.variance == "small" else beta)
+            elif small is None:
+                small = beta
+            if self.variance == "learned_range":
+                low, high = (math.log(max(v, 1e-20)) for v in (small, beta))
+                weights.update(noise=float(to.sigma > 0), log_var_min=low, log_var_max=high)
+            elif to.sigma > 0:
+                weights["noise"] = math.sqrt(small if self.variance == "small" else beta)
             yield Row(now, to, weights)
+
+
+def _check_eta(eta, most=math.inf):
+    if not 0 <= eta <= most:
+        raise ValueError(
+            f"eta: expected a number from 0 to {most:g}, got {eta!r}"
+            if most < math.inf
+            else f"eta: expected 0 or more, got {eta!r}"
+        )
 
 
 def implicit(now, to, eta=0.0):
     """x' = alpha'·x0 + √(sigma'² - s²)·ε + s·z, with ε = (x - alpha·x0)/sigma."""
     *_, beta, share = posterior(now, to)
-    s = min(eta * math.sqrt(max(beta * share, 0.0)), to.sigma)
+    s = min(eta * math.sqrt(beta * share), to.sigma)
     of_epsilon = math.sqrt(to.sigma**2 - s * s)
     return dict(x=of_epsilon / now.sigma, x0=to.alpha - of_epsilon * now.alpha / now.sigma, noise=s)
 
@@ -187,6 +201,9 @@ class DDIM(Sampler):
     deterministic, 1 is DDPM."""
 
     eta: float = 0.0
+
+    def __post_init__(self):
+        _check_eta(self.eta)
 
     def rows(self, schedule, levels):
         for now, to in pairwise(levels):
@@ -281,6 +298,7 @@ class DPMPP2MSDE(Sampler):
     solver: str = "midpoint"
 
     def __post_init__(self):
+        _check_eta(self.eta)
         _check_solver(self.solver)
 
     def rows(self, schedule, levels):
@@ -391,6 +409,9 @@ class EulerAncestral(Sampler):
     eta: float = 1.0
     schedule = "karras"
 
+    def __post_init__(self):
+        _check_eta(self.eta)
+
     def rows(self, schedule, levels):
         for now, to in pairwise(levels):
             yield Row(now, to, implicit(now, to, self.eta))
@@ -425,7 +446,8 @@ class EDM(Sampler):
     algorithm 2): between `s_min` and `s_max` each step first adds noise, as much as raises sigma by
     min(`churn`/steps, √2 - 1) of it, times `s_noise`.
 
-    A step's result has the next step's added noise in it already.
+    A step's result has the next step's added noise in it already. Of discrete schedules sigma is raised to
+    that of the nearest time step, which the denoiser is told.
     """
 
     churn: float = 0.0
@@ -434,13 +456,24 @@ class EDM(Sampler):
     s_noise: float = 1.0
     schedule = "karras"
 
+    def __post_init__(self):
+        for name in ("churn", "s_noise"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)!r}")
+
     def _raised(self, schedule, levels):
         """The levels with the added noise (the last has none), and the standard deviations added, of y."""
         gamma = min(self.churn / (len(levels) - 1), math.sqrt(2) - 1)
         raised, added = [], []
         for level in levels[:-1]:
             if gamma > 0 and self.s_min <= level.u <= self.s_max and math.isfinite(level.u):
-                raised.append(schedule.level_of(level.u * (1 + gamma)))
+                if level.alpha != level.scale:
+                    raise ValueError(
+                        f"churn: expected 0, as this schedule's data shrink where noise is added, got "
+                        f"{self.churn}"
+                    )
+                t = schedule.level_of(level.u * (1 + gamma)).t
+                raised.append(schedule.level(round(t) if schedule.discrete else t))
                 added.append(self.s_noise * math.sqrt(raised[-1].u ** 2 - level.u**2))
             else:
                 raised.append(level)
@@ -448,7 +481,8 @@ class EDM(Sampler):
         return [*raised, levels[-1]], [*added, 0.0]
 
     def begin(self, schedule, levels):
-        return self._raised(schedule, levels)[0][0]
+        (first, *_), (added, *_) = self._raised(schedule, levels)
+        return replace(first, sigma=first.scale * math.hypot(levels[0].u, added)) if added else first
 
     def rows(self, schedule, levels):
         raised, added = self._raised(schedule, levels)
@@ -504,6 +538,9 @@ class TCD(_Distilled):
     original_steps: int = 50
     eta: float = 0.3
 
+    def __post_init__(self):
+        _check_eta(self.eta, 1)
+
     def rows(self, schedule, levels):
         for now, to in pairwise(levels):
             s = to
@@ -527,6 +564,8 @@ class Consistency(Sampler):
     schedule = "karras"
 
     def times(self, schedule, steps):
+        if not schedule.sigma_min:
+            return schedule.times(steps)
         times = schedule.times(steps + 1)
         return [*times[:-2], times[-1]]
 
@@ -572,8 +611,16 @@ class Langevin(Sampler):
     step_size: float | None = None
     schedule = "exponential"
 
+    def __post_init__(self):
+        if not self.per_level >= 1:
+            raise ValueError(f"per_level: expected at least 1, got {self.per_level!r}")
+        if self.step_size is not None and not self.step_size > 0:
+            raise ValueError(f"step_size: expected a positive number, got {self.step_size!r}")
+
     def rows(self, schedule, levels):
         *noisy, end = levels
+        if noisy[0].scale == 0:
+            raise ValueError("schedule: expected one that leaves some of the data at its first time")
         for k, now in enumerate(noisy):
             falls = noisy[k - 1].u / now.u if k else 1.0
             r = self.step_size or _langevin_step_size(falls, self.per_level)

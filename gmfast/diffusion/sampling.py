@@ -29,7 +29,7 @@ def sample(
     trajectory=False,
     clip=None,
     threshold=None,
-    threshold_max=1.0,
+    threshold_max=None,
     guidance_rescale=0.0,
     condition=None,
     unconditional=None,
@@ -174,7 +174,7 @@ class _Loop:
         dtype=None,
         clip=None,
         threshold=None,
-        threshold_max=1.0,
+        threshold_max=None,
         guidance_rescale=0.0,
         condition=None,
         unconditional=None,
@@ -205,6 +205,13 @@ class _Loop:
         for name, value in {"init": init, "known": known}.items():
             if value is not None and tuple(value.shape) != self.shape:
                 raise ValueError(f"{name}: expected shape {self.shape}, got {tuple(value.shape)}")
+        if mask is not None:
+            _check.tensor("mask", mask)
+            sizes = zip(reversed(mask.shape), reversed(self.shape), strict=False)
+            if mask.dim() > len(self.shape) or any(n not in (1, size) for n, size in sizes):
+                raise ValueError(
+                    f"mask: expected a shape that broadcasts to {self.shape}, got {tuple(mask.shape)}"
+                )
         self.device = _device(device, seed, like, denoiser)
         self.dtype = dtype or (torch.float32 if like is None else like.dtype)
         if self.dtype not in _check.FLOATING:
@@ -222,7 +229,7 @@ class _Loop:
         if init is None and (first is not None or strength != 1):
             raise ValueError("init: expected a tensor, as `strength` is given, got None")
         self.schedule = schedule
-        self.plan = _plan(sampler, schedule, _count(steps), prediction, _tuple(times), float(strength))
+        self.plan = _plan_of(sampler, schedule, _count(steps), prediction, _tuple(times), float(strength))
         self.first = None
         if first is not None:
             if not self.plan.single or len(self.plan) != self.plan.steps:
@@ -248,7 +255,7 @@ class _Loop:
         plan = self.plan
         table = plan.table(self.device)
         t = self._times()
-        noise = _first_noise(self.seed, self.shape, self.dtype, self.device)
+        noise = GF.standard_normal(self.shape, seed=self.seed, dtype=self.dtype, device=self.device)
         x = self._begin(noise)
         noise = None if self.mask is None else noise
         passed = [x] if trajectory else None
@@ -350,13 +357,23 @@ class _Loop:
         return m, extra
 
 
+def _plan_of(*words):
+    """A plan and its tables serve every call with the same words, if these can be told from others."""
+    try:
+        hash(words)
+    except TypeError:  # samplers and schedules of one's own
+        return _plan.__wrapped__(*words)
+    return _plan(*words)
+
+
 @functools.lru_cache(64)
 def _plan(sampler, schedule, steps, prediction, times, strength):
-    """A plan and its tables serve every call with the same words."""
     if times is None:
         if schedule.discrete and steps > len(schedule):
             raise ValueError(f"steps: expected at most the {len(schedule)} of the schedule, got {steps}")
         times = sampler.times(schedule, steps)
+    elif schedule.discrete and any(t != int(t) for t in times):
+        raise ValueError(f"times: expected whole numbers, as the schedule has time steps, got {times}")
     skipped = len(times) - 1 - max(int((len(times) - 1) * strength + 1e-9), 1)
     return sampler.plan(schedule, times[skipped:], prediction)
 
@@ -373,7 +390,7 @@ def _tuple(times):
     if times is None:
         return None
     times = tuple(times.tolist() if isinstance(times, torch.Tensor) else times)
-    if len(times) < 2 or any(a <= b for a, b in pairwise(times)):
+    if len(times) < 2 or not all(a > b for a, b in pairwise(times)):
         raise ValueError(f"times: expected at least two falling numbers, got {times}")
     return times
 
@@ -413,13 +430,6 @@ def _seeds(seed, batch, device):
     return _seed.as_tensor(seed, device)
 
 
-def _first_noise(seed, shape, dtype, device):
-    if seed.dim() == 0:
-        return GF.standard_normal(shape, seed=seed, dtype=dtype, device=device)
-    each = [GF.standard_normal((1, *shape[1:]), seed=s, dtype=dtype, device=device) for s in seed]
-    return torch.cat(each) if each else torch.empty(shape, dtype=dtype, device=device)
-
-
 def add_noise(x, t, schedule="linear", *, noise=None, seed=None, target=None):
     """`gmfast.functional.q_sample` at times of a schedule: alpha(t)·x + sigma(t)·z.
 
@@ -429,6 +439,8 @@ def add_noise(x, t, schedule="linear", *, noise=None, seed=None, target=None):
         schedule: one of `gmfast.diffusion.SCHEDULES`, or an object.
         noise, seed, target: as of `q_sample`.
     """
+    _check.floating("x", x)
+    _check.tensor("t", t)
     alpha, sigma = schedules.schedule(schedule).alpha_sigma(t)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     return GF.q_sample(x, alpha.to(wide), sigma.to(wide), noise=noise, seed=seed, target=target)

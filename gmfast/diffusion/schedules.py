@@ -76,7 +76,8 @@ class VariancePreserving(Schedule):
     Between whole time steps ln(sigma/alpha) is linear in t; t < 0 is the data.
 
     Args:
-        alphas_cumprod: ᾱ of each time step, `(T,)`: alpha² of the levels.
+        alphas_cumprod: ᾱ of each time step, `(T,)`, in [0, 1), none above the one before: alpha² of the
+            levels.
         spacing: which time steps a sampler with fewer visits (`gmfast.diffusion.SPACINGS`): "trailing",
             "leading", "linspace", "lcm", or "karras" or "exponential" in sigma/alpha, between those of the
             first and last time steps.
@@ -86,8 +87,10 @@ class VariancePreserving(Schedule):
 
     def __init__(self, alphas_cumprod, *, spacing="trailing", steps_offset=0, final_alpha_cumprod=1.0):
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
-        if table.dim() != 1 or len(table) == 0 or not ((table >= 0) & (table <= 1)).all():
-            raise ValueError("alphas_cumprod: expected (T,) numbers in [0, 1]")
+        if table.dim() != 1 or len(table) == 0 or not ((table >= 0) & (table < 1)).all():
+            raise ValueError("alphas_cumprod: expected (T,) numbers in [0, 1)")
+        if (table.diff() > 0).any():
+            raise ValueError("alphas_cumprod: expected numbers that fall from data to noise, got rising ones")
         if spacing not in SPACINGS:
             raise ValueError(f"spacing: expected one of {', '.join(SPACINGS)}, got {spacing!r}")
         self.alphas_cumprod = table
@@ -119,8 +122,10 @@ class VariancePreserving(Schedule):
         if t < 0:
             a = self.final_alpha_cumprod
             return Level(t, math.sqrt(a), math.sqrt(1 - a), math.sqrt(a))
-        low = min(int(t), len(self) - 1)
-        if low == t or low == len(self) - 1:
+        if t > len(self) - 1:
+            raise ValueError(f"times: expected at most {len(self) - 1}, the last time step, got {t:g}")
+        low = int(t)
+        if low == t:
             return Level(t, self._alpha[low], self._sigma[low], self._alpha[low])
         low_u, high_u = self._log_u[low], self._log_u[low + 1]
         u = math.exp(low_u + (t - low) * (high_u - low_u))
@@ -147,18 +152,22 @@ class VariancePreserving(Schedule):
             )
             self._on_device[t.device] = [table.to(t.device, torch.float64) for table in tables]
         alpha, sigma, log_u = self._on_device[t.device]
-        if not t.is_floating_point():
-            return alpha[t], sigma[t]
-        t = t.double()
-        low = t.long().clamp(0, max(len(self) - 2, 0))
-        u = torch.lerp(log_u[low], log_u[(low + 1).clamp(max=len(self) - 1)], t - low).exp()
-        alpha = (1 + u * u).rsqrt()
-        return alpha, u * alpha
+        if t.is_floating_point():
+            whole = t.long().clamp(min=0)
+            after = (whole + 1).clamp(max=len(self) - 1)
+            u = torch.lerp(log_u[whole], log_u[after], (t - whole).double()).exp()
+            between = (t > whole) & (after > whole)
+            alpha = torch.where(between, (1 + u * u).rsqrt(), alpha[whole])
+            sigma = torch.where(between, (1 + u**-2).rsqrt(), sigma[whole])
+        else:
+            alpha, sigma = alpha[t.clamp(min=0)], sigma[t.clamp(min=0)]
+        end = self.final_alpha_cumprod
+        return torch.where(t < 0, math.sqrt(end), alpha), torch.where(t < 0, math.sqrt(1 - end), sigma)
 
     @staticmethod
     def _of(t, u):
-        alpha = 1 / math.sqrt(1 + u * u)
-        return Level(t, alpha, u * alpha, alpha)
+        alpha = 1 / math.hypot(1, u)
+        return Level(t, alpha, u * alpha if alpha else 1.0, alpha)
 
     def start(self, level):
         return 1.0
@@ -169,6 +178,8 @@ class VariancePreserving(Schedule):
         A network that predicts the noise says nothing of the data there: predictions "v", "x0" or "flow".
         """
         first, last = self._alpha[0], self._alpha[-1]
+        if first == last:
+            raise ValueError("alphas_cumprod: expected at least two different ones, got one")
         alpha = (self.alphas_cumprod.sqrt() - last) * (first / (first - last))
         return VariancePreserving(
             alpha.square(),
@@ -252,6 +263,8 @@ class Karras(VarianceExploding):
 
     def __init__(self, sigma_min=0.002, sigma_max=80.0, rho=7.0):
         super().__init__(sigma_min, sigma_max)
+        if not rho > 0:
+            raise ValueError(f"rho: expected a positive number, got {rho}")
         self.rho = rho
 
     def times(self, steps):

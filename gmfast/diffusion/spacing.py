@@ -14,8 +14,13 @@ def linspace(schedule, steps):
 
 def leading(schedule, steps):
     """Multiples of T // steps: time step 0 is among them, the last one is not."""
-    ratio = len(schedule) // steps
-    return [ratio * i + schedule.steps_offset for i in reversed(range(steps))] + [-1]
+    ratio, offset = len(schedule) // steps, schedule.steps_offset
+    if ratio * (steps - 1) + offset >= len(schedule):
+        raise ValueError(
+            f"steps: expected fewer, as with steps_offset {offset} the first of them lies beyond the last of "
+            f"{len(schedule)} time steps, got {steps}"
+        )
+    return [ratio * i + offset for i in reversed(range(steps))] + [-1]
 
 
 def trailing(schedule, steps):
@@ -29,6 +34,10 @@ def lcm(schedule, steps, original_steps=50):
     if steps > original_steps:
         raise ValueError(f"steps: expected at most {original_steps}, those of the distillation, got {steps}")
     ratio = len(schedule) // original_steps
+    if ratio == 0:
+        raise ValueError(
+            f"original_steps: expected at most the {len(schedule)} of the schedule, got {original_steps}"
+        )
     original = [ratio * i - 1 for i in range(original_steps, 0, -1)]
     return [original[original_steps * i // steps] for i in range(steps)] + [-1]
 
@@ -45,6 +54,11 @@ def exponential(schedule, steps):
 
 def _spaced(schedule, steps, to, back):
     last = float(len(schedule) - 1)
+    if schedule.level(last).alpha == 0:
+        raise ValueError(
+            f"spacing: expected one of time steps, as nothing of the data is left at the last of them, got "
+            f"{schedule.spacing!r}"
+        )
     high, low = to(schedule.level(last).u), to(schedule.level(0.0).u)
     between = [high + (low - high) * i / max(steps - 1, 1) for i in range(1, steps - 1)]
     times = [last, *(schedule.level_of(back(v)).t for v in between), *([0.0] if steps > 1 else [])]

@@ -1,6 +1,7 @@
 """The loop around the samplers: seeds, guidance, starts, masks, reports and errors; and the schedules."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -213,6 +214,22 @@ def test_no_gradient_and_empty_batches():
         (dict(steps=1001), ValueError, "steps: expected at most the 1000"),
         (dict(sampler="lcm", steps=51), ValueError, "steps: expected at most 50"),
         (dict(times=[1, 2]), ValueError, "times: expected at least two falling"),
+        (dict(times=[9, math.nan, -1]), ValueError, "times: expected at least two falling"),
+        (dict(times=[1500, 9, -1]), ValueError, "times: expected at most 999"),
+        (dict(times=[9.5, -1]), ValueError, "times: expected whole numbers"),
+        (
+            dict(schedule=diffusion.linear(spacing="leading", steps_offset=1), steps=1000),
+            ValueError,
+            "steps: expected fewer, as with steps_offset 1",
+        ),
+        (dict(sampler="lcm", schedule=diffusion.linear(20), steps=4), ValueError, "original_steps: expected"),
+        (dict(sampler="tcd", schedule=diffusion.linear(20), steps=4), ValueError, "original_steps: expected"),
+        (
+            dict(sampler=diffusion.EDM(churn=9), schedule="flow", prediction="v"),
+            ValueError,
+            "churn: expected",
+        ),
+        (dict(known=torch.zeros(SHAPE), mask=torch.ones(9, *SHAPE)), ValueError, "mask: expected a shape"),
         (dict(seed=[1, 2]), ValueError, "seed: expected 4"),
         (dict(seed=torch.zeros(3, dtype=torch.int64)), ValueError, "seed: expected"),
         (dict(seed=torch.zeros(4)), TypeError, "seed: expected an int64 tensor"),
@@ -235,6 +252,87 @@ def test_no_gradient_and_empty_batches():
 def test_errors(options, error, message):
     with pytest.raises(error, match=message):
         draw(**options)
+
+
+def test_impossible_schedules_and_samplers():
+    for numbers, message in (([1.0, 0.5], r"in \[0, 1\)"), ([0.1, 0.9], "rising")):
+        with pytest.raises(ValueError, match=f"alphas_cumprod: expected .*{message}"):
+            diffusion.VariancePreserving(numbers)
+    with pytest.raises(ValueError, match="alphas_cumprod: expected at least two"):
+        diffusion.linear(1).zero_terminal_snr()
+    nothing_left = diffusion.linear().zero_terminal_snr().alphas_cumprod
+    for spacing in ("karras", "exponential"):
+        with pytest.raises(ValueError, match="spacing: expected one of time steps"):
+            draw(schedule=diffusion.VariancePreserving(nothing_left, spacing=spacing), prediction="v")
+    for build, message in (
+        (lambda: diffusion.Langevin(per_level=0), "per_level: expected"),
+        (lambda: diffusion.Langevin(step_size=0.0), "step_size: expected"),
+        (lambda: diffusion.DDIM(eta=-1), "eta: expected 0 or more"),
+        (lambda: diffusion.TCD(eta=2), "eta: expected a number from 0 to 1"),
+        (lambda: diffusion.EDM(churn=-1), "churn: expected 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build()
+
+
+def test_churn_is_of_the_level_that_a_discrete_denoiser_is_told():
+    schedule, sampler = diffusion.linear(), diffusion.EDM(churn=4, s_noise=1.5)
+    rows = sampler.plan(schedule, schedule.times(4), "x0").rows
+    assert any(row.now.t not in schedule.times(4) for row in rows)
+    for row in rows:
+        assert row.now == schedule.level(int(row.now.t))
+
+
+def test_churn_of_the_first_noise_has_its_size():
+    schedule, sampler = diffusion.Karras(), diffusion.EDM(churn=40, s_noise=1.5)
+    start = sampler.plan(schedule, schedule.times(4), "x0").start
+    assert start.t == pytest.approx(80 * 2**0.5)
+    assert start.sigma == pytest.approx(80 * (1 + 1.5**2) ** 0.5)
+
+
+def test_learned_range_of_a_last_step():
+    index = diffusion.COLUMNS.index
+    low, high = index("log_var_min"), index("log_var_max")
+    for end in (1.0, None):  # with None the last step has nothing to do
+        schedule = diffusion.linear(10, final_alpha_cumprod=end)
+        table = diffusion.DDPM("learned_range").plan(schedule, schedule.times(10)).table(torch.device("cpu"))
+        assert table.isfinite().all()
+        if end:
+            assert table[9, low] == table[8, low] and table[9, index("noise")] == 0
+            assert table[9, high].item() == pytest.approx(math.log(1e-4))
+
+
+def test_a_sampler_that_has_no_hash():
+    @dataclass
+    class Own(diffusion.Sampler):
+        def rows(self, schedule, levels):
+            return diffusion.Euler().rows(schedule, levels)
+
+    assert torch.equal(draw(sampler=Own(), steps=3), draw(sampler="ddim", steps=3))
+
+
+def test_noise_of_the_data_and_of_times_between_steps():
+    x = torch.ones(2, 3)
+    table = diffusion.linear().zero_terminal_snr().alphas_cumprod
+    for spacing, dtype in (("trailing", torch.int64), ("karras", torch.float32)):
+        schedule = diffusion.VariancePreserving(table, spacing=spacing)
+        assert torch.equal(diffusion.add_noise(x, torch.tensor([-1, -1], dtype=dtype), schedule), x)
+        t = torch.tensor([998, 999], dtype=dtype)
+        noised = diffusion.add_noise(x, t, schedule, noise=torch.zeros_like(x))
+        assert torch.equal(noised[:, 0].double(), table[[998, 999]].sqrt().float().double())
+    between = torch.tensor([17.25, 500.5], dtype=torch.float64)
+    levels = [diffusion.linear().level(t) for t in between.tolist()]
+    alpha, sigma = diffusion.linear().alpha_sigma(between)
+    assert torch.allclose(alpha, torch.tensor([level.alpha for level in levels], dtype=torch.float64))
+    assert torch.allclose(sigma, torch.tensor([level.sigma for level in levels], dtype=torch.float64))
+    with pytest.raises(TypeError, match="t: expected a tensor"):
+        diffusion.add_noise(x, [3, 3])
+
+
+def test_consistency_sampling_visits_distinct_times():
+    schedule = diffusion.linear(10)
+    times = diffusion.Consistency().times(schedule, 10)
+    assert times == [*range(9, -1, -1), -1]
 
 
 def test_denoisers_of_a_wrong_shape():
