@@ -117,12 +117,7 @@ class DDPM(ImageDiffusion):
         if device not in self._tables:
             steps = range(self.num_timesteps - 1, -2, -1)
             plan = diffusion.DDPM("learned_range").plan(self.schedule, list(steps), self.prediction)
-            table = plan.table(torch.device("cpu"))[: self.num_timesteps].flip(0).clone()
-            # The last step has no noise; its range is the decoder's: up to the first β, from the next step's.
-            low, high = (COLUMNS.index(name) for name in ("log_var_min", "log_var_max"))
-            table[0, low] = table[1, low]
-            table[0, high] = (1 - self.schedule.alphas_cumprod[0]).log()
-            self._tables[device] = table.to(device)
+            self._tables[device] = plan.table(torch.device("cpu"))[: self.num_timesteps].flip(0).to(device)
         return self._tables[device]
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
@@ -199,7 +194,7 @@ class DDPM(ImageDiffusion):
         total = (
             GF.gaussian_kl(
                 math.sqrt(alpha_bar) * x,
-                x.new_full((), math.log(1 - alpha_bar)),
+                x.new_full((), math.log1p(-alpha_bar)),
                 x.new_zeros(()),
                 x.new_zeros(()),
             )
@@ -238,12 +233,19 @@ class DDPM(ImageDiffusion):
             sampler: a name or an object; None: "ddpm", with the variances learned if they are.
             steps: of the sampler; by default all time steps of "ddpm", and 50 of others.
         """
-        if steps is None:
-            steps = self.num_timesteps if sampler in (None, "ddpm") else min(50, self.num_timesteps)
         if sampler in (None, "ddpm"):
             sampler = diffusion.DDPM("learned_range" if self.learned_range else "small")
+        ancestral = isinstance(sampler, diffusion.DDPM)
+        if steps is None:
+            steps = self.num_timesteps if ancestral else min(50, self.num_timesteps)
+        denoiser = self
+        if self.learned_range and not (ancestral and sampler.variance == "learned_range"):
+
+            def denoiser(x, t, label=None):
+                return self(x, t, label).chunk(2, 1)[0]
+
         return self.diffuse(
-            self,
+            denoiser,
             n,
             seed,
             label,

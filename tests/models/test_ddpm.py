@@ -191,6 +191,23 @@ def test_samples_of_the_exact_network_are_the_images_as_often_as_they_should(how
     assert ((counts / n - weights).abs() < 5 * deviation + 0.02).all(), (counts / n).tolist()
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", diffusion.DDPM("large")])
+def test_learned_variances_are_left_out_by_other_samplers(sampler):
+    model = build(objective="hybrid", num_timesteps=20)
+    drawn = model.draw(2, torch.tensor(3), None, guidance=None, progress=False, sampler=sampler)
+    expected = diffusion.sample(
+        lambda x, t: model(x, t).chunk(2, 1)[0],
+        (2, *model.image_shape),
+        sampler=sampler,
+        schedule=model.schedule,
+        steps=20,
+        seed=3,
+        clip=1.0,
+        dtype=torch.float64,
+    )
+    assert torch.allclose(drawn, expected)
+
+
 def test_learned_variances_are_sampled_with():
     """A place in the range of -1 or 1 is a fixed variance, the posterior's or β."""
     model = build(objective="hybrid", num_timesteps=20)
