@@ -37,7 +37,7 @@ SIGNATURES = {
     "min_bin_width=0.001, min_bin_height=0.001, min_derivative=0.001, inverse=False, reduction='sum', "
     "packed=False)",
     "diffusion_step": "(x, model_output, table, *, step=0, unconditional=None, guidance=1.0, "
-    "guidance_rescale=0.0, variance=None, clip=None, threshold=None, threshold_max=1.0, history=(), "
+    "guidance_rescale=0.0, variance=None, clip=None, threshold=None, threshold_max=None, history=(), "
     "noise=None, seed=None, x0=False, kept=False, out=None)",
     "q_sample": "(x, alpha, sigma, *, noise=None, seed=None, target=None)",
     "langevin_step": "(x, score, *, step_size=None, snr=None, alpha=1.0, temperature=1.0, noise=None, "

@@ -24,7 +24,7 @@ def diffusion_step(
     variance=None,
     clip=None,
     threshold=None,
-    threshold_max=1.0,
+    threshold_max=None,
     history=(),
     noise=None,
     seed=None,
@@ -47,7 +47,7 @@ def diffusion_step(
             each sample, `(B,)`. A tensor's steps beyond the table are the nearest that it has.
         unconditional: the model's output without the condition, for classifier-free guidance (Ho and
             Salimans, 2022, arXiv:2207.12598).
-        guidance: g.
+        guidance: g; 1 without an `unconditional`.
         guidance_rescale: φ of Lin et al. (2024, arXiv:2305.08891), 0 to 1: the share of the guided output
             that is rescaled to the standard deviation of `model_output`, for each sample. Of 0 deviation
             nothing is.
@@ -112,6 +112,9 @@ def diffusion_step(
     others += history
     options = ()
     if clip is not None or threshold is not None or guidance != 1 or guidance_rescale != 0:
+        if unconditional is None and (guidance != 1 or guidance_rescale != 0):
+            _check_options(guidance, guidance_rescale, clip, threshold, threshold_max)
+            raise ValueError("unconditional: expected a tensor, as guidance is given, got None")
         options = (guidance, guidance_rescale, clip, threshold, threshold_max)
     # Arguments are looked at in Python where the operator did not take them, which costs the others nothing.
     try:

@@ -25,7 +25,7 @@ def diffusion_step(
     variance=None,
     clip=None,
     threshold=None,
-    threshold_max=1.0,
+    threshold_max=None,
     history=(),
     noise=None,
     seed=None,

@@ -265,7 +265,7 @@ def test_threshold_is_torch_quantile(device, n, quantile, dtype):
         normal(generator, (3, n), dtype, device).exp().pow(8),  # over many binades
     ):
         limit = torch.quantile(x.double().abs(), quantile, dim=1, keepdim=True).clamp(min=1)
-        result = GF.diffusion_step(x, x, coefficients, threshold=quantile, threshold_max=None)
+        result = GF.diffusion_step(x, x, coefficients, threshold=quantile)
         torch.testing.assert_close(
             result.double(), x.double().clamp(-limit, limit) / limit, rtol=4e-7, atol=0
         )
@@ -536,6 +536,7 @@ TABLE = torch.ones(STEPS, len(COLUMNS), dtype=f64)
             r"seed: expected shape \(\) or \(2,\), got \(3,\)",
         ),
         ({"clip": -1.0}, ValueError, r"clip: expected a number in \[0, inf\], got -1.0"),
+        ({"guidance": 2.0}, ValueError, "unconditional: expected a tensor, as guidance is given, got None"),
         ({"guidance": "2"}, TypeError, "guidance: expected a number, got str"),
         (
             {"guidance_rescale": 2.0, "unconditional": X},
