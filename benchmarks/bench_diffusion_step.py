@@ -52,7 +52,7 @@ def arguments_of(sampler, device):
 
 def step(x, m, *history, sampler, function=GF.diffusion_step, **more):
     table, options = arguments_of(sampler, x.device)
-    return function(x, m, table, history=history, **options, **more)
+    return function(x, m, table, history=history, **(options | more))
 
 
 def row_of(sampler):
@@ -61,7 +61,7 @@ def row_of(sampler):
     return {name: value for name, value in zip(diffusion.COLUMNS, values, strict=True) if value}
 
 
-def textbook(x, m, *history, row, options):
+def textbook(x, m, *history, row, options, noise=None):
     x0 = row["x0_x"] * x + row["x0_m"] * m
     if "threshold" in options:
         largest = torch.quantile(x0.abs().flatten(1), options["threshold"], dim=1)
@@ -74,7 +74,7 @@ def textbook(x, m, *history, row, options):
     def result(prefix):
         terms = [row[prefix + name] * tensor for name, tensor in tensors.items() if prefix + name in row]
         if prefix + "noise" in row:
-            terms.append(row[prefix + "noise"] * torch.randn_like(x))
+            terms.append(row[prefix + "noise"] * (torch.randn_like(x) if noise is None else noise))
         return sum(terms[1:], terms[0])
 
     results = [result("")] + [x0] * options["x0"] + ([result("kept_")] if options["kept"] else [])
