@@ -161,7 +161,7 @@ def test_diffusion_models(gmfast_command, tmp_path):
     options = ["--out", run, "--steps", "1", "--conditional", *(f"--set={pair}" for pair in small)]
     assert gmfast_command("train", "ddpm", *options)[0] == 0
     drawn = []
-    for how in ([], ["--sampler", "ddim", "--steps", "5"], ["--guidance", "3"]):
+    for how in ([], ["--sampler", "ddim", "--steps", "5"], ["--guidance", "300"]):
         status, out, err = gmfast_command("sample", run, "--n", "4", "--out", picture, *how)
         assert (status, out) == (0, f"{picture}\n"), err
         drawn.append(picture.read_bytes())
