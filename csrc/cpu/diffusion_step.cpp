@@ -77,6 +77,11 @@ void finish(const RowOperand& operand, const Place& place, const Scalar<V>* valu
   });
 }
 
+// The order in which terms are added: a loop that predicts x0 has it before it loads others.
+constexpr int order[step_terms] = {term_x0,          term_x,           term_m,
+                                   term_history,     term_history + 1, term_history + 2,
+                                   term_history + 3, term_noise};
+
 template <class S>
 struct Term {
   S coefficient;
@@ -177,7 +182,7 @@ void predict(const DiffusionStep& args, const Sample<V>& sample, const Place& pl
   using S = Scalar<V>;
   const V by_x = splat<V>(sample.row[step_x0_x]), by_m = splat<V>(sample.row[step_x0_x + 1]);
   const auto value = [&](int64_t i, auto span) {
-    return fma(by_m, span.load(m + i), by_x * span.load(x + i));
+    return predicted(span.load(x + i), span.load(m + i), by_x, by_m);
   };
   if (args.threshold >= 0 && sample.limit > 0) {
     const V limit = splat<V>(sample.limit);
@@ -262,7 +267,7 @@ void step_chunk(const DiffusionStep& args, const Sample<V>& sample, const Place&
   const auto sum = [&](int columns, const RowOperand& operand) {
     Term<S> terms[step_terms];
     int count = 0;
-    for (int t = 0; t < step_terms; ++t) {
+    for (const int t : order) {
       const S coefficient = sample.row[columns + t];
       if (coefficient != 0 && values[t]) terms[count++] = {coefficient, values[t]};
     }
@@ -275,6 +280,139 @@ void step_chunk(const DiffusionStep& args, const Sample<V>& sample, const Place&
   if (args.kept.data) sum(step_kept, args.kept);
   sum(step_result, args.result);
 }
+
+// ---------------------------------------------------------------------------------------------
+// All in one loop, where it holds everything in registers
+// ---------------------------------------------------------------------------------------------
+
+// What a row of the table asks for, as a loop over operands of one type.
+template <class V>
+class Plan {
+  using S = Scalar<V>;
+  static constexpr bool is_double = std::is_same<S, double>::value;
+
+ public:
+  static constexpr int most = 5;  // terms in memory
+
+  Plan(const DiffusionStep& args, const Sample<V>& sample)
+      : args_(args), by_x_(sample.row[step_x0_x]), by_m_(sample.row[step_x0_x + 1]) {
+    // Of operands in float and fewer bits it may be one that is not read that is a double.
+    possible_ = !args.of_samples() && (args.result.dtype == DType::float64) == is_double;
+    predicts_ = args.x0.data;
+    for (const int t : order) {
+      const S to_result = sample.row[step_result + t];
+      const S to_kept = args.kept.data ? sample.row[step_kept + t] : to_result;
+      const RowOperand* operand = operand_of(t);
+      if (operand && !operand->data && !(t == term_noise && args.draws)) continue;
+      if (t == term_x0 && (predicts_ || to_result != 0 || to_kept != 0)) {
+        predicts_ = true;
+        possible_ = possible_ && to_result != 0 && to_kept != 0;
+        x0_to_result_ = to_result;
+        x0_to_kept_ = to_kept;
+      } else if (to_result != 0 || to_kept != 0) {
+        // The loop has one list of terms, of what is as it is in memory.
+        possible_ = possible_ && to_result != 0 && to_kept != 0 && count_ < most &&
+                    !(t == term_noise && (!args.noise.data || args.variance.data)) &&
+                    !(t == term_m && args.unconditional.data);
+        if (!possible_) return;
+        terms_[count_] = {operand, to_result, to_kept};
+        take(*operand);
+        ++count_;
+      }
+    }
+    if (predicts_) {
+      take(args.x);
+      take(args.m);
+      if (args.unconditional.data) take(args.unconditional);
+    }
+    take(args.result);
+    if (args.x0.data) take(args.x0);
+    if (args.kept.data) take(args.kept);
+    possible_ = possible_ && count_ > 0;
+  }
+
+  bool possible() const { return possible_; }
+
+  void run(const Place& place) const {
+    with_row<S>(args_.result, place.at, [&](auto* row) {
+      using T = std::remove_pointer_t<decltype(row)>;
+      if constexpr (std::is_same<T, double>::value == is_double) {
+        predicts_ ? run_terms<T, true, 1>(place) : run_terms<T, false, 1>(place);
+      }
+    });
+  }
+
+ private:
+  struct Listed {
+    const RowOperand* operand;
+    S to_result, to_kept;
+  };
+
+  const RowOperand* operand_of(int term) const {
+    return term == term_x       ? &args_.x
+           : term == term_m     ? &args_.m
+           : term == term_x0    ? nullptr
+           : term == term_noise ? &args_.noise
+                                : &args_.history[term - term_history];
+  }
+
+  void take(const RowOperand& operand) {
+    possible_ = possible_ && operand.inner_stride == 1 && operand.dtype == args_.result.dtype;
+  }
+
+  template <class T, bool predicts, int count>
+  void run_terms(const Place& place) const {
+    if (count == count_) return loop<T, predicts, count>(place);
+    if constexpr (count < most) run_terms<T, predicts, count + 1>(place);
+  }
+
+  template <class T, bool predicts, int count>
+  __attribute__((noinline)) void loop(const Place& place) const {
+    const auto row = [&](const RowOperand& operand) {
+      return operand.data ? row_of<T>(operand, place.at) : nullptr;
+    };
+    const T* values[count];
+    V to_result[count], to_kept[count];
+    for (int t = 0; t < count; ++t) {
+      values[t] = row(*terms_[t].operand);
+      to_result[t] = splat<V>(terms_[t].to_result);
+      to_kept[t] = splat<V>(terms_[t].to_kept);
+    }
+    const T *x = row(args_.x), *m = row(args_.m), *unconditional = row(args_.unconditional);
+    T *result = row(args_.result), *x0_out = row(args_.x0), *kept_out = row(args_.kept);
+    const V by_x = splat<V>(by_x_), by_m = splat<V>(by_m_);
+    const V x0_to_result = splat<V>(x0_to_result_), x0_to_kept = splat<V>(x0_to_kept_);
+    const V guidance = splat<V>(S(args_.guidance)), limit = splat<V>(S(args_.clip));
+    const bool limited = std::isfinite(args_.clip);
+    for_each_vector<V>(place.first, place.count, [&](int64_t i, auto span) {
+      V x0{}, v[count];
+      if constexpr (predicts) {
+        V output = span.load(m + i);
+        if (unconditional) output = guided(output, span.load(unconditional + i), guidance);
+        x0 = predicted(span.load(x + i), output, by_x, by_m);
+        if (limited) x0 = clamp_to(x0, limit);
+      }
+      GMFAST_UNROLL
+      for (int t = 0; t < count; ++t) v[t] = span.load(values[t] + i);
+      const auto sum = [&](V of_x0, const V(&by)[count]) {
+        V total = predicts ? fma(by[0], v[0], of_x0 * x0) : by[0] * v[0];
+        GMFAST_UNROLL
+        for (int t = 1; t < count; ++t) total = fma(by[t], v[t], total);
+        return total;
+      };
+      // The result may overwrite what it is computed from, so it is the last.
+      if (x0_out) span.store(x0_out + i, x0);
+      if (kept_out) span.store(kept_out + i, sum(x0_to_kept, to_kept));
+      span.store(result + i, sum(x0_to_result, to_result));
+    });
+  }
+
+  const DiffusionStep& args_;
+  bool possible_, predicts_;
+  int count_ = 0;
+  S by_x_, by_m_, x0_to_result_ = 0, x0_to_kept_ = 0;
+  Listed terms_[most];
+};
 
 // ---------------------------------------------------------------------------------------------
 // What is known of whole samples
@@ -449,9 +587,18 @@ void step(const DiffusionStep& args) {
   }
   const bool far =
       worth_prefetching(args.shape.batch * args.shape.rows * args.shape.inner * sizeof(S));
+  if (args.shape.batch == 0) return;
   const PairShape pieces{args.shape.batch, args.shape.rows, args.shape.inner};
+  const bool one_row = args.steps_stride == 0;
+  const Plan<V> of_all(args, Sample<V>(args, 0));
   for_each_piece(pieces, [&](int64_t index, int64_t row, int64_t first, int64_t count) {
+    const Place piece{{index, row}, first, count};
+    if (one_row && of_all.possible()) return of_all.run(piece);
     Sample<V> sample(args, index);
+    if (!one_row) {
+      const Plan<V> plan(args, sample);
+      if (plan.possible()) return plan.run(piece);
+    }
     if (of_samples) {
       sample.factor = known.get()[2 * index];
       sample.limit = known.get()[2 * index + 1];

@@ -13,6 +13,11 @@ GMFAST_HD V guided(V m, V unconditional, V guidance) {
   return fma(guidance, m - unconditional, unconditional);
 }
 
+template <class V>
+GMFAST_HD V predicted(V x, V m, V by_x, V by_m) {
+  return fma(by_m, m, by_x * x);
+}
+
 // Beside numbers, infinity and NaN are left as they are where the limit is infinite.
 template <class V>
 GMFAST_HD V clamp_to(V x, V limit) {
