@@ -23,11 +23,12 @@ def main(path):
     }
     name, table_of = next(kind for column, kind in kinds.items() if column in rows[0])
     table, first = table_of(rows), rows[0]
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     where = first["gpu"] or first["processor"]
     where += f", {first['cores']} cores" if name == "sampling" else f", {first['threads']} threads"
     lines = [
         f"<!-- {name}: tools/readme_table.py -->",
-        f"{where}, torch {first['torch']}, {first['date'][:10]}, commit {first['commit']} "
+        f"{where}, torch {first['torch']}, {first['date'][:10]}, commit {commits} "
         f"([every figure]({path})):",
         "",
         *table,
