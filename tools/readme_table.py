@@ -28,8 +28,7 @@ def main(path):
     where += f", {first['cores']} cores" if name == "sampling" else f", {first['threads']} threads"
     lines = [
         f"<!-- {name}: tools/readme_table.py -->",
-        f"{where}, torch {first['torch']}, {first['date'][:10]}, commit {commits} "
-        f"([every figure]({path})):",
+        f"{where}, torch {first['torch']}, {first['date'][:10]}, commit {commits} ([every figure]({path})):",
         "",
         *table,
         f"<!-- end of {name} -->",

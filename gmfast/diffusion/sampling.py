@@ -437,10 +437,16 @@ def add_noise(x, t, schedule="linear", *, noise=None, seed=None, target=None):
         x: floating, `(B, *S)`.
         t: `(B,)`, as a denoiser of the schedule is told it.
         schedule: one of `gmfast.diffusion.SCHEDULES`, or an object.
-        noise, seed, target: as of `q_sample`.
+        noise, seed, target: as of `q_sample`; but "v" is (alpha·z - sigma·x)/√(alpha² + sigma²), the same for
+            variance-preserving schedules, as `sample(prediction="v")` takes it of every schedule.
     """
     _check.floating("x", x)
     _check.tensor("t", t)
     alpha, sigma = schedules.schedule(schedule).alpha_sigma(t)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return GF.q_sample(x, alpha.to(wide), sigma.to(wide), noise=noise, seed=seed, target=target)
+    noised = GF.q_sample(x, alpha.to(wide), sigma.to(wide), noise=noise, seed=seed, target=target)
+    if target != "v":
+        return noised
+    x_t, v = noised
+    scale = torch.hypot(alpha, sigma).to(wide).reshape(-1, *[1] * (x.dim() - 1))
+    return x_t, (v / scale).to(v.dtype)

@@ -98,7 +98,7 @@ class ConsistencyModel(ImageDiffusion):
         """From now on `loss` follows the steps of `teacher`, whose images and classes must be these. It is
         used as it is, in eval mode, and no part of the state dict."""
         if not isinstance(teacher, EDM):
-            raise TypeError(f"teacher: expected an EDM, got {type(teacher).__name__}")
+            raise ValueError(f"teacher: expected an EDM, got {type(teacher).__name__}")
         for name in ("image_shape", "num_levels", "num_labels"):
             if getattr(teacher, name) != getattr(self, name):
                 raise ValueError(

@@ -136,7 +136,7 @@ def test_distillation_follows_the_teacher_s_heun_step():
 
 def test_wrong_teachers():
     model = build()
-    with pytest.raises(TypeError, match="teacher: expected an EDM, got DDPM"):
+    with pytest.raises(ValueError, match="teacher: expected an EDM, got DDPM"):
         model.distill(DDPM((1, 4, 4), **UNET))
     with pytest.raises(ValueError, match="teacher: expected num_levels 5, got 9"):
         model.distill(EDM((1, 4, 4), **UNET, num_levels=9))
