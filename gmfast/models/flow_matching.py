@@ -5,15 +5,13 @@ import torch
 from torch import Tensor
 
 from .. import functional as GF
-from ..ops import _check, _seed
-from .autoregressive import check_at_least
-from .diffusion_image import ImageDiffusion, seed_of_signs, unet_arguments
-from .ode import ode_log_prob
+from ..ops import _check
+from .diffusion_image import OdeImageDiffusion, unet_arguments
 
 TIMES = ("uniform", "logit_normal")
 
 
-class FlowMatching(ImageDiffusion):
+class FlowMatching(OdeImageDiffusion):
     """Flow matching on straight lines from data, at t = 0, to noise, at t = 1: the network is trained to give
     the velocity `noise - x` of `(1 - t) * x + t * noise`, and the ODE of its expectation carries the noise to
     images (Lipman et al., 2023, arXiv:2210.02747; Liu et al., 2023, arXiv:2209.03003).
@@ -29,8 +27,6 @@ class FlowMatching(ImageDiffusion):
 
     Raises ValueError, naming the argument, for whatever the above rules out.
     """
-
-    unit = "bits per dimension"
 
     def __init__(
         self,
@@ -77,44 +73,8 @@ class FlowMatching(ImageDiffusion):
         noised, target = GF.q_sample(self.continuous(x), 1 - t, t, target="flow")
         return (self.velocity(noised, t, label) - target).square().mean()
 
-    def log_prob(
-        self,
-        x: Tensor,
-        label: Tensor | None = None,
-        *,
-        seed=None,
-        steps: int = 32,
-        divergence: str = "hutchinson",
-    ) -> Tensor:
-        """Log-probability of each image, (B,), in nats, by the ODE, without a gradient.
-
-        It is the log-density of a continuous image, whose levels noise has filled (a lower bound on average,
-        by Jensen's inequality, as of a flow); that density is exact but for the steps (`gmfast.models.ode`),
-        and with "hutchinson" on average over the seed's signs.
-
-        Args:
-            seed: of that noise and the signs: an int, an int64 tensor, or a `torch.Generator`.
-            steps: of the Runge-Kutta method, four passes and their gradients each.
-            divergence: "hutchinson", or "exact", as many gradients as an image has values.
-        """
-        label = self.check_input(x, label)
-        check_at_least(1, steps=steps)
-        if not len(x):
-            return x.new_empty(0)
-        seed = _seed.as_tensor(seed, x.device)
-        log_prob, _ = ode_log_prob(
-            lambda y, t: self.velocity(y, t, label),
-            self.continuous(x.to(self.dtype), seed),
-            torch.linspace(0, 1, steps + 1, dtype=torch.float64),
-            GF.gaussian_log_prob,
-            divergence=divergence,
-            seed=seed_of_signs(seed),
-        )
-        return log_prob + self.log_level_volume
-
-    def heldout_loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Bits per dimension, by `log_prob` in 16 steps."""
-        return self.bits_per_dim(self.log_prob(x, label, steps=16))
+    def ode(self, label: Tensor | None):
+        return lambda y, t: self.velocity(y, t, label), GF.gaussian_log_prob
 
     def draw(
         self,

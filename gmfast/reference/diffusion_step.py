@@ -57,7 +57,9 @@ def diffusion_step(
     elif clip is not None:
         predicted = predicted.clamp(-clip, clip)
     if noise is None and seed is not None:
-        noise = step_noise(seed, step, x.shape, x.dtype, x.device)
+        noise = philox.array_normal(
+            seed, tuple(x.shape), x.dtype, x.device, draw=step + 1
+        )  # 0: the first noise
     spread = 1
     if variance is not None:
         low, high = column["log_var_min"], column["log_var_max"]
@@ -88,21 +90,3 @@ def _std(m):
 
 def _flat(m):
     return m.flatten(1) if m.dim() > 1 else m[:, None]
-
-
-def step_noise(seed, step, shape, dtype, device):
-    """Standard normal numbers of a step: draw step + 1 of the seed; draw 0 is a sampler's first noise.
-
-    Of seeds (B,), sample i is sample 0 of a call with seed i.
-    """
-    if seed.dim() == 0 and not (isinstance(step, torch.Tensor) and step.dim()):
-        return philox.array_normal(seed, tuple(shape), dtype, device, draw=step + 1)
-    seeds, steps = (torch.as_tensor(v, device=device).expand(shape[0]) for v in (seed, step))
-    samples = range(shape[0])
-    of_own = seed.dim() > 0
-    noise = []
-    for i, (s, k) in enumerate(zip(seeds, steps, strict=True)):
-        first = 0 if of_own else i
-        drawn = philox.array_normal(s, (first + 1, *shape[1:]), dtype, device, draw=k + 1)
-        noise.append(drawn[first])
-    return torch.stack(noise) if samples else torch.empty(shape, dtype=dtype, device=device)

@@ -33,7 +33,8 @@ def philox(counter, key):
 def words(seed, batch, spatial, draw, device, first=0):
     """Four words (B, *S) for each sample and position, counted from `first`.
 
-    `seed`: an int64 tensor, 0-dim, or (B,): each sample is then the first of its own seed.
+    `seed`: an int64 tensor, 0-dim, or (B,): each sample is then the first of its own seed. `draw`: an int, or
+    an int64 tensor, 0-dim or (B,).
     """
     numel = 1
     for size in spatial:
@@ -42,6 +43,8 @@ def words(seed, batch, spatial, draw, device, first=0):
     sample = torch.arange(batch, device=device).reshape(batch, *[1] * len(spatial))
     if seed.dim():
         sample, seed = torch.zeros_like(sample), seed.reshape(sample.shape)
+    if isinstance(draw, torch.Tensor) and draw.dim():
+        draw = draw.reshape(sample.shape)
     shape = torch.broadcast_shapes(position.shape, sample.shape)
     zero = torch.zeros(shape, dtype=torch.int64, device=device)
     counter = (zero + (position & _WORD), zero + (position >> 32), zero + (sample & _WORD), zero + draw)
