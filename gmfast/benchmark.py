@@ -137,6 +137,16 @@ def load_cases():
 # ---- How it is timed ---------------------------------------------------------------------------------
 
 
+def cases_of(operations):
+    """Those of operations with one of these words in their names."""
+    cases = load_cases()
+    names = ", ".join(dict.fromkeys(case.operation.split(",")[0] for case in cases))
+    for word in operations:
+        if not any(word in case.operation for case in cases):
+            raise ValueError(f"operations: expected some of {names}, got {word!r}")
+    return [case for case in cases if any(word in case.operation for word in operations)]
+
+
 def bind(function, case, inputs):
     """A call without arguments that does the case's work on one set of inputs."""
     if case.direction == "forward":

@@ -370,6 +370,9 @@ def doctor() -> None:
 
 @app.command()
 def bench(
+    operations: Annotated[
+        list[str] | None, typer.Argument(help="Words of their names, such as conv; by default all.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the table, the CSV and the picture.")] = Path(
         "out/bench"
     ),
@@ -381,11 +384,15 @@ def bench(
 ) -> None:
     """Time the operations against plain PyTorch and torch.compile."""
     if sampling:
+        if operations:
+            raise ValueError(f"OPERATIONS: expected none with --sampling, got {' '.join(operations)}")
         from .benchmarks.sampling import main
-    else:
-        from .benchmark import main
 
-    main(out=out, quick=quick)
+        main(out=out, quick=quick)
+    else:
+        from . import benchmark
+
+        benchmark.main(out=out, quick=quick, cases=benchmark.cases_of(operations) if operations else None)
 
 
 def _sample_vectors(

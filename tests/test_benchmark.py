@@ -182,6 +182,17 @@ def test_main_writes_csv_and_png(ledger, tmp_path, capsys):
     assert row["operation"] == "one" and row["reached"] == "yes"
 
 
+def test_some_operations_are_chosen_by_a_word_of_their_names():
+    chosen = benchmark.cases_of(["actnorm", "causal_conv1d"])
+    assert {case.operation for case in chosen} == {
+        "actnorm",
+        "causal_conv1d",
+        "causal_conv1d, depthwise, silu",
+    }
+    with pytest.raises(ValueError, match=r"operations: expected some of actnorm, .*, got 'actnorn'"):
+        benchmark.cases_of(["actnorn"])
+
+
 def test_main_stops_when_time_is_up(ledger, tmp_path, capsys):
     target = {"cpu": Target(eager=5)}
     cases = [fake_case(ledger), fake_case(ledger, operation="wanted", targets=target), fake_case(ledger)]
