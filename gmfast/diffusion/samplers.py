@@ -232,6 +232,20 @@ def _check_solver(solver):
         raise ValueError(f"solver: expected 'midpoint' or 'heun', got {solver!r}")
 
 
+def _check_formulation(formulation):
+    if formulation not in ("exact", "published"):
+        raise ValueError(f"formulation: expected 'exact' or 'published', got {formulation!r}")
+
+
+def _with_noise(now, to, eta):
+    """Of SDE-DPM-Solver++: (1 + eta)·h, φ = e^-(1 + eta)h - 1, and the weights of x and of the noise."""
+    h, _ = _exponential(now, to)
+    stretched = (1 + eta) * h
+    eta_h = eta * h if eta else 0.0
+    noise = to.sigma * math.sqrt(-math.expm1(-2 * eta_h))
+    return stretched, math.expm1(-stretched), dict(x=to.sigma / now.sigma * math.exp(-eta_h), noise=noise)
+
+
 @dataclass(frozen=True)
 class DPMPP2M(Sampler):
     """DPM-Solver++(2M) (Lu et al., 2022, arXiv:2211.01095), algorithm 2. `solver`: "midpoint", or "heun"."""
@@ -265,29 +279,10 @@ class DPMPP3M(Sampler):
     formulation: str = "exact"
 
     def __post_init__(self):
-        if self.formulation not in ("exact", "published"):
-            raise ValueError(f"formulation: expected 'exact' or 'published', got {self.formulation!r}")
+        _check_formulation(self.formulation)
 
     def rows(self, schedule, levels):
-        for k, (now, to) in enumerate(pairwise(levels)):
-            h, phi = _exponential(now, to)
-            base = -to.alpha * phi
-            weights = dict(x=to.sigma / now.sigma, x0=base)
-            order = _order(3, levels, k)
-            if order > 1:
-                c1 = to.alpha * (phi / h + 1)
-                r0 = (now.log_snr - levels[k - 1].log_snr) / h
-                if order == 2:
-                    weights.update(x0=base + c1 / r0, h1=-c1 / r0)
-                else:
-                    c2 = -to.alpha * ((phi + h) / h**2 - 0.5)
-                    if self.formulation == "exact":
-                        c2 *= 2  # the second divided difference is half the second derivative
-                    r1 = (levels[k - 1].log_snr - levels[k - 2].log_snr) / h
-                    u = (c1 * (1 + r0 / (r0 + r1)) + c2 / (r0 + r1)) / r0
-                    w = (c1 * r0 + c2) / ((r0 + r1) * r1)
-                    weights.update(x0=base + u, h1=-(u + w), h2=w)
-            yield Row(now, to, weights, keep=("x0", "h1")[: k + 1])
+        return DPMPP3MSDE.rows(DPMPP3MSDE(0.0, self.formulation), schedule, levels)
 
 
 @dataclass(frozen=True)
@@ -303,19 +298,52 @@ class DPMPP2MSDE(Sampler):
 
     def rows(self, schedule, levels):
         for k, (now, to) in enumerate(pairwise(levels)):
-            h, _ = _exponential(now, to)
-            stretched = (1 + self.eta) * h
-            base = -to.alpha * math.expm1(-stretched)
-            eta_h = self.eta * h if self.eta else 0.0
-            noise = to.sigma * math.sqrt(-math.expm1(-2 * eta_h))
-            weights = dict(x=to.sigma / now.sigma * math.exp(-eta_h), x0=base, noise=noise)
+            stretched, phi, weights = _with_noise(now, to, self.eta)
+            base = -to.alpha * phi
+            weights.update(x0=base)
             if _order(2, levels, k) == 2:
+                h, _ = _exponential(now, to)
                 r0 = (now.log_snr - levels[k - 1].log_snr) / h
                 slope = base / 2
                 if self.solver == "heun":
-                    slope = to.alpha * (math.expm1(-stretched) / stretched + 1)
+                    slope = to.alpha * (phi / stretched + 1)
                 weights.update(x0=base + slope / r0, h1=-slope / r0)
             yield Row(now, to, weights, keep=("x0",))
+
+
+@dataclass(frozen=True)
+class DPMPP3MSDE(Sampler):
+    """SDE-DPM-Solver++ of third order, multistep (Lu et al., 2022, arXiv:2211.01095): `DPMPP3M`, whose
+    `formulation` it has, with noise; `eta` 0 is without."""
+
+    eta: float = 1.0
+    formulation: str = "exact"
+
+    def __post_init__(self):
+        _check_eta(self.eta)
+        _check_formulation(self.formulation)
+
+    def rows(self, schedule, levels):
+        for k, (now, to) in enumerate(pairwise(levels)):
+            stretched, phi, weights = _with_noise(now, to, self.eta)
+            base = -to.alpha * phi
+            weights.update(x0=base)
+            order = _order(3, levels, k)
+            if order > 1:
+                h, _ = _exponential(now, to)
+                c1 = to.alpha * (phi / stretched + 1)
+                r0 = (now.log_snr - levels[k - 1].log_snr) / h
+                if order == 2:
+                    weights.update(x0=base + c1 / r0, h1=-c1 / r0)
+                else:
+                    c2 = -to.alpha * ((phi + stretched) / stretched**2 - 0.5)
+                    if self.formulation == "exact":
+                        c2 *= 2  # the second divided difference is half the second derivative
+                    r1 = (levels[k - 1].log_snr - levels[k - 2].log_snr) / h
+                    u = (c1 * (1 + r0 / (r0 + r1)) + c2 / (r0 + r1)) / r0
+                    w = (c1 * r0 + c2) / ((r0 + r1) * r1)
+                    weights.update(x0=base + u, h1=-(u + w), h2=w)
+            yield Row(now, to, weights, keep=("x0", "h1")[: k + 1])
 
 
 @dataclass(frozen=True)
@@ -447,19 +475,22 @@ class EDM(Sampler):
     min(`churn`/steps, √2 - 1) of it, times `s_noise`.
 
     A step's result has the next step's added noise in it already. Of discrete schedules sigma is raised to
-    that of the nearest time step, which the denoiser is told.
+    that of the nearest time step, which the denoiser is told. `order` 1 is Euler's method with that noise.
     """
 
     churn: float = 0.0
     s_min: float = 0.0
     s_max: float = math.inf
     s_noise: float = 1.0
+    order: int = 2
     schedule = "karras"
 
     def __post_init__(self):
         for name in ("churn", "s_noise"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)!r}")
+        if self.order not in (1, 2):
+            raise ValueError(f"order: expected 1 or 2, got {self.order!r}")
 
     def _raised(self, schedule, levels):
         """The levels with the added noise (the last has none), and the standard deviations added, of y."""
@@ -494,11 +525,51 @@ class EDM(Sampler):
             def ending(weights, rise=rise, noise=noise):
                 return {name: rise * w for name, w in weights.items()} | {"noise": noise}
 
-            if to.sigma == 0 or now.scale == 0:
+            if self.order == 1 or to.sigma == 0 or now.scale == 0:
                 yield Row(now, after, ending(_euler(now, to)))
             else:
                 yield Row(now, to, _euler(now, to), keep=("x",), whole=False)
                 yield Row(to, after, ending(_heun(now, to)))
+
+
+@dataclass(frozen=True)
+class LMS(Sampler):
+    """The linear multistep method of Adams and Bashforth for the probability flow dy/du = (y - x0)/u (Karras
+    et al., 2022, arXiv:2206.00364, eq. 4) at levels of any distance: the polynomial through the last `order`
+    slopes, 1 to 5, integrated exactly."""
+
+    order: int = 4
+    schedule = "karras"
+
+    def __post_init__(self):
+        if self.order not in (1, 2, 3, 4, 5):
+            raise ValueError(f"order: expected 1 to 5, got {self.order!r}")
+
+    def rows(self, schedule, levels):
+        for k, (now, to) in enumerate(pairwise(levels)):
+            kept = dict(kept_x=1 / now.sigma, kept_x0=-1 / now.u)  # the slope
+            if now.scale == 0:
+                weights = _euler(now, to)
+            else:
+                usable = [level.u for level in levels[max(k + 1 - self.order, 0) : k + 1] if level.scale]
+                of_slope, *others = (to.scale * w for w in _adams_bashforth(usable[::-1], to.u))
+                weights = dict(x=to.scale / now.scale + of_slope / now.sigma, x0=-of_slope / now.u)
+                weights.update({f"h{i}": w for i, w in enumerate(others, 1)})
+            yield Row(now, to, weights | kept, keep=("kept", "h1", "h2", "h3")[: min(k + 1, self.order - 1)])
+
+
+def _adams_bashforth(points, end):
+    """Of values at points, their weights in the integral of the polynomial through them, from the first point
+    to `end`: by Gauss's rule of three nodes, which is exact to degree 5."""
+    start = points[0]
+    half = (end - start) / 2
+    weights = [0.0] * len(points)
+    for node, share in ((-math.sqrt(0.6), 5 / 9), (0.0, 8 / 9), (math.sqrt(0.6), 5 / 9)):
+        at = start + half * (1 + node)
+        for j, point in enumerate(points):
+            others = (p for i, p in enumerate(points) if i != j)
+            weights[j] += half * share * math.prod((at - p) / (point - p) for p in others)
+    return weights
 
 
 # ---- Distilled networks -----------------------------------------------------------------------------------
@@ -653,10 +724,12 @@ SAMPLERS = {
     "dpmpp_2m": DPMPP2M,
     "dpmpp_3m": DPMPP3M,
     "dpmpp_2m_sde": DPMPP2MSDE,
+    "dpmpp_3m_sde": DPMPP3MSDE,
     "euler": Euler,
     "euler_ancestral": EulerAncestral,
     "heun": Heun,
     "edm": EDM,
+    "lms": LMS,
     "lcm": LCM,
     "tcd": TCD,
     "consistency": Consistency,

@@ -50,8 +50,9 @@ def sample(
         shape: `(B, *S)`.
         sampler: one of `gmfast.diffusion.SAMPLERS`, or an object such as `gmfast.diffusion.DDIM(eta=0.5)`.
         schedule: one of `gmfast.diffusion.SCHEDULES`, or an object; by default the sampler's: "linear" for
-            ddpm, ddim, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc, lcm and tcd, "karras" for euler,
-            euler_ancestral, heun, edm and consistency, "exponential" for langevin, "flow" for flow_euler.
+            ddpm, ddim, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, dpmpp_3m_sde, unipc, lcm and tcd, "karras" for
+            euler, euler_ancestral, heun, edm, lms and consistency, "exponential" for langevin, "flow" for
+            flow_euler.
         steps: how many. The denoiser is called once a step (heun, edm: twice, but for the last; langevin: as
             often as it says, and once more).
         prediction: "epsilon" (the noise; for flow_euler: "flow"), "x0", "v", "flow" or "score".

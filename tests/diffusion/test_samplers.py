@@ -56,6 +56,11 @@ def error(sampler, schedule, prediction, times):
         (diffusion.DPMPP2MSDE(eta=0.0, solver="heun"), 2),
         (diffusion.DPMPP3M(formulation="published"), 2),
         (diffusion.DPMPP3M(), 3),
+        (diffusion.DPMPP3MSDE(eta=0.0), 3),
+        (diffusion.DPMPP3MSDE(eta=0.0, formulation="published"), 2),
+        (diffusion.EDM(order=1), 1),
+        (diffusion.LMS(2), 2),
+        (diffusion.LMS(3), 3),
         (diffusion.UniPC(1, lower_order_final=False), 2),
         (diffusion.UniPC(2, lower_order_final=False), 3),
         (diffusion.UniPC(3, lower_order_final=False), 4),
@@ -67,6 +72,21 @@ def test_order_of_convergence(sampler, order, schedule, prediction):
     coarse, fine = (error(sampler, schedule, prediction, geometric(schedule, n)) for n in (64, 128))
     assert fine < 0.005
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
+
+
+def test_slopes_are_weighted_as_adams_and_bashforth_have_it():
+    """At equal distances the weights are known (Hairer et al., "Solving ODEs I", III.1)."""
+    levels = [diffusion.Level(u, 1.0, u, 1.0) for u in (6.0, 5.0, 4.0, 3.0, 2.0, 1.0)]
+    known = {
+        2: [3 / 2, -1 / 2],
+        4: [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+        5: [1901 / 720, -2774 / 720, 2616 / 720, -1274 / 720, 251 / 720],
+    }
+    for order, (first, *others) in known.items():
+        row = list(diffusion.LMS(order).rows(VE, levels))[-1]
+        assert row.weights["x0"] == pytest.approx(first / 2)  # the slope is (x - x0)/2, and the step -1
+        assert row.weights["x"] == pytest.approx(1 - first / 2)
+        assert [row.weights[f"h{i}"] for i in range(1, order)] == pytest.approx([-w for w in others])
 
 
 @pytest.mark.parametrize(
@@ -123,6 +143,10 @@ def check_law(denoiser, sampler, schedule, prediction, steps):
         (diffusion.DPMPP2MSDE(), "linear", 250),
         (diffusion.DPMPP2MSDE(solver="heun"), "karras", 100),
         (diffusion.DPMPP2MSDE(), "karras", 100),
+        (diffusion.DPMPP3MSDE(), "karras", 100),
+        (diffusion.DPMPP3MSDE(eta=0.5), "linear", 250),
+        (diffusion.EDM(churn=30, s_max=30, order=1), "karras", 300),
+        (diffusion.LMS(), "karras", 100),
         (diffusion.DPMPP3M(), "linear", 100),
         (diffusion.UniPC(), "linear", 100),
         (diffusion.EulerAncestral(), "karras", 300),
