@@ -94,7 +94,7 @@ class Plan:
                 for name, value in {"x0_x": p, "x0_m": q, **row.weights}.items():
                     cells.append((i, index[name]))
                     values.append(value)
-            where = torch.tensor(cells).T
+            where = torch.tensor(cells, dtype=torch.int64).reshape(-1, 2).T
             table[where[0], where[1]] = torch.tensor(values, dtype=torch.float64)
             table[-1, index["x"]] = 1
             self._tables[device] = table.to(device)

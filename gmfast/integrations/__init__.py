@@ -1,0 +1,1 @@
+"""Drop-ins for the samplers of other libraries: one module for each."""
