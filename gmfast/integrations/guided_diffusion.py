@@ -624,9 +624,13 @@ class GaussianDiffusion:
     def _table(self, kind, prediction, device, eta=0.0):
         """`(T, 20)`: row t is for x at t."""
         key = kind, prediction, device, float(eta)
+        return self._kept(key, device, lambda: self._make_table(kind, prediction, eta))
+
+    def _kept(self, key, device, make):
+        """A tensor that every later call uses, even if this one is in inference mode."""
         if key not in self._tables:
-            table = self._make_table(kind, prediction, eta)
-            self._tables[key] = table.to(device)
+            with torch.inference_mode(False), torch.device("cpu"):
+                self._tables[key] = make().to(device)
         return self._tables[key]
 
     def _make_table(self, kind, prediction, eta):
@@ -673,10 +677,9 @@ class GaussianDiffusion:
 
     def _column(self, name, t, x=None):
         """Constants at t, `(B,)`, float32, or `(B, 1, ...)` for x."""
-        key = name, t.device
-        if key not in self._tables:
-            self._tables[key] = torch.from_numpy(self._constants(name)).to(t.device, torch.float32)
-        values = self._tables[key][_times(t)]
+        values = self._kept(
+            (name, t.device), t.device, lambda: torch.from_numpy(self._constants(name)).float()
+        )[_times(t)]
         return values if x is None else values.reshape(-1, *[1] * (x.dim() - 1))
 
     def _constants(self, name):
@@ -735,10 +738,8 @@ class _Told:
 
     def __call__(self, x, t, **kwargs):
         spaced = self._spaced
-        key = "told", t.device
-        if key not in spaced._tables:
-            spaced._tables[key] = torch.tensor(spaced.timestep_map, device=t.device)
-        told = spaced._tables[key].to(t.dtype)[t]
+        steps = spaced._kept(("told", t.device), t.device, lambda: torch.tensor(spaced.timestep_map))
+        told = steps[_times(t)].to(t.dtype)
         if spaced.rescale_timesteps:
             told = told.float() * (1000.0 / spaced.original_num_steps)
         return self.model(x, told, **kwargs)

@@ -547,6 +547,18 @@ def test_copies_and_enumerations_of_others():
     assert not LossType.MSE.is_vb() and LossType.RESCALED_KL.is_vb()
 
 
+def test_training_after_sampling_in_inference_mode():
+    """And steps without a graph, of which nothing has a gradient."""
+    net, process = Net(ModelVarType.LEARNED_RANGE), make(var_type=ModelVarType.LEARNED_RANGE)
+    x, t = batch()
+    with torch.inference_mode():
+        process.p_sample_loop(net, x.shape)
+        process.training_losses(net, x, t)
+    process.training_losses(net, x, t)["loss"].sum().backward()
+    assert net.layer.weight.grad.abs().max() > 0
+    assert not process.p_sample_loop(net, x.shape).requires_grad
+
+
 def test_exact_decoder():
     x = (torch.randint(0, 256, (4, 3, 4, 5)) / 127.5 - 1).float()
     t = torch.zeros(4, dtype=torch.int64)

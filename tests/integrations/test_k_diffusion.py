@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from diffusion import test_peer_schedulers
 from diffusion.gaussians import Mixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,6 +14,7 @@ import gmfast.functional as GF
 from gmfast import diffusion
 from gmfast.integrations import k_diffusion as ours
 
+k_diffusion = test_peer_schedulers.k_diffusion
 TWO = Mixture([-1.0, 0.5], 0.4)
 CHURN = dict(s_churn=5.0, s_tmin=0.05, s_tmax=50.0, s_noise=1.1)
 
