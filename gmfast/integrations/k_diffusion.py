@@ -279,7 +279,7 @@ class _Loop:
         gamma = min(churn / self.steps, 2**0.5 - 1)
         within = (self.host >= s_min) & (self.host <= s_max)
         if gamma > 0 and within.any():
-            self.raise_by = torch.where(within, gamma, 0.0).tolist()
+            self.raise_by = [gamma if raised else 0.0 for raised in within.tolist()]
             self.raised = torch.where(within, self.host * (gamma + 1), self.host)
             self.first_added = s_noise * math.sqrt(self.raise_by[0] * (2 + self.raise_by[0])) * self.values[0]
             sampler = diffusion.EDM(churn, s_min, s_max, s_noise, order)
