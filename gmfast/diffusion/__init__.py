@@ -29,7 +29,7 @@ from .samplers import (
     Sampler,
     UniPC,
 )
-from .sampling import add_noise, capture, sample
+from .sampling import add_noise, capture, plan, sample, training_table
 from .schedules import (
     SCHEDULES,
     FlowMatching,
@@ -84,7 +84,9 @@ __all__ = [
     "cosine",
     "laplace",
     "linear",
+    "plan",
     "sample",
     "scaled_linear",
     "sigmoid",
+    "training_table",
 ]

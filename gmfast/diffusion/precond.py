@@ -6,7 +6,7 @@ from torch import nn
 
 class EDMPrecond(nn.Module):
     """A denoiser x0 = c_skip·x + c_out·network(c_in·x, c_noise) (Karras et al., 2022, arXiv:2206.00364, eq. 7
-    and table 1): prediction="x0" of a "karras" schedule.
+    and table 1), of a "karras" schedule; `sample` reads from it that it predicts x0.
 
     c_skip = σd²/(s² + σd²), c_out = s·σd/√(σ² + σd²), c_in = 1/√(σ² + σd²) and c_noise = ln(σ)/4, with
     s = σ - `sigma_min`. A `sigma_min` above 0 makes a consistency function of it, which is the identity there
@@ -16,6 +16,8 @@ class EDMPrecond(nn.Module):
         network: called as `network(c_in·x, c_noise, *more)` with c_noise `(B,)`.
         sigma_data: σd, the standard deviation of the data.
     """
+
+    prediction = "x0"
 
     def __init__(self, network, sigma_data=0.5, sigma_min=0.0):
         super().__init__()

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import torch
 
+from ..ops import _check
 from ..reference.diffusion_step import COLUMNS
 from .schedules import Level, VariancePreserving
 from .spacing import lcm as lcm_spacing
@@ -64,6 +65,7 @@ class Plan:
     prediction: str
     start: Level  #: where sampling begins
     learned_range: bool = False
+    discrete: bool = False  #: whether times are whole numbers
     _tables: dict = field(default_factory=dict)
 
     def __len__(self):
@@ -83,8 +85,10 @@ class Plan:
         """Whether the rows have a second sum."""
         return any("kept" in row.keep for row in self.rows)
 
-    def table(self, device):
-        """`(rows + 1, 20)`, float64; the last row leaves x as it is."""
+    def table(self, device="cpu"):
+        """`(rows + 1, 20)`, float64, for `gmfast.functional.diffusion_step`: in the order of sampling, from
+        noise to data; the last row leaves x as it is, for samples that have arrived before others."""
+        device = torch.device(device)
         if device not in self._tables:
             table = torch.zeros(len(self.rows) + 1, len(COLUMNS), dtype=torch.float64)
             index = {name: i for i, name in enumerate(COLUMNS)}
@@ -100,19 +104,19 @@ class Plan:
             self._tables[device] = table.to(device)
         return self._tables[device]
 
-    def times(self, device, dtype):
-        """What the denoiser is told at each row, `(rows,)`."""
-        key = device, dtype
+    def times(self, device="cpu", dtype=torch.float32):
+        """What the denoiser is told at each row, `(rows,)`: int64 of a discrete schedule, else `dtype`."""
+        key = torch.device(device), torch.int64 if self.discrete else dtype
         if key not in self._tables:
-            self._tables[key] = torch.tensor([row.now.t for row in self.rows], dtype=dtype, device=device)
+            self._tables[key] = torch.tensor([row.now.t for row in self.rows], dtype=key[1], device=device)
         return self._tables[key]
 
 
 class Sampler:
-    """What every sampler has."""
+    """What every sampler has. One of one's own that can be hashed is taken not to change: plans are kept."""
 
     schedule = "linear"  #: unless `sample` is told another
-    prediction = "epsilon"  #: what `sample`'s prediction="epsilon" is taken for
+    __hash__ = None
 
     def times(self, schedule, steps):
         """Times from noise to data, and where to end: `steps + 1`."""
@@ -122,12 +126,21 @@ class Sampler:
         """The `Row`s that lead through the levels."""
         raise NotImplementedError
 
-    def plan(self, schedule, times, prediction="epsilon"):
-        """The `Plan` of times from noise to where to end."""
+    def plan(self, schedule, times, prediction=None):
+        """The `Plan` of times from noise to where to end. `prediction`: by default the schedule's."""
+        prediction = schedule.prediction if prediction is None else prediction
+        _check.one_of("prediction", prediction, PREDICTIONS)
+        low, high = schedule.span
+        if not (times[0] <= high and low <= times[-1]):
+            raise ValueError(f"times: expected at least {low:g} and at most {high:g}, got {list(times)}")
         levels = [schedule.level(t) for t in times]
-        rows = list(self.rows(schedule, levels))
+        learned_range = getattr(self, "variance", "") == "learned_range"
         return Plan(
-            rows, prediction, self.begin(schedule, levels), getattr(self, "variance", "") == "learned_range"
+            list(self.rows(schedule, levels)),
+            prediction,
+            self.begin(schedule, levels),
+            learned_range,
+            schedule.discrete,
         )
 
     def begin(self, schedule, levels):
@@ -156,8 +169,7 @@ class DDPM(Sampler):
     variance: str = "small"
 
     def __post_init__(self):
-        if self.variance not in ("small", "large", "learned_range"):
-            raise ValueError(f"variance: expected 'small', 'large' or 'learned_range', got {self.variance!r}")
+        _check.one_of("variance", self.variance, ("small", "large", "learned_range"))
 
     def rows(self, schedule, levels):
         small = None
@@ -178,19 +190,16 @@ class DDPM(Sampler):
             yield Row(now, to, weights)
 
 
-def _check_eta(eta, most=math.inf):
-    if not 0 <= eta <= most:
-        raise ValueError(
-            f"eta: expected a number from 0 to {most:g}, got {eta!r}"
-            if most < math.inf
-            else f"eta: expected 0 or more, got {eta!r}"
-        )
-
-
 def implicit(now, to, eta=0.0):
     """x' = alpha'·x0 + √(sigma'² - s²)·ε + s·z, with ε = (x - alpha·x0)/sigma."""
     *_, beta, share = posterior(now, to)
-    s = min(eta * math.sqrt(beta * share), to.sigma)
+    s = eta * math.sqrt(beta * share)
+    if s > to.sigma and eta > 1:
+        raise ValueError(
+            f"eta: expected at most {eta * to.sigma / s:.6g}, with which all the noise of time {to.t:g} is "
+            f"new, got {eta}"
+        )
+    s = min(s, to.sigma)
     of_epsilon = math.sqrt(to.sigma**2 - s * s)
     return dict(x=of_epsilon / now.sigma, x0=to.alpha - of_epsilon * now.alpha / now.sigma, noise=s)
 
@@ -198,12 +207,12 @@ def implicit(now, to, eta=0.0):
 @dataclass(frozen=True)
 class DDIM(Sampler):
     """Denoising diffusion implicit models (Song et al., 2021, arXiv:2010.02502), eq. 12; `eta` 0 is
-    deterministic, 1 is DDPM."""
+    deterministic, 1 is DDPM. More is refused where a step would have more new noise than noise."""
 
     eta: float = 0.0
 
     def __post_init__(self):
-        _check_eta(self.eta)
+        _check.finite("eta", self.eta, 0)
 
     def rows(self, schedule, levels):
         for now, to in pairwise(levels):
@@ -227,14 +236,8 @@ def _exponential(now, to):
     return h, math.expm1(-h)
 
 
-def _check_solver(solver):
-    if solver not in ("midpoint", "heun"):
-        raise ValueError(f"solver: expected 'midpoint' or 'heun', got {solver!r}")
-
-
-def _check_formulation(formulation):
-    if formulation not in ("exact", "published"):
-        raise ValueError(f"formulation: expected 'exact' or 'published', got {formulation!r}")
+SOLVERS = ("midpoint", "heun")
+FORMULATIONS = ("exact", "published")
 
 
 def _with_noise(now, to, eta):
@@ -253,7 +256,7 @@ class DPMPP2M(Sampler):
     solver: str = "midpoint"
 
     def __post_init__(self):
-        _check_solver(self.solver)
+        _check.one_of("solver", self.solver, SOLVERS)
 
     def rows(self, schedule, levels):
         for k, (now, to) in enumerate(pairwise(levels)):
@@ -279,7 +282,7 @@ class DPMPP3M(Sampler):
     formulation: str = "exact"
 
     def __post_init__(self):
-        _check_formulation(self.formulation)
+        _check.one_of("formulation", self.formulation, FORMULATIONS)
 
     def rows(self, schedule, levels):
         return DPMPP3MSDE.rows(DPMPP3MSDE(0.0, self.formulation), schedule, levels)
@@ -293,8 +296,8 @@ class DPMPP2MSDE(Sampler):
     solver: str = "midpoint"
 
     def __post_init__(self):
-        _check_eta(self.eta)
-        _check_solver(self.solver)
+        _check.finite("eta", self.eta, 0)
+        _check.one_of("solver", self.solver, SOLVERS)
 
     def rows(self, schedule, levels):
         for k, (now, to) in enumerate(pairwise(levels)):
@@ -320,8 +323,8 @@ class DPMPP3MSDE(Sampler):
     formulation: str = "exact"
 
     def __post_init__(self):
-        _check_eta(self.eta)
-        _check_formulation(self.formulation)
+        _check.finite("eta", self.eta, 0)
+        _check.one_of("formulation", self.formulation, FORMULATIONS)
 
     def rows(self, schedule, levels):
         for k, (now, to) in enumerate(pairwise(levels)):
@@ -359,8 +362,7 @@ class UniPC(Sampler):
     lower_order_final: bool = True
 
     def __post_init__(self):
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"order: expected 1, 2 or 3, got {self.order!r}")
+        _check.one_of("order", self.order, (1, 2, 3))
 
     def rows(self, schedule, levels):
         steps = len(levels) - 1
@@ -432,13 +434,14 @@ class Euler(Sampler):
 @dataclass(frozen=True)
 class EulerAncestral(Sampler):
     """Euler's method to a level below, then noise up to the next one, as k-diffusion does; with eta = 1 the
-    posterior of DDPM (Ho et al., 2020, arXiv:2006.11239) at sigmas of one's own choice."""
+    posterior of DDPM (Ho et al., 2020, arXiv:2006.11239) at sigmas of one's own choice. More is refused where
+    the level would lie below the data."""
 
     eta: float = 1.0
     schedule = "karras"
 
     def __post_init__(self):
-        _check_eta(self.eta)
+        _check.finite("eta", self.eta, 0)
 
     def rows(self, schedule, levels):
         for now, to in pairwise(levels):
@@ -486,11 +489,10 @@ class EDM(Sampler):
     schedule = "karras"
 
     def __post_init__(self):
-        for name in ("churn", "s_noise"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)!r}")
-        if self.order not in (1, 2):
-            raise ValueError(f"order: expected 1 or 2, got {self.order!r}")
+        for name in ("churn", "s_min", "s_noise"):
+            _check.finite(name, getattr(self, name), 0)
+        _check.number("s_max", self.s_max, self.s_min, math.inf)
+        _check.one_of("order", self.order, (1, 2))
 
     def _raised(self, schedule, levels):
         """The levels with the added noise (the last has none), and the standard deviations added, of y."""
@@ -542,8 +544,7 @@ class LMS(Sampler):
     schedule = "karras"
 
     def __post_init__(self):
-        if self.order not in (1, 2, 3, 4, 5):
-            raise ValueError(f"order: expected 1 to 5, got {self.order!r}")
+        _check.one_of("order", self.order, (1, 2, 3, 4, 5))
 
     def rows(self, schedule, levels):
         for k, (now, to) in enumerate(pairwise(levels)):
@@ -578,10 +579,19 @@ def _adams_bashforth(points, end):
 class _Distilled(Sampler):
     """Those visit some of the time steps at which the network was distilled."""
 
+    def __post_init__(self):
+        _check.at_least("original_steps", self.original_steps, 1)
+
     def times(self, schedule, steps):
         if isinstance(schedule, VariancePreserving) and schedule.discrete:
             return lcm_spacing(schedule, steps, self.original_steps)
         return schedule.times(steps)
+
+
+def _noised(to):
+    """Of x0 with a level's noise: the weights of x0 and of the noise. At the end of time steps it is x0,
+    whatever `final_alpha_cumprod` says."""
+    return (1.0, 0.0) if to.t < 0 else (to.alpha, to.sigma)
 
 
 @dataclass(frozen=True)
@@ -594,11 +604,17 @@ class LCM(_Distilled):
     timestep_scaling: float = 10.0
     sigma_data: float = 0.5
 
+    def __post_init__(self):
+        super().__post_init__()
+        _check.finite("timestep_scaling", self.timestep_scaling, 0)
+        _check.positive("sigma_data", self.sigma_data)
+
     def rows(self, schedule, levels):
         for now, to in pairwise(levels):
+            alpha, sigma = _noised(to)
             tau, s = self.timestep_scaling * now.t, self.sigma_data
             c_skip, c_out = s * s / (tau * tau + s * s), tau / math.hypot(tau, s)
-            yield Row(now, to, dict(x=to.alpha * c_skip, x0=to.alpha * c_out, noise=to.sigma))
+            yield Row(now, to, dict(x=alpha * c_skip, x0=alpha * c_out, noise=sigma))
 
 
 @dataclass(frozen=True)
@@ -610,7 +626,8 @@ class TCD(_Distilled):
     eta: float = 0.3
 
     def __post_init__(self):
-        _check_eta(self.eta, 1)
+        super().__post_init__()
+        _check.number("eta", self.eta, 0, 1)
 
     def rows(self, schedule, levels):
         for now, to in pairwise(levels):
@@ -642,8 +659,9 @@ class Consistency(Sampler):
 
     def rows(self, schedule, levels):
         for now, to in pairwise(levels):
-            noise = math.sqrt(max(to.sigma**2 - (to.alpha * schedule.sigma_min) ** 2, 0.0))
-            yield Row(now, to, dict(x0=to.alpha, noise=noise))
+            alpha, sigma = _noised(to)
+            noise = math.sqrt(max(sigma**2 - (alpha * schedule.sigma_min) ** 2, 0.0))
+            yield Row(now, to, dict(x0=alpha, noise=noise))
 
 
 # ---- Flow matching, score matching ------------------------------------------------------------------------
@@ -654,18 +672,19 @@ class FlowEuler(Sampler):
     """Euler's method x' = x + (t' - t)·m for the velocity m of flow matching (Lipman et al., 2023,
     arXiv:2210.02747) and of rectified flow (Liu et al., 2023, arXiv:2209.03003).
 
-    `stochastic`: x' = (1 - t')·x0 + t'·z, with x0 = x - t·m. prediction="epsilon" means "flow" here: of
-    nothing but noise (t = 1) the noise says nothing of the data.
+    `stochastic`: x' = (1 - t')·x0 + t'·z, with x0 = x - t·m.
     """
 
     stochastic: bool = False
     schedule = "flow"
-    prediction = "flow"
 
     def rows(self, schedule, levels):
         for now, to in pairwise(levels):
-            weights = dict(x0=to.alpha, noise=to.sigma) if self.stochastic else _euler(now, to)
-            yield Row(now, to, weights)
+            if self.stochastic:
+                alpha, sigma = _noised(to)
+                yield Row(now, to, dict(x0=alpha, noise=sigma))
+            else:
+                yield Row(now, to, _euler(now, to))
 
 
 @dataclass(frozen=True)
@@ -683,10 +702,9 @@ class Langevin(Sampler):
     schedule = "exponential"
 
     def __post_init__(self):
-        if not self.per_level >= 1:
-            raise ValueError(f"per_level: expected at least 1, got {self.per_level!r}")
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"step_size: expected a positive number, got {self.step_size!r}")
+        _check.at_least("per_level", self.per_level, 1)
+        if self.step_size is not None:
+            _check.positive("step_size", self.step_size)
 
     def rows(self, schedule, levels):
         *noisy, end = levels

@@ -8,6 +8,8 @@ import torch
 from .. import functional as GF
 from .._progress import reporting
 from ..ops import _check, _seed
+from ..ops.diffusion_step import _check_options
+from ..ops.standard_normal import _shape
 from . import samplers, schedules
 
 
@@ -19,7 +21,7 @@ def sample(
     sampler="ddim",
     schedule=None,
     steps=50,
-    prediction="epsilon",
+    prediction=None,
     guidance=None,
     seed=None,
     device=None,
@@ -55,10 +57,13 @@ def sample(
             flow_euler.
         steps: how many. The denoiser is called once a step (heun, edm: twice, but for the last; langevin: as
             often as it says, and once more).
-        prediction: "epsilon" (the noise; for flow_euler: "flow"), "x0", "v", "flow" or "score".
+        prediction: "epsilon" (the noise), "x0", "v", "flow" or "score". By default what the denoiser says of
+            itself in an attribute `prediction`, as `EDMPrecond` does; else "flow" of a "flow" schedule and
+            "epsilon" of others.
         guidance: g of classifier-free guidance (Ho and Salimans, 2022, arXiv:2207.12598), unconditional +
             g·(m - unconditional). The denoiser is called as `denoiser(x, t, condition)` and `denoiser(x, t,
-            unconditional)`, or, without a `condition`, returns the pair (m, unconditional).
+            unconditional)`, or, without a `condition`, returns the pair (m, unconditional). With g = 1, that
+            is m, it is called once.
         guidance_rescale: see `gmfast.functional.diffusion_step`.
         seed: an int, an int64 tensor or a `torch.Generator`; for a seed for each sample, B ints or an int64
             tensor `(B,)`. Sample *i* is the same whatever the batch size; of seeds for each sample, sample
@@ -67,18 +72,21 @@ def sample(
             the denoiser's parameters (the CPU if it has none), and float32.
         progress: True shows a progress bar; a function is called with how many steps are done and of how
             many.
-        callback: called as `callback(step, x, x0)` after each step.
+        callback: called as `callback(step, x, x0)` after each step. If it returns False, that step is the
+            last, and x is what is returned.
         trajectory: also return x before the first and after each step, `(steps + 1, B, *S)`.
-        clip: x0 is clamped to [-clip, clip].
+        clip: x0 is clamped to [-clip, clip]; not with `threshold`.
         threshold, threshold_max: dynamic thresholding, as of `gmfast.functional.diffusion_step`.
         condition, unconditional: what the denoiser is given as a third argument; without guidance,
             `condition` alone, unless it is None.
-        init: data `(B, *S)` to begin with, noised to the level at which `strength`, 0 to 1, of the steps are
-            left (Meng et al., "SDEdit", 2022, arXiv:2108.01073). A `strength` for each sample, `(B,)`, is for
-            samplers that need nothing from the steps before: not for dpmpp, unipc, heun and edm.
+        init: data `(B, *S)` to begin with, noised to the level at which `strength`, above 0 and at most 1, of
+            the steps are left (Meng et al., "SDEdit", 2022, arXiv:2108.01073). A `strength` for each sample,
+            `(B,)`, is for samplers that need nothing from the steps before: not for dpmpp, unipc, heun and
+            edm.
         known, mask: where the mask, of broadcastable shape, is True or 1, the samples are those of `known`
             (by default `init`), which is noised to each step's level (as of RePaint, arXiv:2201.09865,
-            without its repetitions).
+            without its repetitions); between 0 and 1, both mixed. Values beyond are looked for in masks and
+            strengths that are on the CPU.
         times: the times themselves, `steps + 1`, from noise to where to end: -1 for the discrete schedules'
             data, 0 for the others'. `steps` is not looked at.
         graph: capture the whole loop as a CUDA graph; see `capture`, which keeps it.
@@ -168,7 +176,7 @@ class _Loop:
         sampler="ddim",
         schedule=None,
         steps=50,
-        prediction="epsilon",
+        prediction=None,
         guidance=None,
         seed=None,
         device=None,
@@ -186,51 +194,36 @@ class _Loop:
         times=None,
     ):
         self.denoiser = denoiser
-        self.shape = tuple(shape)
-        if not self.shape:
-            raise ValueError("shape: expected (B, *S), got ()")
-        sampler = samplers.sampler(sampler)
-        schedule = schedules.schedule(sampler.schedule if schedule is None else schedule)
-        if prediction not in samplers.PREDICTIONS:
-            raise ValueError(
-                f"prediction: expected one of {', '.join(samplers.PREDICTIONS)}, got {prediction!r}"
-            )
-        if prediction == "epsilon":
-            prediction = sampler.prediction
-        if known is not None and mask is None:
-            raise ValueError("mask: expected a tensor, as `known` is given, got None")
-        known = init if mask is not None and known is None else known
-        if mask is not None and known is None:
-            raise ValueError("known: expected a tensor, or `init`, as `mask` is given, got None")
-        like = init if init is not None else known
-        for name, value in {"init": init, "known": known}.items():
-            if value is not None and tuple(value.shape) != self.shape:
-                raise ValueError(f"{name}: expected shape {self.shape}, got {tuple(value.shape)}")
-        if mask is not None:
-            _check.tensor("mask", mask)
-            sizes = zip(reversed(mask.shape), reversed(self.shape), strict=False)
-            if mask.dim() > len(self.shape) or any(n not in (1, size) for n, size in sizes):
-                raise ValueError(
-                    f"mask: expected a shape that broadcasts to {self.shape}, got {tuple(mask.shape)}"
-                )
+        self.shape = tuple(_shape(shape))
+        self._take_guidance(
+            guidance, guidance_rescale, condition, unconditional, clip, threshold, threshold_max
+        )
+        like = self._take_data(init, known, mask)
         self.device = _device(device, seed, like, denoiser)
         self.dtype = dtype or (torch.float32 if like is None else like.dtype)
         if self.dtype not in _check.FLOATING:
-            raise TypeError(f"dtype: expected float32, float64, bfloat16 or float16, got {self.dtype}")
+            expected = ", ".join(map(str, _check.FLOATING))
+            raise TypeError(f"dtype: expected one of {expected}, got {self.dtype!r}")
         self.seed = _seeds(seed, self.shape[0], self.device)
         self.init, self.known, self.mask = (
-            None if v is None else v.to(self.device) for v in (init, known, mask)
+            None if v is None else v.to(self.device) for v in (self.init, self.known, self.mask)
         )
-
-        first = None  # the row with which each sample begins, where that differs
+        first = None  # how much of the steps is left for each sample, where that differs
         if isinstance(strength, torch.Tensor | list | tuple):
-            first, strength = strength, 1.0
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength: expected a number above 0 and at most 1, got {strength}")
+            first, strength = self._strengths(strength), 1.0
+        else:
+            _check.positive("strength", strength)
+            _check.number("strength", strength, 0, 1)
         if init is None and (first is not None or strength != 1):
             raise ValueError("init: expected a tensor, as `strength` is given, got None")
-        self.schedule = schedule
-        self.plan = _plan_of(sampler, schedule, _count(steps), prediction, _tuple(times), float(strength))
+
+        sampler = samplers.sampler(sampler)
+        self.schedule = schedules.schedule(sampler.schedule if schedule is None else schedule)
+        if prediction is None and isinstance(getattr(denoiser, "prediction", None), str):
+            prediction = denoiser.prediction
+        self.plan = _plan_of(
+            sampler, self.schedule, _count(steps), prediction, _tuple(times), float(strength)
+        )
         self.first = None
         if first is not None:
             if not self.plan.single or len(self.plan) != self.plan.steps:
@@ -238,24 +231,66 @@ class _Loop:
                     f"strength: expected a number, as {type(sampler).__name__} needs the steps before, got "
                     "one for each sample"
                 )
-            first = torch.as_tensor(first, dtype=torch.float64, device=self.device)
-            if tuple(first.shape) != self.shape[:1]:
-                raise ValueError(f"strength: expected {self.shape[:1]}, got {tuple(first.shape)}")
             whole = len(self.plan)
             self.first = whole - (first * whole + 1e-9).long().clamp(1, whole)
 
+    def _take_guidance(self, guidance, rescale, condition, unconditional, clip, threshold, threshold_max):
+        _check_options(1.0 if guidance is None else guidance, rescale, clip, threshold, threshold_max)
+        for name, given in {"guidance_rescale": rescale, "unconditional": unconditional is not None}.items():
+            if guidance is None and given:
+                raise ValueError(f"guidance: expected a number, as `{name}` is given, got None")
+        if threshold is not None and clip is not None:
+            raise ValueError(f"clip: expected None, as `threshold` is given, got {clip}")
+        if threshold is None and threshold_max is not None:
+            raise ValueError("threshold: expected a number, as `threshold_max` is given, got None")
         self.condition, self.unconditional = condition, unconditional
-        self.guided = guidance is not None
-        self.options = dict(clip=clip, threshold=threshold)
-        if threshold is not None:
-            self.options["threshold_max"] = threshold_max
+        self.pairs = guidance is not None and condition is None
+        self.guided = guidance is not None and guidance != 1
+        self.options = dict(clip=clip, threshold=threshold, threshold_max=threshold_max)
         if self.guided:
-            self.options.update(guidance=guidance, guidance_rescale=guidance_rescale)
+            self.options.update(guidance=guidance, guidance_rescale=rescale)
+
+    def _take_data(self, init, known, mask):
+        """The tensor whose device and dtype the samples have by default."""
+        for name, value in {"init": init, "known": known}.items():
+            if value is not None:
+                _check.floating(name, value)
+                if tuple(value.shape) != self.shape:
+                    raise ValueError(f"{name}: expected shape {self.shape}, got {tuple(value.shape)}")
+        if known is not None and mask is None:
+            raise ValueError("mask: expected a tensor, as `known` is given, got None")
+        if mask is not None:
+            known = init if known is None else known
+            if known is None:
+                raise ValueError("known: expected a tensor, or `init`, as `mask` is given, got None")
+            _check.tensor("mask", mask)
+            if mask.is_complex():
+                raise TypeError(f"mask: expected bool or numbers, got {str(mask.dtype)[6:]}")
+            sizes = zip(reversed(mask.shape), reversed(self.shape), strict=False)
+            if mask.dim() > len(self.shape) or any(n not in (1, size) for n, size in sizes):
+                raise ValueError(
+                    f"mask: expected a shape that broadcasts to {self.shape}, got {tuple(mask.shape)}"
+                )
+            _check.values("mask", mask, 0, 1)
+        self.init, self.known, self.mask = init, known, mask
+        return init if init is not None else known
+
+    def _strengths(self, strength):
+        try:
+            strength = torch.as_tensor(strength, dtype=torch.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"strength: expected numbers, got {strength!r}") from None
+        if tuple(strength.shape) != self.shape[:1]:
+            raise ValueError(f"strength: expected shape {self.shape[:1]}, got {tuple(strength.shape)}")
+        if _check.values("strength", strength, 0, 1) and (strength == 0).any():
+            raise ValueError("strength: expected numbers above 0, got 0")
+        return strength.to(self.device)
 
     def run(self, *, progress=False, callback=None, trajectory=False):
         plan = self.plan
         table = plan.table(self.device)
         t = self._times()
+        going = True
         noise = GF.standard_normal(self.shape, seed=self.seed, dtype=self.dtype, device=self.device)
         x = self._begin(noise)
         noise = None if self.mask is None else noise
@@ -290,17 +325,19 @@ class _Loop:
                     if self.mask is not None:
                         x = self._put_known(x, row.to, noise)
                     if callback is not None:
-                        callback(step, x, named["x0"])
+                        going = callback(step, x, named["x0"]) is not False
                     if trajectory:
                         passed.append(x)
                     step += 1
                     advance(1)
+                    if not going:
+                        break
         return (x, torch.stack(passed)) if trajectory else x
 
     def _times(self):
         """For each row, what the denoiser is told: `(B,)`."""
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        times = self.plan.times(self.device, torch.int64 if self.schedule.discrete else dtype)
+        times = self.plan.times(self.device, dtype)
         rows, batch = len(self.plan), self.shape[0]
         if self.first is None:
             return times[:, None].expand(rows, batch).contiguous().unbind()
@@ -331,31 +368,79 @@ class _Loop:
 
     def _denoise(self, x, t):
         """The model's output, and what else a step needs of it by name."""
-        extra = {}
-        if not self.guided:
-            m = self.denoiser(x, t) if self.condition is None else self.denoiser(x, t, self.condition)
-        elif self.condition is not None:
-            m = self.denoiser(x, t, self.condition)
-            extra["unconditional"] = self.denoiser(x, t, self.unconditional)
+        if self.condition is None:
+            m, unconditional = self.denoiser(x, t), None
+            if self.pairs:
+                if not isinstance(m, tuple | list) or len(m) != 2:
+                    raise ValueError(
+                        "guidance: expected a `condition`, or a denoiser that returns the pair (m, "
+                        f"unconditional), got {type(m).__name__}"
+                    )
+                m, unconditional = m
         else:
-            m = self.denoiser(x, t)
-            if not isinstance(m, tuple | list) or len(m) != 2:
-                raise ValueError(
-                    "guidance: expected a `condition`, or a denoiser that returns the pair (m, unconditional)"
-                )
-            m, extra["unconditional"] = m
-        if self.plan.learned_range:
-            if m.dim() < 2 or m.shape[1] != 2 * self.shape[1]:
-                raise ValueError(
-                    f"denoiser: expected {2 * self.shape[1]} channels, half of them the variance's, "
-                    f"got {tuple(m.shape)}"
-                )
-            m, extra["variance"] = m.chunk(2, 1)
-            if "unconditional" in extra:
-                extra["unconditional"] = extra["unconditional"][:, : self.shape[1]]
-        if m.shape != x.shape:
-            raise ValueError(f"denoiser: expected a tensor of shape {tuple(x.shape)}, got {tuple(m.shape)}")
+            m, unconditional = self.denoiser(x, t, self.condition), None
+            if self.guided:
+                unconditional = self.denoiser(x, t, self.unconditional)
+        extra = {}
+        m, variance = self._parts(m)
+        if variance is not None:
+            extra["variance"] = variance
+        if self.guided:
+            extra["unconditional"], _ = self._parts(unconditional)
         return m, extra
+
+    def _parts(self, m):
+        """What the denoiser predicts, and the variance's place in its range, if it is to say that."""
+        if not isinstance(m, torch.Tensor):
+            raise TypeError(f"denoiser: expected a tensor, got {type(m).__name__}")
+        learned_range = self.plan.learned_range
+        expected = list(self.shape)
+        if learned_range and len(expected) > 1:
+            expected[1] *= 2
+        if list(m.shape) != expected:
+            raise ValueError(
+                f"denoiser: expected a tensor of shape {tuple(expected)}"
+                f"{', half of its channels the variance' * learned_range}, got {tuple(m.shape)}"
+            )
+        return m.chunk(2, 1) if learned_range else (m, None)
+
+
+def plan(sampler="ddim", schedule=None, *, steps=50, prediction=None, times=None):
+    """The `Plan` that `sample` goes through, for a loop of one's own.
+
+    Args: as of `sample`.
+
+    Its `table()` is what `gmfast.functional.diffusion_step` takes, its `times()` what the denoiser is told at
+    each row, and its `rows` say what is kept for the next. x begins as noise times
+    `schedule.start(plan.start)`, which is 1 of variance-preserving schedules. For a sampler that keeps
+    nothing (`plan.single`)::
+
+        plan = gmfast.diffusion.plan("ddim", "cosine", steps=20, prediction="v")
+        table = plan.table(x.device)
+        for k, t in enumerate(plan.times(x.device)):
+            x = gmfast.functional.diffusion_step(x, denoiser(x, t.expand(len(x))), table, step=k, seed=0)
+    """
+    sampler = samplers.sampler(sampler)
+    schedule = schedules.schedule(sampler.schedule if schedule is None else schedule)
+    return _plan_of(sampler, schedule, _count(steps), prediction, _tuple(times), 1.0)
+
+
+def training_table(schedule="linear", prediction=None, *, device="cpu"):
+    """The DDPM sampler's coefficients of every time step, `(T, 20)`, float64, with a learned range: row t for
+    the step from t to t - 1, as `gmfast.functional.diffusion_hybrid_loss` takes them.
+
+    Args:
+        schedule: one of time steps: "linear", "scaled_linear", "cosine", "sigmoid", "laplace", or a
+            `VariancePreserving`.
+        prediction: what the network gives; the hybrid loss is of "epsilon", the default.
+    """
+    schedule = schedules.schedule(schedule)
+    if not isinstance(schedule, schedules.VariancePreserving):
+        raise ValueError(f"schedule: expected one of time steps, got {type(schedule).__name__}")
+    times = tuple(range(len(schedule) - 1, -2, -1))
+    plan = samplers.DDPM("learned_range").plan(schedule, times, prediction)
+    with torch.inference_mode(False):  # training may save it
+        return plan.table("cpu")[:-1].flip(0).to(device)
 
 
 def _plan_of(*words):
@@ -380,17 +465,19 @@ def _plan(sampler, schedule, steps, prediction, times, strength):
 
 
 def _count(steps):
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"steps: expected an int, got {type(steps).__name__}")
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
-    return steps
+    _check.at_least("steps", steps, 1)
+    return int(steps)
 
 
 def _tuple(times):
     if times is None:
         return None
-    times = tuple(times.tolist() if isinstance(times, torch.Tensor) else times)
+    try:
+        times = tuple(times.tolist() if isinstance(times, torch.Tensor) else times)
+    except TypeError:
+        raise TypeError(f"times: expected numbers, got {type(times).__name__}") from None
+    for t in times:
+        _check.real("times", t)
     if len(times) < 2 or not all(a > b for a, b in pairwise(times)):
         raise ValueError(f"times: expected at least two falling numbers, got {times}")
     return times
@@ -436,14 +523,26 @@ def add_noise(x, t, schedule="linear", *, noise=None, seed=None, target=None):
 
     Args:
         x: floating, `(B, *S)`.
-        t: `(B,)`, as a denoiser of the schedule is told it.
+        t: `(B,)`, as a denoiser of the schedule is told it, or one for all samples, a number or `()`. Times
+            beyond the schedule's are an error on the CPU; elsewhere nobody waits for a check, and of time
+            steps that there are not the result is NaN.
         schedule: one of `gmfast.diffusion.SCHEDULES`, or an object.
         noise, seed, target: as of `q_sample`; but "v" is (alpha·z - sigma·x)/√(alpha² + sigma²), the same for
             variance-preserving schedules, as `sample(prediction="v")` takes it of every schedule.
     """
     _check.floating("x", x)
-    _check.tensor("t", t)
-    alpha, sigma = schedules.schedule(schedule).alpha_sigma(t)
+    schedule = schedules.schedule(schedule)
+    if not isinstance(t, torch.Tensor):
+        _check.real("t", t)
+        t = torch.full((), t, dtype=torch.float64 if isinstance(t, float) else torch.int64, device=x.device)
+    if schedule.discrete and t.is_floating_point():
+        raise TypeError(f"t: expected int64, as the schedule has time steps, got {str(t.dtype)[6:]}")
+    if t.dim() and t.shape != x.shape[:1]:
+        raise ValueError(f"t: expected shape () or {tuple(x.shape[:1])}, got {tuple(t.shape)}")
+    if t.device != x.device:
+        raise ValueError(f"t: expected a tensor on {x.device}, got one on {t.device}")
+    _check.values("t", t, *schedule.span)
+    alpha, sigma = schedule.alpha_sigma(t)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     noised = GF.q_sample(x, alpha.to(wide), sigma.to(wide), noise=noise, seed=seed, target=target)
     if target != "v":

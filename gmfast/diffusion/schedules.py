@@ -9,12 +9,12 @@ Three kinds, by what a denoiser is told of the time:
 
 import bisect
 import math
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
 
+from ..ops import _check
 from .spacing import SPACINGS
 
 
@@ -44,10 +44,17 @@ class Level:
 
 
 class Schedule:
-    """What a sampler asks of a schedule. Those of one's own override these."""
+    """What a sampler asks of a schedule. Those of one's own override these.
+
+    The schedules here never change; `dataclasses.replace(schedule, spacing="karras")` gives another one. Of
+    one's own, those that can be hashed are taken not to change either: plans are kept.
+    """
 
     discrete = False  #: whether times are whole numbers, which the denoiser is given as int64
+    prediction = "epsilon"  #: what a denoiser returns, unless it or `sample`'s caller says otherwise
     sigma_min = 0.0
+    span = (0.0, math.inf)  #: the least and the greatest time
+    __hash__ = None
 
     def times(self, steps):
         """Times from noise to data, a list of `steps + 1`; the last is where sampling ends."""
@@ -62,7 +69,8 @@ class Schedule:
         raise NotImplementedError
 
     def alpha_sigma(self, t):
-        """alpha and sigma at times t, a tensor, in float64 and in its shape and on its device."""
+        """alpha and sigma at times t, a tensor, in float64 and in its shape and on its device; NaN at times
+        that a table does not have."""
         raise NotImplementedError
 
     def start(self, level):
@@ -70,6 +78,7 @@ class Schedule:
         return level.sigma
 
 
+@dataclass(frozen=True, eq=False)
 class VariancePreserving(Schedule):
     """Discrete times, as DDPM's (Ho et al., 2020, arXiv:2006.11239).
 
@@ -85,32 +94,48 @@ class VariancePreserving(Schedule):
         final_alpha_cumprod: ᾱ at the end; 1 is the data, None is ᾱ of time step 0.
     """
 
-    def __init__(self, alphas_cumprod, *, spacing="trailing", steps_offset=0, final_alpha_cumprod=1.0):
-        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
+    alphas_cumprod: torch.Tensor
+    spacing: str = field(default="trailing", kw_only=True)
+    steps_offset: int = field(default=0, kw_only=True)
+    final_alpha_cumprod: float | None = field(default=1.0, kw_only=True)
+
+    def __post_init__(self):
+        table = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64, device="cpu").clone()
         if table.dim() != 1 or len(table) == 0 or not ((table >= 0) & (table < 1)).all():
             raise ValueError("alphas_cumprod: expected (T,) numbers in [0, 1)")
         if (table.diff() > 0).any():
             raise ValueError("alphas_cumprod: expected numbers that fall from data to noise, got rising ones")
-        if spacing not in SPACINGS:
-            raise ValueError(f"spacing: expected one of {', '.join(SPACINGS)}, got {spacing!r}")
-        self.alphas_cumprod = table
-        self.spacing = spacing
-        self.steps_offset = steps_offset
-        self.final_alpha_cumprod = table[0].item() if final_alpha_cumprod is None else final_alpha_cumprod
-        self._alpha = table.sqrt().tolist()
-        self._sigma = (1 - table).sqrt().tolist()
-        self._log_u = ((1 - table).log() / 2 - table.log() / 2).tolist()
-        self._on_device = {}
+        _check.one_of("spacing", self.spacing, SPACINGS)
+        _check.at_least("steps_offset", self.steps_offset, 0)
+        first, final = table[0].item(), self.final_alpha_cumprod
+        final = first if final is None else final
+        _check.number("final_alpha_cumprod", final, first * (1 - 1e-9), 1)
+        alpha, sigma = table.sqrt(), (1 - table).sqrt()
+        tables = alpha, sigma, (1 - table).log() / 2 - table.log() / 2
+        attributes = {
+            "alphas_cumprod": table,
+            "final_alpha_cumprod": final,
+            "_on_device": {table.device: tables},
+        }
+        attributes |= zip(("_alpha", "_sigma", "_log_u"), (t.tolist() for t in tables), strict=True)
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_betas(cls, betas, **options):
         """Of β_t, the share of the variance that a time step replaces by noise."""
-        betas = torch.as_tensor(betas, dtype=torch.float64)
+        betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
         return cls(torch.cumprod(1 - betas, 0), **options)
+
+    __hash__ = object.__hash__
 
     @property
     def discrete(self):
         return self.spacing not in ("karras", "exponential")
+
+    @property
+    def span(self):
+        return -1, len(self) - 1
 
     def __len__(self):
         return len(self._alpha)
@@ -145,24 +170,27 @@ class VariancePreserving(Schedule):
 
     def alpha_sigma(self, t):
         if t.device not in self._on_device:
-            tables = (
-                self.alphas_cumprod.sqrt(),
-                (1 - self.alphas_cumprod).sqrt(),
-                torch.tensor(self._log_u, dtype=torch.float64),
-            )
-            self._on_device[t.device] = [table.to(t.device, torch.float64) for table in tables]
+            tables = self._on_device[self.alphas_cumprod.device]
+            self._on_device[t.device] = [table.to(t.device) for table in tables]
         alpha, sigma, log_u = self._on_device[t.device]
+        last = len(self) - 1
         if t.is_floating_point():
-            whole = t.long().clamp(min=0)
-            after = (whole + 1).clamp(max=len(self) - 1)
+            whole = t.long().clamp(0, last)
+            after = (whole + 1).clamp(max=last)
             u = torch.lerp(log_u[whole], log_u[after], (t - whole).double()).exp()
             between = (t > whole) & (after > whole)
             alpha = torch.where(between, (1 + u * u).rsqrt(), alpha[whole])
             sigma = torch.where(between, (1 + u**-2).rsqrt(), sigma[whole])
         else:
-            alpha, sigma = alpha[t.clamp(min=0)], sigma[t.clamp(min=0)]
+            whole = t.clamp(0, last)
+            alpha, sigma = alpha[whole], sigma[whole]
         end = self.final_alpha_cumprod
-        return torch.where(t < 0, math.sqrt(end), alpha), torch.where(t < 0, math.sqrt(1 - end), sigma)
+        alpha, sigma = (
+            torch.where(t < 0, math.sqrt(end), alpha),
+            torch.where(t < 0, math.sqrt(1 - end), sigma),
+        )
+        there = t <= last
+        return torch.where(there, alpha, math.nan), torch.where(there, sigma, math.nan)
 
     @staticmethod
     def _of(t, u):
@@ -181,23 +209,18 @@ class VariancePreserving(Schedule):
         if first == last:
             raise ValueError("alphas_cumprod: expected at least two different ones, got one")
         alpha = (self.alphas_cumprod.sqrt() - last) * (first / (first - last))
-        return VariancePreserving(
-            alpha.square(),
-            spacing=self.spacing,
-            steps_offset=self.steps_offset,
-            final_alpha_cumprod=self.final_alpha_cumprod,
-        )
+        return replace(self, alphas_cumprod=alpha.square())
 
 
 def linear(num_timesteps=1000, beta_start=1e-4, beta_end=0.02, **options):
     """β linear in the time (Ho et al., 2020, arXiv:2006.11239)."""
-    betas = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
+    betas = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64, device="cpu")
     return VariancePreserving.from_betas(betas, **options)
 
 
 def scaled_linear(num_timesteps=1000, beta_start=0.00085, beta_end=0.012, **options):
     """√β linear in the time, as latent diffusion has it (Rombach et al., 2022, arXiv:2112.10752)."""
-    roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64)
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64, device="cpu")
     return VariancePreserving.from_betas(roots.square(), **options)
 
 
@@ -223,7 +246,7 @@ def sigmoid(num_timesteps=1000, start=-3.0, end=3.0, temperature=1.0, max_beta=0
 
 def laplace(num_timesteps=1000, mean=0.0, width=0.5, **options):
     """The logarithm of alpha²/sigma² distributed as Laplace's (Hang et al., 2024, arXiv:2407.03297)."""
-    t = (torch.arange(num_timesteps, dtype=torch.float64) + 0.5) / num_timesteps
+    t = (torch.arange(num_timesteps, dtype=torch.float64, device="cpu") + 0.5) / num_timesteps
     log_snr = mean - width * torch.sign(0.5 - t) * torch.log(1 - 2 * (t - 0.5).abs())
     return VariancePreserving(torch.sigmoid(log_snr), **options)
 
@@ -234,15 +257,17 @@ def _of_alpha_bar(alpha_bar, num_timesteps, max_beta, options):
     return VariancePreserving.from_betas(betas, **options)
 
 
+@dataclass(frozen=True)
 class VarianceExploding(Schedule):
     """Times are sigmas; those that a sampler visits are equally spaced in ln sigma, as NCSN's (Song and
     Ermon, 2019, arXiv:1907.05600), then 0."""
 
-    def __init__(self, sigma_min=0.002, sigma_max=80.0):
-        if not 0 < sigma_min <= sigma_max:
-            raise ValueError(f"sigma_min, sigma_max: expected 0 < min <= max, got {sigma_min}, {sigma_max}")
-        self.sigma_min = sigma_min
-        self.sigma_max = sigma_max
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self):
+        _check.positive("sigma_min", self.sigma_min)
+        _check.finite("sigma_max", self.sigma_max, self.sigma_min)
 
     def times(self, steps):
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
@@ -258,29 +283,33 @@ class VarianceExploding(Schedule):
         return self.level(u)
 
 
+@dataclass(frozen=True)
 class Karras(VarianceExploding):
     """Sigmas equally spaced in sigma^(1/ρ), then 0 (Karras et al., 2022, arXiv:2206.00364, eq. 5)."""
 
-    def __init__(self, sigma_min=0.002, sigma_max=80.0, rho=7.0):
-        super().__init__(sigma_min, sigma_max)
-        if not rho > 0:
-            raise ValueError(f"rho: expected a positive number, got {rho}")
-        self.rho = rho
+    rho: float = 7.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check.positive("rho", self.rho)
 
     def times(self, steps):
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return [s**self.rho for s in _between(high, low, steps)] + [0.0]
 
 
+@dataclass(frozen=True)
 class FlowMatching(Schedule):
     """Straight paths from noise (t = 1) to data (t = 0) (Lipman et al., 2023, arXiv:2210.02747; Liu et al.,
     2023, arXiv:2209.03003), visited at shift·t/(1 + (shift - 1)·t) of equally spaced t (Esser et al., 2024,
     arXiv:2403.03206)."""
 
-    def __init__(self, shift=1.0):
-        if not shift > 0:
-            raise ValueError(f"shift: expected a positive number, got {shift}")
-        self.shift = shift
+    shift: float = 1.0
+    prediction = "flow"
+    span = (0.0, 1.0)
+
+    def __post_init__(self):
+        _check.positive("shift", self.shift)
 
     def times(self, steps):
         return [self.shift * t / (1 + (self.shift - 1) * t) for t in _between(1.0, 0.0, steps + 1)]
@@ -315,16 +344,14 @@ SCHEDULES = {
 }
 
 
-@cache
-def named(name):
-    """The schedule of a name, one object of each."""
-    return SCHEDULES[name]()
+#: One object of each name, made before a graph could be made of making it.
+_NAMED = {name: make() for name, make in SCHEDULES.items()}
 
 
 def schedule(value):
     """A schedule, or the one that a string names."""
     if isinstance(value, Schedule):
         return value
-    if isinstance(value, str) and value in SCHEDULES:
-        return named(value)
-    raise ValueError(f"schedule: expected a Schedule or one of {', '.join(SCHEDULES)}, got {value!r}")
+    if isinstance(value, str) and value in _NAMED:
+        return _NAMED[value]
+    raise ValueError(f"schedule: expected a Schedule or one of {', '.join(_NAMED)}, got {value!r}")

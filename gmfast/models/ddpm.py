@@ -115,9 +115,7 @@ class DDPM(ImageDiffusion):
     def table(self, device: torch.device) -> Tensor:
         """Coefficients of the step from time step t to the one before, (T, columns), float64."""
         if device not in self._tables:
-            steps = range(self.num_timesteps - 1, -2, -1)
-            plan = diffusion.DDPM("learned_range").plan(self.schedule, list(steps), self.prediction)
-            self._tables[device] = plan.table(torch.device("cpu"))[: self.num_timesteps].flip(0).to(device)
+            self._tables[device] = diffusion.training_table(self.schedule, self.prediction, device=device)
         return self._tables[device]
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
@@ -201,15 +199,17 @@ class DDPM(ImageDiffusion):
             .flatten(1)
             .sum(1)
         )
-        total += self.bound(x, x.new_zeros(len(x), dtype=torch.int64), label, seed=seed)
+        first = x.new_zeros(len(x), dtype=torch.int64)
+        total += self.bound(x, first, label, seed=_seed.stream(seed, 0))
         # Strata of equal length for each image, and a place in them that differs from image to image.
-        place = torch.special.ndtr(GF.standard_normal((len(x), count), seed=seed + 1, device=x.device))
+        place = GF.standard_normal((len(x), count), seed=_seed.stream(seed, 1), device=x.device)
+        place = torch.special.ndtr(place)
         for i in range(count):
             if count == others:
                 t = x.new_full((len(x),), i + 1, dtype=torch.int64)
             else:
                 t = 1 + ((i + place[:, i]) * (others / count)).long().clamp(max=others - 1)
-            total += self.bound(x, t, label, seed=seed + 2 + i) * (others / count)
+            total += self.bound(x, t, label, seed=_seed.stream(seed, 2 + i)) * (others / count)
         return -total
 
     def heldout_loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:

@@ -1,6 +1,10 @@
 """Argument checks that operations share. Each raises one sentence: the name, what was expected, what came."""
 
+import math
+
 import torch
+
+from .. import _library
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -39,8 +43,53 @@ def axis(name, dim, ndim):
     return dim % ndim
 
 
-def number(name, value, low, high):
+def real(name, value):
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+
+
+def number(name, value, low, high):
+    real(name, value)
     if not low <= value <= high:
         raise ValueError(f"{name}: expected a number in [{low}, {high}], got {value}")
+
+
+def finite(name, value, low):
+    real(name, value)
+    if not low <= value < math.inf:
+        raise ValueError(f"{name}: expected a finite number of at least {low:g}, got {value}")
+
+
+def positive(name, value):
+    real(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite positive number, got {value}")
+
+
+def at_least(name, value, low):
+    integer(name, value)
+    if value < low:
+        raise ValueError(f"{name}: expected at least {low}, got {value}")
+
+
+def readable(tensor):
+    """Whether its numbers may be looked at: nobody waits for a device, no graph depends on them, and it has
+    some (of torch's fake tensors there is only the shape)."""
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not _library._functorch_is_active()
+    )
+
+
+def values(name, tensor, low, high):
+    """Looks at the numbers where they are `readable`, and says whether it did."""
+    if not readable(tensor) or not tensor.numel():
+        return False
+    least, greatest = (v.item() for v in tensor.aminmax())
+    if not (low <= least and greatest <= high):
+        raise ValueError(
+            f"{name}: expected values in [{low:g}, {high:g}], got values from {least:g} to {greatest:g}"
+        )
+    return True

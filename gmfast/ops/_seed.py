@@ -6,9 +6,9 @@ import torch
 def as_tensor(seed, device):
     """The seed as a 0-dim int64 tensor on `device`, without synchronising with it.
 
-    An int is taken modulo 2**64; a tensor is used as it is, so that a CUDA graph can replay with new
-    seeds; from a generator (None: torch's global one) one seed is drawn, which takes a copy if it is on the
-    CPU and the tensors are not.
+    An int is from -2**63 to 2**64 - 1, as torch's own seeds, those of the upper half being the negative ones;
+    a tensor is used as it is, so that a CUDA graph can replay with new seeds; from a generator (None: torch's
+    global one) one seed is drawn, which takes a copy if it is on the CPU and the tensors are not.
     """
     if isinstance(seed, torch.Tensor):
         if seed.dtype != torch.int64:
@@ -26,6 +26,8 @@ def as_tensor(seed, device):
         raise TypeError(
             f"seed: expected an int, an int64 tensor, a torch.Generator or None, got {type(seed).__name__}"
         )
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed: expected an int from -2**63 to 2**64 - 1, got {seed}")
     return torch.full((), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)
 
 
@@ -40,3 +42,9 @@ def of_samples(seed, batch, device):
     if seed.device != device:
         raise ValueError(f"seed: expected a tensor on {device}, got one on {seed.device}")
     return seed
+
+
+def stream(seed, k):
+    """Of a seed tensor, the seed of the k-th of one call's draws, which no neighbouring seed's call has: an
+    odd factor (the golden ratio's) spreads the calls over all seeds."""
+    return seed * -0x61C8864680B583EB + k

@@ -11,6 +11,8 @@ from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
 from .discretized_gaussian_nll import _check_options
 
+_X0_X, _RANGE = COLUMNS.index("x0_x"), slice(COLUMNS.index("log_var_min"), None)
+
 
 def diffusion_hybrid_loss(
     model_output, x0, x_t, noise, table, timestep, *, num_classes=256, formulation="exact"
@@ -21,8 +23,9 @@ def diffusion_hybrid_loss(
         model_output: floating `(B, 2C, *S)`: the predicted noise, then v, the place of the log-variance in
             [log_var_min, log_var_max] of the table, from -1 to 1.
         x0, x_t, noise: floating `(B, C, *S)`: the data in [-1, 1], noised, and the noise.
-        table: float64 `(T, 20)`, of the DDPM sampler over all T time steps, row t for the step from t to
-            t - 1.
+        table: float64 `(T, 20)`, of the DDPM sampler with a learned range, row t for the step from t to
+            t - 1, as `gmfast.diffusion.training_table` gives it. Other tables are an error on the CPU;
+            elsewhere nobody waits for a check.
         timestep: int64 `(B,)`, rows of the table. At 0 the second term is the decoder's. Of a row that the
             table does not have the second term is NaN: nobody waits for a check.
         num_classes, formulation: of `discretized_gaussian_nll`.
@@ -62,8 +65,17 @@ def diffusion_hybrid_loss(
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
     if table.dtype != torch.float64:
         raise TypeError(f"table: expected float64, got {str(table.dtype)[6:]}")
-    if table.dim() != 2 or table.shape[1] != len(COLUMNS):
+    if table.dim() != 2 or table.shape[1] != len(COLUMNS) or table.shape[0] == 0:
         raise ValueError(f"table: expected shape (T, {len(COLUMNS)}), got {tuple(table.shape)}")
+    if _check.readable(table):
+        first, last = table[0].tolist(), table[-1].tolist()
+        if first[_X0_X] > last[_X0_X]:
+            raise ValueError(
+                "table: expected row t for the step from t to t - 1, as of training_table, got the order of "
+                "sampling"
+            )
+        if not any(first[_RANGE] + last[_RANGE]):
+            raise ValueError("table: expected that of a learned range, as of training_table, got none")
     if timestep.dtype != torch.int64:
         raise TypeError(f"timestep: expected int64, got {str(timestep.dtype)[6:]}")
     if timestep.shape != (batch,):

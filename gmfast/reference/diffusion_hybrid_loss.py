@@ -13,7 +13,9 @@ def diffusion_hybrid_loss(
     model_output, x0, x_t, noise, table, timestep, *, num_classes=256, formulation="exact"
 ):
     x0, x_t, noise = x0.detach(), x_t.detach(), noise.detach()
-    rows = table.detach()[timestep].to(x_t.dtype)
+    last = len(table) - 1
+    rows = table.detach()[timestep.clamp(0, last)].to(x_t.dtype)
+    rows = torch.where(((timestep >= 0) & (timestep <= last))[:, None], rows, math.nan)
     column = {n: rows[:, i].reshape(-1, *[1] * (x_t.dim() - 1)) for i, n in enumerate(COLUMNS)}
     epsilon, v = model_output.chunk(2, 1)
     simple = (epsilon - noise).square().flatten(1).mean(1)

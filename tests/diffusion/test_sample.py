@@ -1,14 +1,14 @@
 """The loop around the samplers: seeds, guidance, starts, masks, reports and errors; and the schedules."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
 import torch
 
 import gmfast.functional as GF
-from gmfast import diffusion
+from gmfast import diffusion, reference
 
 SHAPE = (4, 3, 5)
 
@@ -208,14 +208,19 @@ def test_no_gradient_and_empty_batches():
     [
         (dict(sampler="dim"), ValueError, "sampler: expected .*ddim.*unipc.*got 'dim'"),
         (dict(schedule="line"), ValueError, "schedule: expected .*linear.*flow, got 'line'"),
-        (dict(prediction="eps"), ValueError, "prediction: expected one of epsilon"),
+        (dict(prediction="eps"), ValueError, "prediction: expected one of 'epsilon'"),
         (dict(steps=0), ValueError, "steps: expected at least 1, got 0"),
         (dict(steps=2.0), TypeError, "steps: expected an int"),
         (dict(steps=1001), ValueError, "steps: expected at most the 1000"),
         (dict(sampler="lcm", steps=51), ValueError, "steps: expected at most 50"),
         (dict(times=[1, 2]), ValueError, "times: expected at least two falling"),
         (dict(times=[9, math.nan, -1]), ValueError, "times: expected at least two falling"),
-        (dict(times=[1500, 9, -1]), ValueError, "times: expected at most 999"),
+        (dict(times=[1500, 9, -1]), ValueError, "times: expected at least -1 and at most 999"),
+        (dict(times=[9, -5]), ValueError, "times: expected at least -1 and at most 999"),
+        (dict(times=[1.5, 0], schedule="flow"), ValueError, "times: expected at least 0 and at most 1"),
+        (dict(times=[1.5, -1], schedule="karras"), ValueError, "times: expected at least 0"),
+        (dict(times=5), TypeError, "times: expected numbers, got int"),
+        (dict(times="ab"), TypeError, "times: expected a number, got str"),
         (dict(times=[9.5, -1]), ValueError, "times: expected whole numbers"),
         (
             dict(schedule=diffusion.linear(spacing="leading", steps_offset=1), steps=1000),
@@ -231,18 +236,53 @@ def test_no_gradient_and_empty_batches():
         ),
         (dict(known=torch.zeros(SHAPE), mask=torch.ones(9, *SHAPE)), ValueError, "mask: expected a shape"),
         (dict(seed=[1, 2]), ValueError, "seed: expected 4"),
+        (dict(seed=2**64), ValueError, "seed: expected an int from -2.*got 18446744073709551616"),
+        (dict(seed=[0, 1, 2, -(2**63) - 1]), ValueError, "seed: expected an int from"),
+        (dict(seed=True), TypeError, "seed: expected an int"),
+        (dict(sampler=diffusion.DDIM(eta=1.5), steps=4), ValueError, "eta: expected at most 1.0[0-9]*,"),
+        (dict(sampler=diffusion.EulerAncestral(eta=2)), ValueError, "eta: expected at most 1.0"),
         (dict(seed=torch.zeros(3, dtype=torch.int64)), ValueError, "seed: expected"),
         (dict(seed=torch.zeros(4)), TypeError, "seed: expected an int64 tensor"),
-        (dict(dtype=torch.int64), TypeError, "dtype: expected float32"),
+        (dict(dtype=torch.int64), TypeError, "dtype: expected one of torch.float32"),
+        (dict(dtype="float32"), TypeError, "dtype: expected one of torch.float32.* got 'float32'"),
         (dict(strength=0.5), ValueError, "init: expected a tensor"),
         (dict(init=torch.zeros(4, 3, 4)), ValueError, "init: expected shape"),
-        (dict(init=torch.zeros(SHAPE), strength=0.0), ValueError, "strength: expected a number above 0"),
-        (dict(init=torch.zeros(SHAPE), strength=[0.5]), ValueError, r"strength: expected \(4,\)"),
+        (dict(init=torch.zeros(SHAPE), strength=0.0), ValueError, "strength: expected a finite positive"),
+        (
+            dict(init=torch.zeros(SHAPE), strength=None),
+            TypeError,
+            "strength: expected a number, got NoneType",
+        ),
+        (dict(init=torch.zeros(SHAPE), strength=math.nan), ValueError, "strength: expected .* got nan"),
+        (dict(init=torch.zeros(SHAPE), strength=1.5), ValueError, r"strength: expected a number in \[0, 1\]"),
+        (dict(init=torch.zeros(SHAPE), strength=[0.5]), ValueError, r"strength: expected shape \(4,\)"),
+        (
+            dict(init=torch.zeros(SHAPE), strength=[0.5, 1.0, 1.1, 1]),
+            ValueError,
+            "strength: .*from 0.5 to 1.1",
+        ),
+        (dict(init=torch.zeros(SHAPE), strength=[0.5, 0, 1, 1]), ValueError, "strength: .* above 0"),
+        (dict(init=torch.zeros(SHAPE), strength=[0.5, math.nan, 1, 1]), ValueError, "strength: .* nan"),
+        (dict(init=torch.zeros(SHAPE), strength=["a"] * 4), TypeError, "strength: expected numbers"),
+        (dict(init=torch.zeros(SHAPE).numpy()), TypeError, "init: expected a torch.Tensor, got ndarray"),
+        (dict(init=torch.zeros(SHAPE, dtype=torch.uint8)), TypeError, "init: expected float32.* got uint8"),
+        (dict(known=torch.zeros(SHAPE), mask=torch.full(SHAPE, 255)), ValueError, "mask: .*to 255"),
+        (dict(known=torch.zeros(SHAPE), mask=torch.full(SHAPE, math.nan)), ValueError, "mask: .*nan"),
+        (dict(known=torch.zeros(SHAPE), mask=[1, 0, 1, 0, 0]), TypeError, "mask: expected a tensor"),
+        (dict(known=torch.zeros(SHAPE), mask=torch.zeros(5, dtype=torch.complex64)), TypeError, "mask:"),
         (dict(known=torch.zeros(SHAPE)), ValueError, "mask: expected a tensor"),
         (dict(mask=torch.ones(5)), ValueError, "known: expected a tensor"),
-        (dict(guidance=2.0), ValueError, "guidance: expected a `condition`"),
-        (dict(sampler=diffusion.DDPM("learned_range")), ValueError, "denoiser: expected 6 channels"),
-        (dict(schedule="flow"), ValueError, "prediction: expected 'v', 'x0' or 'flow'"),
+        (dict(guidance=2.0), ValueError, "guidance: expected a `condition`.*got Tensor"),
+        (dict(guidance=torch.ones(4), condition=1), TypeError, "guidance: expected a number, got Tensor"),
+        (dict(guidance=math.nan, condition=1), ValueError, "guidance: expected a number in"),
+        (dict(guidance_rescale=0.7), ValueError, "guidance: expected a number, as `guidance_rescale`"),
+        (dict(condition=1, unconditional=0), ValueError, "guidance: expected a number, as `unconditional`"),
+        (dict(clip=1.0, threshold=0.9), ValueError, "clip: expected None, as `threshold`"),
+        (dict(threshold_max=2.0), ValueError, "threshold: expected a number, as `threshold_max`"),
+        (dict(clip="1"), TypeError, "clip: expected a number, got str"),
+        (dict(threshold=math.nan), ValueError, "threshold: expected a number in"),
+        (dict(sampler=diffusion.DDPM("learned_range")), ValueError, r"denoiser: .*\(4, 6, 5\), half of its"),
+        (dict(schedule="flow", prediction="epsilon"), ValueError, "prediction: expected 'v', 'x0' or 'flow'"),
         (dict(schedule=diffusion.linear().zero_terminal_snr()), ValueError, "prediction: expected 'v'"),
         (dict(graph=True), RuntimeError, "graph: expected samples on a CUDA device"),
         (dict(graph=True, trajectory=True), ValueError, "graph: expected no trajectory"),
@@ -267,11 +307,29 @@ def test_impossible_schedules_and_samplers():
     for build, message in (
         (lambda: diffusion.Langevin(per_level=0), "per_level: expected"),
         (lambda: diffusion.Langevin(step_size=0.0), "step_size: expected"),
-        (lambda: diffusion.DDIM(eta=-1), "eta: expected 0 or more"),
-        (lambda: diffusion.TCD(eta=2), "eta: expected a number from 0 to 1"),
-        (lambda: diffusion.EDM(churn=-1), "churn: expected 0 or more"),
+        (lambda: diffusion.Langevin(per_level=2.5), "per_level: expected an int"),
+        (lambda: diffusion.DDIM(eta=-1), "eta: expected a finite number of at least 0"),
+        (lambda: diffusion.DDIM(eta="1"), "eta: expected a number, got str"),
+        (lambda: diffusion.EulerAncestral(eta=math.nan), "eta: expected a finite"),
+        (lambda: diffusion.DPMPP2MSDE(eta=math.inf), "eta: expected a finite"),
+        (lambda: diffusion.TCD(eta=2), r"eta: expected a number in \[0, 1\]"),
+        (lambda: diffusion.TCD(original_steps=0), "original_steps: expected at least 1"),
+        (lambda: diffusion.LCM(sigma_data=0), "sigma_data: expected a finite positive"),
+        (lambda: diffusion.EDM(churn=-1), "churn: expected a finite number of at least 0"),
+        (lambda: diffusion.EDM(s_noise=math.nan), "s_noise: expected a finite"),
+        (lambda: diffusion.EDM(s_min=2.0, s_max=1.0), r"s_max: expected a number in \[2.0, inf\], got 1.0"),
+        (lambda: diffusion.Karras("0.1"), "sigma_min: expected a number, got str"),
+        (lambda: diffusion.Karras(sigma_max=math.inf), "sigma_max: expected a finite"),
+        (lambda: diffusion.VarianceExploding(2.0, 1.0), "sigma_max: expected a finite number of at least 2"),
+        (lambda: diffusion.FlowMatching(math.nan), "shift: expected a finite positive"),
+        (lambda: diffusion.linear(spacing="even"), "spacing: expected one of"),
+        (lambda: diffusion.linear(steps_offset=-1), "steps_offset: expected at least 0"),
+        (lambda: diffusion.linear(final_alpha_cumprod=0.5), "final_alpha_cumprod: expected a number in"),
+        (lambda: diffusion.plan(prediction="eps"), "prediction: expected one of"),
+        (lambda: diffusion.DDIM().plan(diffusion.linear(), [9, -1], "eps"), "prediction: expected one of"),
+        (lambda: diffusion.training_table("karras"), "schedule: expected one of time steps, got Karras"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             build()
 
 
@@ -325,8 +383,6 @@ def test_noise_of_the_data_and_of_times_between_steps():
     alpha, sigma = diffusion.linear().alpha_sigma(between)
     assert torch.allclose(alpha, torch.tensor([level.alpha for level in levels], dtype=torch.float64))
     assert torch.allclose(sigma, torch.tensor([level.sigma for level in levels], dtype=torch.float64))
-    with pytest.raises(TypeError, match="t: expected a tensor"):
-        diffusion.add_noise(x, [3, 3])
 
 
 def test_consistency_sampling_visits_distinct_times():
@@ -336,8 +392,20 @@ def test_consistency_sampling_visits_distinct_times():
 
 
 def test_denoisers_of_a_wrong_shape():
-    with pytest.raises(ValueError, match="denoiser: expected a tensor of shape"):
-        diffusion.sample(lambda x, t: x[:, :1], SHAPE, seed=0)
+    for returned, error, message in (
+        (torch.zeros(4, 1, 5), ValueError, r"a tensor of shape \(4, 3, 5\), got \(4, 1, 5\)"),
+        (torch.zeros(4), ValueError, r"a tensor of shape \(4, 3, 5\), got \(4,\)"),
+        (None, TypeError, "a tensor, got NoneType"),
+        ((torch.zeros(SHAPE),) * 2, TypeError, "a tensor, got tuple"),
+        ({"sample": torch.zeros(SHAPE)}, TypeError, "a tensor, got dict"),
+    ):
+        with pytest.raises(error, match=f"denoiser: expected {message}"):
+            diffusion.sample(lambda x, t, returned=returned: returned, SHAPE, seed=0)
+    with pytest.raises(TypeError, match="denoiser: expected a tensor, got NoneType"):
+        diffusion.sample(lambda x, t: (x, None), SHAPE, seed=0, guidance=2.0)
+    for shape, error in ((5, TypeError), ((), ValueError), ((2, -1), ValueError), ((2, 1.5), TypeError)):
+        with pytest.raises(error, match="shape: expected"):
+            diffusion.sample(denoiser, shape)
 
 
 @pytest.mark.parametrize("name", [*diffusion.SCHEDULES])
@@ -412,3 +480,246 @@ def test_edm_preconditioning():
     torch.testing.assert_close(consistency(x, sigma)[0], x[0])  # the identity at sigma_min
     x = diffusion.sample(consistency, (2, 4), sampler="consistency", prediction="x0", steps=3, seed=0)
     assert x.isfinite().all()
+
+
+def test_predictions_by_default():
+    def told(schedule="linear", sampler="euler", **options):
+        """Which prediction a denoiser's numbers are taken for."""
+
+        def numbers(x, t):
+            return 0.1 * x
+
+        for name, value in options.items():
+            setattr(numbers, name, value)
+        call = dict(schedule=schedule, sampler=sampler, steps=3, seed=1)
+        x = diffusion.sample(numbers, SHAPE, **call)
+        predictions = [
+            p for p in diffusion.PREDICTIONS if (schedule, p[:2]) not in (("flow", "ep"), ("flow", "sc"))
+        ]
+        (only,) = (
+            p for p in predictions if torch.equal(x, diffusion.sample(numbers, SHAPE, prediction=p, **call))
+        )
+        return only
+
+    assert told() == told("karras") == told(sampler="flow_euler") == "epsilon"
+    assert told("flow") == told("flow", "flow_euler") == "flow"
+    assert told(prediction="v") == told("flow", prediction="v") == "v"
+    assert told("karras", prediction=torch.nn.Identity()) == "epsilon"  # a module of that name says nothing
+    network = diffusion.EDMPrecond(lambda x, c_noise: torch.tanh(x))
+    for denoise in (network, torch.compile(network, backend="eager")):
+        x = diffusion.sample(denoise, SHAPE, sampler="edm", steps=4, seed=1)
+        assert torch.equal(
+            x, diffusion.sample(network, SHAPE, sampler="heun", prediction="x0", steps=4, seed=1)
+        )
+    with pytest.raises(ValueError, match="prediction: expected 'v', 'x0' or 'flow', as nothing"):
+        draw(sampler="flow_euler", prediction="epsilon")
+    with pytest.raises(ValueError, match=r"prediction: expected one of 'epsilon'.*got 'noise'"):
+        told(prediction="noise")
+
+
+def test_guidance_of_1_is_the_conditional_denoiser_called_once():
+    given = []
+
+    def conditional(x, t, condition):
+        given.append(condition)
+        return denoiser(x, t) + condition
+
+    options = dict(seed=7, steps=6, condition=0.2)
+    x = diffusion.sample(conditional, SHAPE, guidance=1.0, guidance_rescale=0.5, **options)
+    assert given == [0.2] * 6
+    assert torch.equal(x, diffusion.sample(conditional, SHAPE, **options))
+
+    def pair(x, t):
+        return denoiser(x, t) + 0.2, denoiser(x, t)
+
+    assert torch.equal(x, diffusion.sample(pair, SHAPE, seed=7, steps=6, guidance=1))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+def test_a_callback_ends_sampling(sampler):
+    _, whole = draw(sampler=sampler, trajectory=True)
+    told = []
+    x, path = draw(
+        sampler=sampler,
+        trajectory=True,
+        callback=lambda step, x, x0: step < 2,
+        progress=lambda done, total: told.append(done),
+    )
+    assert torch.equal(path, whole[:4]) and torch.equal(x, whole[3]) and told == [1, 2, 3]
+    assert torch.equal(draw(sampler=sampler, callback=lambda *_: 0), whole[-1])  # False alone does
+
+
+def test_the_bar_is_closed_whatever_happens(monkeypatch):
+    tqdm = pytest.importorskip("tqdm")
+    closed = []
+    close = tqdm.tqdm.close
+    monkeypatch.setattr(tqdm.tqdm, "close", lambda bar: closed.append(bar.n) or close(bar))
+
+    def interrupted(x, t):
+        if t[0] < 500:
+            raise KeyboardInterrupt
+        return x
+
+    with pytest.raises(KeyboardInterrupt):
+        diffusion.sample(interrupted, SHAPE, steps=4, seed=0, progress=True)
+    assert closed[0] == 2
+
+
+def test_schedules_do_not_change():
+    schedule = diffusion.linear()
+    for one, name in (
+        (schedule, "spacing"),
+        (diffusion.Karras(), "rho"),
+        (diffusion.FlowMatching(), "shift"),
+    ):
+        with pytest.raises(AttributeError):
+            setattr(one, name, getattr(one, name))
+    other = replace(schedule, spacing="leading")
+    assert torch.equal(draw(schedule=other), draw(schedule=diffusion.linear(spacing="leading")))
+    assert not torch.equal(draw(schedule=other), draw(schedule=schedule))
+    given = schedule.alphas_cumprod.clone()
+    kept = diffusion.VariancePreserving(given)
+    given[:] = 0.5
+    assert torch.equal(kept.alphas_cumprod, schedule.alphas_cumprod)
+
+
+def test_schedules_of_ones_own_may_change():
+    class Own(diffusion.Schedule):
+        top = 10.0
+
+        def times(self, steps):
+            return [self.top * (1 - i / steps) for i in range(steps + 1)]
+
+        def level(self, t):
+            return diffusion.Level(t, 1.0, t, 1.0)
+
+    own = Own()
+    before = draw(schedule=own)
+    own.top = 5.0
+    after = draw(schedule=own)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, draw(schedule="karras", times=own.times(6)))
+
+
+def test_noise_at_times_of_every_kind():
+    x = torch.randn(2, 3)
+    steps = torch.full((2,), 5)
+    for t in (5, torch.tensor(5), steps, steps.int()):
+        assert torch.equal(diffusion.add_noise(x, t, seed=1), diffusion.add_noise(x, steps, seed=1))
+    for t in (2, 2.0, torch.tensor(2.0, dtype=torch.float64)):
+        sigmas = torch.full((2,), 2.0)
+        noised = diffusion.add_noise(x, t, "karras", seed=1, target="v")
+        torch.testing.assert_close(noised, diffusion.add_noise(x, sigmas, "karras", seed=1, target="v"))
+    for t, schedule, error, message in (
+        ([3, 3], "linear", TypeError, "expected a number, got list"),
+        (True, "linear", TypeError, "expected a number, got bool"),
+        (torch.tensor([5, 1000]), "linear", ValueError, r"expected values in \[-1, 999\].*from 5 to 1000"),
+        (-2, "linear", ValueError, r"expected values in \[-1, 999\]"),
+        (torch.tensor([5.0, 6.0]), "linear", TypeError, "expected int64, as the schedule has time steps"),
+        (torch.tensor([5, 6, 7]), "linear", ValueError, r"expected shape \(\) or \(2,\), got \(3,\)"),
+        (torch.tensor([[5], [6]]), "linear", ValueError, r"expected shape \(\) or \(2,\)"),
+        (1.5, "flow", ValueError, r"expected values in \[0, 1\]"),
+        (torch.tensor([0.5, math.nan]), "flow", ValueError, r"expected values in \[0, 1\], got .* nan"),
+        (-1.0, "karras", ValueError, r"expected values in \[0, inf\]"),
+    ):
+        with pytest.raises(error, match=f"t: {message}"):
+            diffusion.add_noise(x, t, schedule)
+    # What a device that nobody waits for does with time steps that there are not.
+    for spacing, dtype in (("trailing", torch.int64), ("karras", torch.float64)):
+        t = torch.tensor([999, 1000, -1], dtype=dtype)
+        alpha, sigma = diffusion.linear(spacing=spacing).alpha_sigma(t)
+        assert alpha.isnan().tolist() == sigma.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "schedule", ["linear", "karras", "flow", diffusion.cosine(spacing="karras")], ids=str
+)
+def test_training_compiles(schedule):
+    """The loss of a network of one weight, with the noise in the graph."""
+    torch._dynamo.reset()
+    weight = torch.tensor(0.3, requires_grad=True)
+
+    def loss(x, t):
+        noised, target = diffusion.add_noise(x, t, schedule, seed=3, target="v")
+        return (weight * noised - target).square().mean()
+
+    x = torch.randn(4, 3)
+    named = diffusion.schedules.schedule(schedule)
+    t = torch.tensor([0, 3, 500, 999]) if named.discrete else torch.rand(4)
+    expected = loss(x, t)
+    (gradient,) = torch.autograd.grad(expected, weight)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(x, t)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(torch.autograd.grad(compiled, weight)[0], gradient)
+
+
+def test_a_plan_is_what_sample_goes_through():
+    for name in ("ddim", "ddpm", "lcm"):
+        plan = diffusion.plan(name, "cosine", steps=5, prediction="v")
+        assert plan.single and plan.steps == 5
+        x, table = GF.standard_normal(SHAPE, seed=7), plan.table()
+        assert table.shape == (6, 20)
+        for k, t in enumerate(plan.times()):
+            x = GF.diffusion_step(x, denoiser(x, t.expand(len(x))), table, step=k, seed=7)
+        assert torch.equal(x, draw(sampler=name, schedule="cosine", steps=5, prediction="v"))
+    assert diffusion.plan("euler", steps=3).times(dtype=torch.float64).dtype == torch.float64
+
+
+def test_training_table():
+    """By the posterior of DDPM's eqs. 6 and 7."""
+    schedule = diffusion.linear(50)
+    betas = torch.linspace(1e-4, 0.02, 50, dtype=torch.float64)
+    after = schedule.alphas_cumprod
+    before = torch.cat([torch.ones(1, dtype=torch.float64), after[:-1]])
+    small = betas * (1 - before) / (1 - after)
+    small[0] = small[1]
+    expected = {
+        "x0_x": after.rsqrt(),
+        "x0_m": -(1 / after - 1).sqrt(),
+        "x": (1 - betas).sqrt() * (1 - before) / (1 - after),
+        "x0": before.sqrt() * betas / (1 - after),
+        "noise": (torch.arange(50) > 0).double(),
+        "log_var_min": small.log(),
+        "log_var_max": betas.log(),
+    }
+    with torch.inference_mode():
+        table = diffusion.training_table(schedule)
+    assert table.shape == (50, 20) and not table.is_inference()
+    for name, values in expected.items():
+        torch.testing.assert_close(table[:, diffusion.COLUMNS.index(name)], values, rtol=1e-9, atol=1e-12)
+    spaced = replace(schedule, spacing="karras")  # of the time steps all the same
+    assert torch.equal(diffusion.training_table(spaced), table)
+    assert not torch.equal(diffusion.training_table(schedule, "v"), table)
+
+
+def test_the_hybrid_loss_knows_its_table():
+    x0, noise = torch.rand(2, 3, 4) * 2 - 1, torch.randn(2, 3, 4)
+    t = torch.tensor([0, 17])
+    table = diffusion.training_table(diffusion.linear(50))
+    x_t = diffusion.add_noise(x0, t, diffusion.linear(50), noise=noise)
+    output = torch.randn(2, 6, 4)
+    assert all(v.isfinite().all() for v in GF.diffusion_hybrid_loss(output, x0, x_t, noise, table, t))
+    plan = diffusion.plan(diffusion.DDPM("learned_range"), diffusion.linear(50), steps=50)
+    ddim = diffusion.plan("ddim", diffusion.linear(50), steps=50)
+    for wrong, message in (
+        (plan.table(), "row t .*got the order of sampling"),
+        (table.flip(0), "row t .*got the order of sampling"),
+        (ddim.table()[:-1].flip(0), "that of a learned range"),
+        (table[:0], "shape"),
+    ):
+        with pytest.raises(ValueError, match=f"table: expected {message}"):
+            GF.diffusion_hybrid_loss(output, x0, x_t, noise, wrong, t)
+    nowhere = torch.tensor([-1, 50])
+    for functions in (GF, reference):
+        simple, bound = functions.diffusion_hybrid_loss(output, x0, x_t, noise, table, nowhere)
+        assert simple.isfinite().all() and bound.isnan().all()
+
+
+def test_what_ends_at_the_data_has_no_noise_there():
+    """Of distilled networks, whatever `final_alpha_cumprod` says: the last step gives x0."""
+    ends = [diffusion.linear(final_alpha_cumprod=end) for end in (1.0, None)]
+    for sampler in (diffusion.LCM(), diffusion.Consistency(), diffusion.FlowEuler(stochastic=True)):
+        draws = [draw(sampler=sampler, schedule=schedule, steps=3) for schedule in ends]
+        assert torch.equal(*draws)
+        noisy = [draw(sampler=sampler, schedule=ends[1], times=[999, 500], seed=seed) for seed in (1, 2)]
+        assert not torch.equal(*noisy)

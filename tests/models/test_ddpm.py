@@ -180,6 +180,29 @@ def test_few_time_steps_stand_for_all_on_average():
             model.log_prob(x, num_timesteps=wrong)
 
 
+def test_neighbouring_seeds_of_a_likelihood_share_no_noise():
+    model = build(num_timesteps=6)
+    x, bars = images(model, 2), model.schedule.alphas_cumprod
+    seen = []
+    for seed in (0, 1):
+        with seen_by(model.unet) as calls:
+            model.log_prob(x, seed=seed)
+        for (noisy, t, _), _ in calls:
+            bar = bars[t].view(-1, 1, 1, 1)
+            seen.append(((noisy - bar.sqrt() * x) / (1 - bar).sqrt()).flatten())
+    assert len(seen) == 12
+    correlation = torch.corrcoef(torch.stack(seen)) - torch.eye(12)
+    assert correlation.abs().max() < 0.9  # it is 1 where noise is shared
+
+
+def test_a_likelihood_in_inference_mode_leaves_training_as_it_was():
+    model = build(objective="hybrid", num_timesteps=6)
+    x = images(model, 2)
+    with torch.inference_mode():
+        model.log_prob(x, seed=0)
+    model.loss(x).backward()
+
+
 @pytest.mark.parametrize("how", [{}, {"sampler": diffusion.DDIM(eta=1.0), "steps": 100}, {"sampler": "heun"}])
 def test_samples_of_the_exact_network_are_the_images_as_often_as_they_should(how):
     model, atoms, weights = exact(100)

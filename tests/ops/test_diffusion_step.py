@@ -226,6 +226,8 @@ def test_seeds_of_every_kind(device):
     )
     assert torch.equal(first, again) and first.std() > 0.5
     assert GF.diffusion_step(x, x, coefficients).abs().max() == 0
+    with pytest.raises(ValueError, match="seed: expected an int from"):
+        GF.diffusion_step(x, x, coefficients, seed=2**64)
 
 
 @pytest.mark.parametrize(
