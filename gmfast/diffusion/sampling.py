@@ -107,16 +107,13 @@ def sample(
             x = alpha[after] * x0 + sigma[after] * epsilon
     """
     options = dict(locals())
-    if graph:
-        for name in ("callback", "trajectory"):
-            if options[name]:
-                raise ValueError(f"graph: expected no {name}, which would have to leave the graph")
-        names = ("denoiser", "shape", "progress", "callback", "trajectory", "graph")
-        return capture(denoiser, shape, **{k: v for k, v in options.items() if k not in names})()
-    loop = _Loop(
-        **{k: v for k, v in options.items() if k not in ("progress", "callback", "trajectory", "graph")}
-    )
-    return loop.run(progress=progress, callback=callback, trajectory=trajectory)
+    reports = {name: options.pop(name) for name in ("progress", "callback", "trajectory")}
+    if not options.pop("graph"):
+        return _Loop(**options).run(**reports)
+    for name in ("callback", "trajectory"):
+        if reports[name]:
+            raise ValueError(f"graph: expected no {name}, which would have to leave the graph")
+    return _Captured(_Loop(**options))()
 
 
 def capture(denoiser, shape, **options):
@@ -534,7 +531,8 @@ def add_noise(x, t, schedule="linear", *, noise=None, seed=None, target=None):
     schedule = schedules.schedule(schedule)
     if not isinstance(t, torch.Tensor):
         _check.real("t", t)
-        t = torch.full((), t, dtype=torch.float64 if isinstance(t, float) else torch.int64, device=x.device)
+        dtype = torch.float64 if isinstance(t, float) else torch.int64
+        t = torch.full(x.shape[:1], t, dtype=dtype, device=x.device)
     if schedule.discrete and t.is_floating_point():
         raise TypeError(f"t: expected int64, as the schedule has time steps, got {str(t.dtype)[6:]}")
     if t.dim() and t.shape != x.shape[:1]:

@@ -174,23 +174,23 @@ class VariancePreserving(Schedule):
             self._on_device[t.device] = [table.to(t.device) for table in tables]
         alpha, sigma, log_u = self._on_device[t.device]
         last = len(self) - 1
+        whole = t.long().clamp(0, last)
+
+        def at(table, rows):  # brackets would wait for the device to say what a scalar tensor is
+            return table.index_select(0, rows.reshape(-1)).reshape(rows.shape)
+
         if t.is_floating_point():
-            whole = t.long().clamp(0, last)
             after = (whole + 1).clamp(max=last)
-            u = torch.lerp(log_u[whole], log_u[after], (t - whole).double()).exp()
+            u = torch.lerp(at(log_u, whole), at(log_u, after), (t - whole).double()).exp()
             between = (t > whole) & (after > whole)
-            alpha = torch.where(between, (1 + u * u).rsqrt(), alpha[whole])
-            sigma = torch.where(between, (1 + u**-2).rsqrt(), sigma[whole])
+            alpha = torch.where(between, (1 + u * u).rsqrt(), at(alpha, whole))
+            sigma = torch.where(between, (1 + u**-2).rsqrt(), at(sigma, whole))
         else:
-            whole = t.clamp(0, last)
-            alpha, sigma = alpha[whole], sigma[whole]
+            alpha, sigma = at(alpha, whole), at(sigma, whole)
         end = self.final_alpha_cumprod
-        alpha, sigma = (
-            torch.where(t < 0, math.sqrt(end), alpha),
-            torch.where(t < 0, math.sqrt(1 - end), sigma),
-        )
-        there = t <= last
-        return torch.where(there, alpha, math.nan), torch.where(there, sigma, math.nan)
+        data, there = t < 0, t <= last
+        alpha = torch.where(there, torch.where(data, math.sqrt(end), alpha), math.nan)
+        return alpha, torch.where(there, torch.where(data, math.sqrt(1 - end), sigma), math.nan)
 
     @staticmethod
     def _of(t, u):

@@ -42,7 +42,8 @@ def diffusion_step(
     Args:
         x: floating, `(B, *S)`, any strides.
         model_output: in the shape of `x`: of whatever the table's columns `x0_x` and `x0_m` turn into x0.
-        table: float64 `(steps, 20)` on the device of `x`, columns as `gmfast.diffusion.COLUMNS`.
+        table: float64 `(steps, 20)` on the device of `x`, columns as `gmfast.diffusion.COLUMNS`. Of a sampler
+            `gmfast.diffusion.plan` makes it, in the order of sampling.
         step: the row: an int; an int64 tensor on the device, which nobody waits for, `()` or, for a row for
             each sample, `(B,)`. A tensor's steps beyond the table are the nearest that it has.
         unconditional: the model's output without the condition, for classifier-free guidance (Ho and
