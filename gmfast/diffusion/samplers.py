@@ -61,12 +61,12 @@ def x0_weights(prediction, level):
 class Plan:
     """What `sample` runs: the rows of a sampler for one schedule, and their table, once on each device."""
 
-    rows: list
+    rows: list = field(repr=False)
     prediction: str
     start: Level  #: where sampling begins
     learned_range: bool = False
     discrete: bool = False  #: whether times are whole numbers
-    _tables: dict = field(default_factory=dict)
+    _tables: dict = field(default_factory=dict, repr=False)
 
     def __len__(self):
         return len(self.rows)

@@ -190,6 +190,8 @@ class _Loop:
         mask=None,
         times=None,
     ):
+        if not callable(denoiser):
+            raise TypeError(f"denoiser: expected a function of x and t, got {type(denoiser).__name__}")
         self.denoiser = denoiser
         self.shape = tuple(_shape(shape))
         self._take_guidance(
@@ -284,6 +286,8 @@ class _Loop:
         return strength.to(self.device)
 
     def run(self, *, progress=False, callback=None, trajectory=False):
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback: expected a function or None, got {type(callback).__name__}")
         plan = self.plan
         table = plan.table(self.device)
         t = self._times()
@@ -388,8 +392,7 @@ class _Loop:
 
     def _parts(self, m):
         """What the denoiser predicts, and the variance's place in its range, if it is to say that."""
-        if not isinstance(m, torch.Tensor):
-            raise TypeError(f"denoiser: expected a tensor, got {type(m).__name__}")
+        _check.floating("denoiser", m)
         learned_range = self.plan.learned_range
         expected = list(self.shape)
         if learned_range and len(expected) > 1:
@@ -470,7 +473,7 @@ def _tuple(times):
     if times is None:
         return None
     try:
-        times = tuple(times.tolist() if isinstance(times, torch.Tensor) else times)
+        times = tuple(times.tolist() if hasattr(times, "tolist") else times)
     except TypeError:
         raise TypeError(f"times: expected numbers, got {type(times).__name__}") from None
     for t in times:
@@ -535,6 +538,8 @@ def add_noise(x, t, schedule="linear", *, noise=None, seed=None, target=None):
         t = torch.full(x.shape[:1], t, dtype=dtype, device=x.device)
     if schedule.discrete and t.is_floating_point():
         raise TypeError(f"t: expected int64, as the schedule has time steps, got {str(t.dtype)[6:]}")
+    if t.dtype == torch.bool or t.is_complex():
+        raise TypeError(f"t: expected times, got {str(t.dtype)[6:]}")
     if t.dim() and t.shape != x.shape[:1]:
         raise ValueError(f"t: expected shape () or {tuple(x.shape[:1])}, got {tuple(t.shape)}")
     if t.device != x.device:

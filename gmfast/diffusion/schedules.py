@@ -9,6 +9,7 @@ Three kinds, by what a denoiser is told of the time:
 
 import bisect
 import math
+import sys
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -53,7 +54,7 @@ class Schedule:
     discrete = False  #: whether times are whole numbers, which the denoiser is given as int64
     prediction = "epsilon"  #: what a denoiser returns, unless it or `sample`'s caller says otherwise
     sigma_min = 0.0
-    span = (0.0, math.inf)  #: the least and the greatest time
+    span = (0.0, sys.float_info.max)  #: the least and the greatest time
     __hash__ = None
 
     def times(self, steps):
@@ -100,7 +101,11 @@ class VariancePreserving(Schedule):
     final_alpha_cumprod: float | None = field(default=1.0, kw_only=True)
 
     def __post_init__(self):
-        table = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64, device="cpu").clone()
+        try:
+            table = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64, device="cpu").clone()
+        except (TypeError, ValueError):
+            given = type(self.alphas_cumprod).__name__
+            raise TypeError(f"alphas_cumprod: expected numbers, got {given}") from None
         if table.dim() != 1 or len(table) == 0 or not ((table >= 0) & (table < 1)).all():
             raise ValueError("alphas_cumprod: expected (T,) numbers in [0, 1)")
         if (table.diff() > 0).any():
@@ -214,12 +219,14 @@ class VariancePreserving(Schedule):
 
 def linear(num_timesteps=1000, beta_start=1e-4, beta_end=0.02, **options):
     """β linear in the time (Ho et al., 2020, arXiv:2006.11239)."""
+    _check.at_least("num_timesteps", num_timesteps, 1)
     betas = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64, device="cpu")
     return VariancePreserving.from_betas(betas, **options)
 
 
 def scaled_linear(num_timesteps=1000, beta_start=0.00085, beta_end=0.012, **options):
     """√β linear in the time, as latent diffusion has it (Rombach et al., 2022, arXiv:2112.10752)."""
+    _check.at_least("num_timesteps", num_timesteps, 1)
     roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64, device="cpu")
     return VariancePreserving.from_betas(roots.square(), **options)
 
@@ -246,12 +253,14 @@ def sigmoid(num_timesteps=1000, start=-3.0, end=3.0, temperature=1.0, max_beta=0
 
 def laplace(num_timesteps=1000, mean=0.0, width=0.5, **options):
     """The logarithm of alpha²/sigma² distributed as Laplace's (Hang et al., 2024, arXiv:2407.03297)."""
+    _check.at_least("num_timesteps", num_timesteps, 1)
     t = (torch.arange(num_timesteps, dtype=torch.float64, device="cpu") + 0.5) / num_timesteps
     log_snr = mean - width * torch.sign(0.5 - t) * torch.log(1 - 2 * (t - 0.5).abs())
     return VariancePreserving(torch.sigmoid(log_snr), **options)
 
 
 def _of_alpha_bar(alpha_bar, num_timesteps, max_beta, options):
+    _check.at_least("num_timesteps", num_timesteps, 1)
     bars = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
     betas = [min(1 - after / before, max_beta) for before, after in pairwise(bars)]
     return VariancePreserving.from_betas(betas, **options)

@@ -142,10 +142,16 @@ def test_schedules_are_those_of_diffusers():
 
 def test_lcm_and_tcd_are_those_of_diffusers(monkeypatch):
     diffusers = pytest.importorskip("diffusers")
-    for name, sampler, end in [("LCMScheduler", diffusion.LCM(), -1), ("TCDScheduler", diffusion.TCD(), 0)]:
-        theirs = getattr(diffusers, name)()
+    for name, sampler, end, to_one in [
+        ("LCMScheduler", diffusion.LCM(), -1, True),
+        ("LCMScheduler", diffusion.LCM(), -1, False),
+        ("TCDScheduler", diffusion.TCD(), 0, True),
+        ("TCDScheduler", diffusion.TCD(), 0, False),
+    ]:
+        theirs = getattr(diffusers, name)(set_alpha_to_one=to_one)
         theirs.set_timesteps(4)
-        schedule = diffusion.VariancePreserving(theirs.alphas_cumprod)
+        final = 1.0 if to_one else None
+        schedule = diffusion.VariancePreserving(theirs.alphas_cumprod, final_alpha_cumprod=final)
         times = sampler.times(schedule, 4)
         assert times[:-1] == theirs.timesteps.tolist()
         ours = probe_ours(sampler, schedule, [*times[:-1], end], "epsilon", 9)
