@@ -441,6 +441,12 @@ using Words = Rebind<F, uint16_t>;
 
 template <class F>
 GMFAST_HD F from_bfloat16(Words<F> words) {
+#if defined(__AVX512F__) && GMFAST_X86
+  // Named, because compilers split the conversion.
+  if constexpr (lanes<F> == 16) {
+    return F(_mm512_slli_epi32(_mm512_cvtepu16_epi32(__m256i(words)), 16));
+  }
+#endif
   return bit_cast<F>(convert<UnsignedInteger<F>>(words) << 16);
 }
 
@@ -455,7 +461,12 @@ GMFAST_HD Words<F> to_bfloat16(F v) {
   const U u = bit_cast<U>(v);
   const U nearest_even = u + 0x7fffu + ((u >> 16) & 1u);
   const U quiet_nan = u | 0x400000u;
-  return convert<Words<F>>(select<U>(v == v, nearest_even, quiet_nan) >> 16);
+  const U rounded = select<U>(v == v, nearest_even, quiet_nan) >> 16;
+#if defined(__AVX512F__) && GMFAST_X86
+  // Named, because compilers split the conversion.
+  if constexpr (lanes<F> == 16) return (Words<F>)(_mm512_cvtepi32_epi16(__m512i(rounded)));
+#endif
+  return convert<Words<F>>(rounded);
 #endif
 }
 
