@@ -158,38 +158,66 @@ GMFAST_HD T normal_at(Stream stream, uint64_t element) {
 
 #if !defined(__CUDACC__)
 
-// The numbers `generate` makes for the elements first, ..., first + count - 1.
+// Those of a tile that are among first, ..., end - 1.
 template <class V, class T, class Generate>
-GMFAST_HD void fill_noise(Stream stream, uint64_t first, T* out, int64_t count, Generate generate) {
-  static_assert(16 % lanes<V> == 0, "vectors must not straddle sixteen elements");
-  const uint64_t end = first + uint64_t(count);
-  for (uint64_t tile = first / noise_tile<V> * noise_tile<V>; tile < end; tile += noise_tile<V>) {
-    for (int column = 0; column < 16; column += lanes<V>) {
-      const Numbers<V> numbers = generate(stream, block_of<V>(tile + column));
-      for (int slot = 0; slot < numbers_per_block<V>; ++slot) {
-        const uint64_t element = tile + column + 16 * slot;
-        if (element >= first && element + lanes<V> <= end) {
-          store(out + (element - first), numbers.value[slot]);
-        } else {
-          Scalar<V> buffer[lanes<V>];
-          store(buffer, numbers.value[slot]);
-          for (int i = 0; i < lanes<V>; ++i) {
-            if (element + i >= first && element + i < end)
-              store(out + (element + i - first), buffer[i]);
-          }
-        }
+__attribute__((noinline)) void fill_part_of_tile(Stream stream, uint64_t tile, uint64_t first,
+                                                 uint64_t end, T* out, Generate generate) {
+  for (int column = 0; column < 16; column += lanes<V>) {
+    const Numbers<V> numbers = generate(stream, block_of<V>(tile + column));
+    for (int slot = 0; slot < numbers_per_block<V>; ++slot) {
+      const uint64_t element = tile + column + 16 * slot;
+      if (element >= first && element + lanes<V> <= end) {
+        store(out + (element - first), numbers.value[slot]);
+        continue;
+      }
+      Scalar<V> buffer[lanes<V>];
+      store(buffer, numbers.value[slot]);
+      for (int i = 0; i < lanes<V>; ++i) {
+        if (element + i >= first && element + i < end)
+          store(out + (element + i - first), buffer[i]);
       }
     }
   }
 }
 
+// The numbers `generate` makes for the elements first, ..., first + count - 1.
+template <class V, class T, class Generate>
+GMFAST_HD void fill_noise(Stream stream, uint64_t first, T* out, int64_t count, Generate generate) {
+  static_assert(16 % lanes<V> == 0, "vectors must not straddle sixteen elements");
+  constexpr uint64_t tile = noise_tile<V>;
+  const uint64_t end = first + uint64_t(count);
+  uint64_t at = first / tile * tile;
+  if (at < first) {
+    fill_part_of_tile<V>(stream, at, first, end, out, generate);
+    at += tile;
+  }
+  // Two at once: each is a long chain of instructions that wait for one another.
+  for (; at + 2 * tile <= end; at += 2 * tile) {
+    T* to = out + (at - first);
+    for (int column = 0; column < 16; column += lanes<V>) {
+      const Numbers<V> numbers = generate(stream, block_of<V>(at + column));
+      const Numbers<V> next = generate(stream, block_of<V>(at + tile + column));
+      for (int slot = 0; slot < numbers_per_block<V>; ++slot) {
+        store(to + column + 16 * slot, numbers.value[slot]);
+        store(to + tile + column + 16 * slot, next.value[slot]);
+      }
+    }
+  }
+  for (; at < end; at += tile) fill_part_of_tile<V>(stream, at, first, end, out, generate);
+}
+
+// The generators are inlined early, or the compiler does not mix the instructions of two of them.
 template <class V, class T>
 GMFAST_HD void fill_uniform(Stream stream, uint64_t first, T* out, int64_t count) {
-  fill_noise<V>(stream, first, out, count, [](Stream s, uint64_t p) { return uniforms<V>(s, p); });
+  fill_noise<V>(stream, first, out, count, [](Stream s, uint64_t p) __attribute__((always_inline)) {
+    return uniforms<V>(s, p);
+  });
 }
 template <class V, class T>
 GMFAST_HD void fill_normal(Stream stream, uint64_t first, T* out, int64_t count) {
-  fill_noise<V>(stream, first, out, count, [](Stream s, uint64_t p) { return normals<V>(s, p); });
+  fill_noise<V>(stream, first, out, count, [](Stream s, uint64_t p) __attribute__((always_inline)) {
+    return normals<V>(s, p);
+  });
 }
 
 #endif
