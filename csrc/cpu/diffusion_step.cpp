@@ -309,10 +309,14 @@ class Plan {
         possible_ = possible_ && to_result != 0 && to_kept != 0;
         x0_to_result_ = to_result;
         x0_to_kept_ = to_kept;
+      } else if (t == term_noise && (!args.noise.data || args.variance.data)) {
+        needs_noise_ = to_result != 0 || to_kept != 0;
+        possible_ = possible_ && (!needs_noise_ || (to_result != 0 && to_kept != 0));
+        noise_to_result_ = to_result;
+        noise_to_kept_ = to_kept;
       } else if (to_result != 0 || to_kept != 0) {
         // The loop has one list of terms, of what is as it is in memory.
         possible_ = possible_ && to_result != 0 && to_kept != 0 && count_ < most &&
-                    !(t == term_noise && (!args.noise.data || args.variance.data)) &&
                     !(t == term_m && args.unconditional.data);
         if (!possible_) return;
         terms_[count_] = {operand, to_result, to_kept};
@@ -332,12 +336,14 @@ class Plan {
   }
 
   bool possible() const { return possible_; }
+  // Noise that is not in memory as the loop wants it: run() is given it.
+  bool needs_noise() const { return needs_noise_; }
 
-  void run(const Place& place) const {
+  void run(const Place& place, const S* noise = nullptr) const {
     with_row<S>(args_.result, place.at, [&](auto* row) {
       using T = std::remove_pointer_t<decltype(row)>;
       if constexpr (std::is_same<T, double>::value == is_double) {
-        predicts_ ? run_terms<T, true, 1>(place) : run_terms<T, false, 1>(place);
+        predicts_ ? run_terms<T, true, 1>(place, noise) : run_terms<T, false, 1>(place, noise);
       }
     });
   }
@@ -361,13 +367,13 @@ class Plan {
   }
 
   template <class T, bool predicts, int count>
-  void run_terms(const Place& place) const {
-    if (count == count_) return loop<T, predicts, count>(place);
-    if constexpr (count < most) run_terms<T, predicts, count + 1>(place);
+  void run_terms(const Place& place, const S* noise) const {
+    if (count == count_) return loop<T, predicts, count>(place, noise);
+    if constexpr (count < most) run_terms<T, predicts, count + 1>(place, noise);
   }
 
   template <class T, bool predicts, int count>
-  __attribute__((noinline)) void loop(const Place& place) const {
+  __attribute__((noinline)) void loop(const Place& place, const S* noise) const {
     const auto row = [&](const RowOperand& operand) {
       return operand.data ? row_of<T>(operand, place.at) : nullptr;
     };
@@ -382,10 +388,11 @@ class Plan {
     T *result = row(args_.result), *x0_out = row(args_.x0), *kept_out = row(args_.kept);
     const V by_x = splat<V>(by_x_), by_m = splat<V>(by_m_);
     const V x0_to_result = splat<V>(x0_to_result_), x0_to_kept = splat<V>(x0_to_kept_);
+    const V noise_to_result = splat<V>(noise_to_result_), noise_to_kept = splat<V>(noise_to_kept_);
     const V guidance = splat<V>(S(args_.guidance)), limit = splat<V>(S(args_.clip));
     const bool limited = std::isfinite(args_.clip);
     for_each_vector<V>(place.first, place.count, [&](int64_t i, auto span) {
-      V x0{}, v[count];
+      V x0{}, z{}, v[count];
       if constexpr (predicts) {
         V output = span.load(m + i);
         if (unconditional) output = guided(output, span.load(unconditional + i), guidance);
@@ -394,23 +401,24 @@ class Plan {
       }
       GMFAST_UNROLL
       for (int t = 0; t < count; ++t) v[t] = span.load(values[t] + i);
-      const auto sum = [&](V of_x0, const V(&by)[count]) {
+      if (noise) z = span.load(noise + (i - place.first));
+      const auto sum = [&](V of_x0, const V(&by)[count], V of_noise) {
         V total = predicts ? fma(by[0], v[0], of_x0 * x0) : by[0] * v[0];
         GMFAST_UNROLL
         for (int t = 1; t < count; ++t) total = fma(by[t], v[t], total);
-        return total;
+        return noise ? fma(of_noise, z, total) : total;
       };
       // The result may overwrite what it is computed from, so it is the last.
       if (x0_out) span.store(x0_out + i, x0);
-      if (kept_out) span.store(kept_out + i, sum(x0_to_kept, to_kept));
-      span.store(result + i, sum(x0_to_result, to_result));
+      if (kept_out) span.store(kept_out + i, sum(x0_to_kept, to_kept, noise_to_kept));
+      span.store(result + i, sum(x0_to_result, to_result, noise_to_result));
     });
   }
 
   const DiffusionStep& args_;
-  bool possible_, predicts_;
+  bool possible_, predicts_, needs_noise_ = false;
   int count_ = 0;
-  S by_x_, by_m_, x0_to_result_ = 0, x0_to_kept_ = 0;
+  S by_x_, by_m_, x0_to_result_ = 0, x0_to_kept_ = 0, noise_to_result_ = 0, noise_to_kept_ = 0;
   Listed terms_[most];
 };
 
@@ -593,12 +601,10 @@ void step(const DiffusionStep& args) {
   const Plan<V> of_all(args, Sample<V>(args, 0));
   for_each_piece(pieces, [&](int64_t index, int64_t row, int64_t first, int64_t count) {
     const Place piece{{index, row}, first, count};
-    if (one_row && of_all.possible()) return of_all.run(piece);
+    if (one_row && of_all.possible() && !of_all.needs_noise()) return of_all.run(piece);
     Sample<V> sample(args, index);
-    if (!one_row) {
-      const Plan<V> plan(args, sample);
-      if (plan.possible()) return plan.run(piece);
-    }
+    const Plan<V> plan = one_row ? of_all : Plan<V>(args, sample);
+    if (plan.possible() && !plan.needs_noise()) return plan.run(piece);
     if (of_samples) {
       sample.factor = known.get()[2 * index];
       sample.limit = known.get()[2 * index + 1];
@@ -607,7 +613,12 @@ void step(const DiffusionStep& args) {
     for (const int64_t end = first + count; first < end; first += chunk) {
       const int64_t next = first + chunk, rest = args.shape.inner - next;
       if (far && rest > 0) prefetch<S>(args, {{index, row}, next, std::min(chunk, rest)});
-      step_chunk(args, sample, {{index, row}, first, std::min(chunk, end - first)}, buffers);
+      const Place place{{index, row}, first, std::min(chunk, end - first)};
+      if (plan.possible()) {
+        plan.run(place, read_noise(args, sample, place, buffers));
+      } else {
+        step_chunk(args, sample, place, buffers);
+      }
     }
   });
 }

@@ -9,13 +9,14 @@
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
 
-// Cache-aligned memory, uninitialised.
+// Cache-aligned memory, uninitialised; of nothing, none.
 template <class S>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : data_(static_cast<S*>(std::aligned_alloc(64, (count * sizeof(S) + 127) / 64 * 64))) {
-    if (!data_) throw std::bad_alloc();
+      : data_(count ? static_cast<S*>(std::aligned_alloc(64, (count * sizeof(S) + 127) / 64 * 64))
+                    : nullptr) {
+    if (count && !data_) throw std::bad_alloc();
   }
   S* get() const { return data_.get(); }
 

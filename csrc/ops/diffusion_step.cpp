@@ -13,14 +13,17 @@ namespace {
 using Tensors = std::vector<Tensor>;
 using Limit = std::optional<double>;
 
-// Which of an operator's further tensors there are, in this order; histories follow.
+// Which of an operator's further tensors there are, in this order; histories follow. The last are
+// no tensors, but arguments cost a call time by their number.
 enum Present : int64_t {
   has_unconditional = 1,
   has_variance = 2,
   has_noise = 4,
   has_steps = 8,
   has_seeds = 16,
-  has_seed = 32,  // a number, not a tensor
+  has_seed = 32,  // a number
+  wants_x0 = 64,
+  wants_kept = 128,
 };
 
 struct Inputs {
@@ -28,16 +31,12 @@ struct Inputs {
   const Tensor& model_output;
   const Tensor& table;
   const Tensors& others;
-  int64_t present, step, seed;
-  bool x0, kept;
+  int64_t present, step;
+  Limit clip;
+  int64_t seed;
   double guidance, guidance_rescale;
-  Limit clip, threshold, threshold_max;
+  Limit threshold, threshold_max;
 };
-
-bool same_sizes(const Tensor& a, const Tensor& b) {
-  const auto of_a = a.sizes(), of_b = b.sizes();
-  return of_a.size() == of_b.size() && std::equal(of_a.begin(), of_a.end(), of_b.begin());
-}
 
 // An int64 () or (B,) on the device of x.
 const int64_t* of_samples(const char* name, const Tensor& tensor, const Tensor& x,
@@ -74,12 +73,20 @@ bool may_write(const Tensor& out, const Tensor& input) {
 
 // Walks all operands alike, and keeps what they point into.
 class Operands {
+  static constexpr size_t most = 12;
+
  public:
-  explicit Operands(const Tensor& x) : x_(x) {}
+  Operands(const Tensor& x, const Sizes& sizes) : x_(x), sizes_(sizes) {
+    tensors_.reserve(most);
+    operands_.reserve(most);
+  }
 
   void add(const char* name, const Tensor& tensor, RowOperand& operand) {
-    STD_TORCH_CHECK(same_sizes(tensor, x_) && same_device(tensor, x_), name,
-                    ": expected the shape and device of x");
+    const auto sizes = tensor.sizes();
+    STD_TORCH_CHECK(sizes.size() == sizes_.size() &&
+                        std::equal(sizes.begin(), sizes.end(), sizes_.begin()) &&
+                        same_device(tensor, x_),
+                    name, ": expected the shape and device of x");
     operand.dtype = dtype_of(tensor);
     compute = compute_dtype(compute, operand.dtype);
     flat_ = flat_ && tensor.is_contiguous();
@@ -123,17 +130,19 @@ class Operands {
 
  private:
   const Tensor& x_;
+  const Sizes& sizes_;
   bool flat_ = true;
   int64_t copied_ = -1;
   Tensors tensors_;
   std::vector<RowOperand*> operands_;
 };
 
-// Returns what was asked for besides the result. `fresh`: nobody else knows the result's memory.
-Tensors run(const Inputs& in, Tensor result, bool fresh) {
+// The result, written to `out` if there is one, and what else was asked for.
+Tensors run(const Inputs& in, const Tensor* out) {
   const Tensor& x = in.x;
-  STD_TORCH_CHECK(x.dim() >= 1, "x: expected (B, *S)");
-  STD_TORCH_CHECK(same_sizes(result, x), "out: expected the shape of x");
+  const Sizes sizes = sizes_of(x);
+  STD_TORCH_CHECK(!sizes.empty(), "x: expected (B, *S)");
+  STD_TORCH_CHECK(!out || sizes_of(*out) == sizes, "out: expected the shape of x");
   STD_TORCH_CHECK(in.table.dim() == 2 && in.table.size(1) == step_columns && in.table.size(0) > 0 &&
                       in.table.scalar_type() == ScalarType::Double && same_device(in.table, x),
                   "table: expected float64 (steps, 20) on the device of x");
@@ -152,7 +161,7 @@ Tensors run(const Inputs& in, Tensor result, bool fresh) {
                       args.threshold_max > 0,
                   "expected options in their ranges");
 
-  Operands operands(x);
+  Operands operands(x, sizes);
   operands.add("x", x, args.x);
   operands.add("model_output", in.model_output, args.m);
   size_t next = 0;
@@ -160,11 +169,11 @@ Tensors run(const Inputs& in, Tensor result, bool fresh) {
     STD_TORCH_CHECK(next < in.others.size(), "expected as many tensors as there are");
     return in.others[next++];
   };
-  bool alone = true;  // the result may be written where it is
+  bool direct = true;  // the result may be written to `out`
   const auto add = [&](const char* name, RowOperand& operand) {
     const Tensor& tensor = take();
     operands.add(name, tensor, operand);
-    alone = alone && (fresh || may_write(result, tensor));
+    direct = direct && (!out || may_write(*out, tensor));
   };
   if (in.present & has_unconditional) {
     add("unconditional", args.unconditional);
@@ -189,78 +198,71 @@ Tensors run(const Inputs& in, Tensor result, bool fresh) {
   STD_TORCH_CHECK(in.others.size() - next <= 4, "history: expected at most 4 tensors");
   for (int h = 0; next < in.others.size(); ++h) add("history", args.history[h]);
 
-  alone = alone && (fresh || (may_write(result, x) && may_write(result, in.model_output)));
-  const Tensor given = result;
-  if (!alone) result = empty_as(x, sizes_of(x), x.scalar_type());
-  Tensors more;
-  operands.add("out", result, args.result);
-  if (in.x0) {
-    more.push_back(empty_as(x, sizes_of(x), x.scalar_type()));
-    operands.add("x0", more.back(), args.x0);
+  direct = direct && out && may_write(*out, x) && may_write(*out, in.model_output);
+  const ScalarType dtype = x.scalar_type();
+  Tensors results;
+  results.reserve(3);
+  results.push_back(direct ? *out : empty_as(x, sizes, dtype));
+  operands.add("out", results.back(), args.result);
+  if (in.present & wants_x0) {
+    results.push_back(empty_as(x, sizes, dtype));
+    operands.add("x0", results.back(), args.x0);
   }
-  if (in.kept) {
-    more.push_back(empty_as(x, sizes_of(x), x.scalar_type()));
-    operands.add("kept", more.back(), args.kept);
+  if (in.present & wants_kept) {
+    results.push_back(empty_as(x, sizes, dtype));
+    operands.add("kept", results.back(), args.kept);
   }
   args.compute = operands.compute;
   operands.walk(args, args.draws || args.of_samples() || args.steps_stride != 0);
   GMFAST_RUN(diffusion_step, x, args);
   if (const Tensor* copy = operands.copied_result()) {
-    Tensor to = alone ? given : result;
-    torch::stable::copy_(to, x.dim() == 1 ? torch::stable::squeeze(*copy, 1) : *copy);
+    torch::stable::copy_(results[0], x.dim() == 1 ? torch::stable::squeeze(*copy, 1) : *copy);
   }
-  if (!alone) {
-    Tensor to = given;
-    torch::stable::copy_(to, result);
+  if (out && !direct) {
+    Tensor to = *out;
+    torch::stable::copy_(to, results[0]);
   }
-  return more;
+  return results;
 }
 
-// The arguments that most calls leave alone come last, because each that is given costs a call
-// time.
+// Each argument that is given costs a call time: those that most calls leave alone come last.
 Tensors step(const Tensor& x, const Tensor& model_output, const Tensor& table, Tensors others,
-             int64_t present, int64_t step, int64_t seed, bool x0, bool kept, double guidance,
-             double guidance_rescale, Limit clip, Limit threshold, Limit threshold_max) {
-  Tensor result = empty_as(x, sizes_of(x), x.scalar_type());
-  Tensors results = run({x, model_output, table, others, present, step, seed, x0, kept, guidance,
-                         guidance_rescale, clip, threshold, threshold_max},
-                        result, true);
-  results.insert(results.begin(), result);
-  return results;
+             int64_t present, int64_t step, Limit clip, int64_t seed, double guidance,
+             double guidance_rescale, Limit threshold, Limit threshold_max) {
+  return run({x, model_output, table, others, present, step, clip, seed, guidance, guidance_rescale,
+              threshold, threshold_max},
+             nullptr);
 }
 
 // x0 and the kept sum; of no elements where not wanted. Only operators that return single tensors
 // besides what they change can be functionalized.
 std::tuple<Tensor, Tensor> step_to(const Tensor& out, const Tensor& x, const Tensor& model_output,
                                    const Tensor& table, Tensors others, int64_t present,
-                                   int64_t step, int64_t seed, bool x0, bool kept, double guidance,
-                                   double guidance_rescale, Limit clip, Limit threshold,
-                                   Limit threshold_max) {
+                                   int64_t step, Limit clip, int64_t seed, double guidance,
+                                   double guidance_rescale, Limit threshold, Limit threshold_max) {
   STD_TORCH_CHECK(out.scalar_type() == x.scalar_type(), "out: expected the dtype of x");
   for (int64_t d = 0; d < out.dim(); ++d) {
     STD_TORCH_CHECK(out.size(d) <= 1 || out.stride(d) != 0, "out: expected no expanded tensor");
   }
-  const Tensors more = run({x, model_output, table, others, present, step, seed, x0, kept, guidance,
-                            guidance_rescale, clip, threshold, threshold_max},
-                           out, false);
+  const Tensors results = run({x, model_output, table, others, present, step, clip, seed, guidance,
+                               guidance_rescale, threshold, threshold_max},
+                              &out);
   const auto nothing = [&] { return empty_contiguous(x, {0}, x.scalar_type()); };
-  return {x0 ? more.front() : nothing(), kept ? more.back() : nothing()};
+  return {present & wants_x0 ? results[1] : nothing(),
+          present & wants_kept ? results.back() : nothing()};
 }
 
 }  // namespace
 }  // namespace gmfast
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
-  m.def(
-      "diffusion_step(Tensor x, Tensor model_output, Tensor table, Tensor[] others, int present, "
-      "int step=0, int seed=0, bool x0=False, bool kept=False, float guidance=1.0, "
-      "float guidance_rescale=0.0, float? clip=None, float? threshold=None, "
-      "float? threshold_max=None) -> Tensor[]");
-  m.def(
-      "diffusion_step_to(Tensor(a!) out, Tensor x, Tensor model_output, Tensor table, "
-      "Tensor[] others, int present, int step=0, int seed=0, bool x0=False, bool kept=False, "
-      "float guidance=1.0, float guidance_rescale=0.0, float? clip=None, float? threshold=None, "
-      "float? threshold_max=None) -> (Tensor, Tensor)");
+#define GMFAST_STEP_ARGUMENTS                                                               \
+  "Tensor x, Tensor model_output, Tensor table, Tensor[] others, int present, int step=0, " \
+  "float? clip=None, int seed=0, float guidance=1.0, float guidance_rescale=0.0, "          \
+  "float? threshold=None, float? threshold_max=None"
+  m.def("diffusion_step(" GMFAST_STEP_ARGUMENTS ") -> Tensor[]");
+  m.def("diffusion_step_to(Tensor(a!) out, " GMFAST_STEP_ARGUMENTS ") -> (Tensor, Tensor)");
+#undef GMFAST_STEP_ARGUMENTS
 }
 
 GMFAST_REGISTER(m) {

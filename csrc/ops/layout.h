@@ -74,6 +74,7 @@ inline bool collapse(const Tensor& tensor, const Sizes& order, size_t first, siz
 // 0, 1, ..., with dimension 1 moved to the end for channels_last.
 inline Sizes memory_order(int64_t dim, bool channels_last) {
   Sizes order;
+  order.reserve(dim);
   for (int64_t d = 0; d < dim; ++d) {
     if (!channels_last || d != 1) order.push_back(d);
   }

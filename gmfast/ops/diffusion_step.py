@@ -6,10 +6,14 @@ import torch
 from torch.autograd import forward_ad
 
 from .. import _library, reference
-from .._library import operator
+from .._library import operator, without_gradient
 from ..reference.diffusion_step import COLUMNS
 from . import _check, _seed
 from ._layout import compute_dtype, empty_as
+
+# What `present` says, as csrc/ops/diffusion_step.cpp reads it: which tensors there are among `others`, in
+# this order and the histories behind them; whether the seed is a number; which results are wanted.
+_UNCONDITIONAL, _VARIANCE, _NOISE, _STEPS, _SEEDS, _SEED, _X0, _KEPT = (1 << bit for bit in range(8))
 
 
 def diffusion_step(
@@ -84,19 +88,23 @@ def diffusion_step(
         result = result + row["h1"] * history[0]  # and so on
     """
     others, present, number = [], 0, 0
+    if x0:
+        present |= _X0
+    if kept:
+        present |= _KEPT
     if unconditional is not None:
         others.append(unconditional)
-        present = 1
+        present |= _UNCONDITIONAL
     if variance is not None:
         others.append(variance)
-        present |= 2
+        present |= _VARIANCE
     if noise is not None:
         others.append(noise)
-        present |= 4
+        present |= _NOISE
         seed = None
     if isinstance(step, torch.Tensor):
         others.append(step)
-        present |= 8
+        present |= _STEPS
         row = 0
     else:
         row = step
@@ -106,25 +114,27 @@ def diffusion_step(
             seed = _seed.as_tensor(seed, x.device)
         if isinstance(seed, torch.Tensor):
             others.append(seed)
-            present |= 16
+            present |= _SEEDS
         else:
             number = seed
-            present |= 32
+            present |= _SEED
     others += history
-    options = ()
-    if clip is not None or threshold is not None or guidance != 1 or guidance_rescale != 0:
+    if guidance != 1 or guidance_rescale != 0 or threshold is not None:
         if unconditional is None and (guidance != 1 or guidance_rescale != 0):
             _check_options(guidance, guidance_rescale, clip, threshold, threshold_max)
             raise ValueError("unconditional: expected a tensor, as guidance is given, got None")
-        options = (guidance, guidance_rescale, clip, threshold, threshold_max)
+        options = (clip, number, guidance, guidance_rescale, threshold, threshold_max)
+    elif clip is not None or present & _SEED:
+        options = (clip, number)
+    else:
+        options = ()
     # Arguments are looked at in Python where the operator did not take them, which costs the others nothing.
     try:
-        if not _needs_pytorch(x, model_output, table, others, out):
-            arguments = (x, model_output, table, others, present, row, number, x0, kept, *options)
+        if not _needs_pytorch(x, model_output, others, out):
             if out is None:
-                results = _step(*arguments)
+                results = _step_now(x, model_output, table, others, present, row, *options)
                 return tuple(results) if x0 or kept else results[0]
-            predicted, sum_kept = _step_to(out, *arguments)
+            predicted, sum_kept = _step_to_now(out, x, model_output, table, others, present, row, *options)
             if not out.is_inference():
                 torch.autograd.graph.increment_version(out)  # who saved it for a gradient must find out
             if not (x0 or kept):
@@ -142,10 +152,11 @@ def diffusion_step(
 
     given = {"unconditional": unconditional, "variance": variance, "noise": noise}
     if failure is not None or _has_operator(x, model_output, others, out):
-        if present & 32:  # a number of any size, of which a compiled graph must not be made for each
+        if present & _SEED:  # a number of any size, of which a compiled graph must not be made for each
             others.insert(len(others) - len(history), seed)
-            present += 16 - 32
-        results = _step(x, model_output, table, others, present, row, 0, x0, kept, *options)
+            present += _SEEDS - _SEED
+            options = (clip, 0, *options[2:])
+        results = _step(x, model_output, table, others, present, row, *options)
     else:
         dtype = compute_dtype(x, model_output, *history, *(t for t in given.values() if t is not None))
         results = reference.diffusion_step(
@@ -170,20 +181,15 @@ def diffusion_step(
     return tuple(results) if x0 or kept else results[0]
 
 
-def _needs_pytorch(x, model_output, table, others, out):
+def _needs_pytorch(x, model_output, others, out):
     """Whether the operator does not do, or does not do yet: arguments are to be looked at first."""
     if (
-        x.device.type not in _library.devices
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
         or _library._functorch_is_active()
         or forward_ad._current_level >= 0
-        or model_output.is_meta  # the dispatcher takes these for a question about shapes
-        or table.is_meta
+        or ("cpu" if x.is_cpu else x.device.type) not in _library.devices  # making a Device's name takes time
     ):
         return True
-    for tensor in others:
-        if tensor.is_meta:
-            return True
     if torch.is_grad_enabled():
         if x.requires_grad or model_output.requires_grad or (out is not None and out.requires_grad):
             return True
@@ -256,13 +262,22 @@ def _check_options(guidance, guidance_rescale, clip, threshold, threshold_max):
             raise ValueError("threshold_max: expected a positive number, got 0")
 
 
-def _fake(x, model_output, table, others, present, step=0, seed=0, x0=False, kept=False, *options):
-    return [empty_as(x, x.shape) for _ in range(1 + x0 + kept)]
+def _fake(x, model_output, table, others, present, *_):
+    _on_one_device(x, model_output, table, *others)
+    return [empty_as(x, x.shape) for _ in range(1 + bool(present & _X0) + bool(present & _KEPT))]
 
 
-def _fake_to(out, x, model_output, table, others, present, step=0, seed=0, x0=False, kept=False, *options):
-    return empty_as(x, x.shape if x0 else (0,)), empty_as(x, x.shape if kept else (0,))
+def _fake_to(out, x, model_output, table, others, present, *_):
+    _on_one_device(x, out, model_output, table, *others)
+    return tuple(empty_as(x, x.shape if present & wanted else (0,)) for wanted in (_X0, _KEPT))
+
+
+def _on_one_device(x, *tensors):
+    # Calls with a tensor on the meta device among others come to the fake kernel.
+    if any(tensor.device != x.device for tensor in tensors):
+        raise ValueError("expected all tensors on one device")
 
 
 _step = operator("diffusion_step", fake=_fake)
 _step_to = operator("diffusion_step_to", fake=_fake_to)
+_step_now, _step_to_now = without_gradient("diffusion_step"), without_gradient("diffusion_step_to")
