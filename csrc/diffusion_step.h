@@ -1,7 +1,7 @@
 #pragma once
 
 #include "cpu/dispatch.h"
-#include "rows.h"
+#include "noise.h"
 
 namespace gmfast {
 
@@ -26,10 +26,8 @@ struct DiffusionStep {
   const int64_t* steps;  // on the device; null: `step`
   int64_t steps_stride, step;
 
-  const int64_t* seeds;  // on the device; null: `seed`
-  int64_t seeds_stride, seed;
-  bool draws;        // noise, where a row wants some
-  bool own_seeds;    // each sample is sample 0 of its seed
+  bool draws;  // noise, where a row wants some
+  Seeds seeds;
   int64_t channels;  // innermost in the walk though not in the noise's order; 1: the orders are one
 
   double guidance, rescale;               // of no rescaling: 0

@@ -6,14 +6,21 @@
 
 namespace gmfast {
 
+// What the noise of a batch is drawn of: of one seed, or each sample of its own seed, of which it
+// is sample 0.
+struct Seeds {
+  const int64_t* data = nullptr;  // on the device of the tensors; null: `value`
+  int64_t stride = 0, value = 0;
+  bool own = false;
+};
+
 // A normal number for each element of a walk: given, or drawn in the order of the walk.
 struct Noise {
-  RowOperand given;               // data null: drawn, or with no seed either 0
-  const int64_t* seed = nullptr;  // on the device of the tensors
-  int64_t seed_stride = 0;        // not 0: each sample is the first of its own seed
+  RowOperand given;  // data null: drawn, or with no seed's data either 0
+  Seeds seeds;
   uint32_t draw = 0;
 
-  bool drawn() const { return seed && !given.data; }
+  bool drawn() const { return seeds.data && !given.data; }
 };
 
 // A number for each sample of a batch, or one for all.

@@ -4,8 +4,7 @@
 #include <cmath>
 
 #include "../math/diffusion_step.h"
-#include "../math/random.h"
-#include "rows.h"
+#include "noise.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
@@ -133,11 +132,6 @@ void sum_terms(const Term<Scalar<V>>* term, int terms, int64_t count, Scalar<V>*
   }
 }
 
-template <class V>
-__attribute__((noinline)) void draw(Stream stream, uint64_t first, Scalar<V>* out, int64_t count) {
-  fill_normal<V>(stream, first, out, count);
-}
-
 // A sample's row of the table and its stream of noise, and what is known of the whole sample.
 template <class V>
 struct Sample {
@@ -148,10 +142,7 @@ struct Sample {
     step = std::max<int64_t>(0, std::min(step, args.table_rows - 1));
     const double* from = args.table + step * args.table_stride;
     for (int i = 0; i < step_columns; ++i) row[i] = S(from[i]);
-    if (args.draws) {
-      const int64_t seed = args.seeds ? args.seeds[sample * args.seeds_stride] : args.seed;
-      stream = {uint64_t(seed), args.own_seeds ? 0u : uint32_t(sample), uint32_t(step) + 1};
-    }
+    if (args.draws) stream = stream_of(args.seeds, sample, uint32_t(step) + 1);
   }
 
   S row[step_columns];
@@ -210,7 +201,7 @@ const Scalar<V>* read_noise(const DiffusionStep& args, const Sample<V>& sample, 
   if (args.noise.data) {
     noise = read<V>(args.noise, place, buffers.noise);
   } else if (args.channels == 1) {
-    draw<V>(sample.stream, uint64_t(walked), buffers.noise, place.count);
+    draw_normal<V>(sample.stream, uint64_t(walked), buffers.noise, place.count);
   } else {
     // Noise counts a channel's pixels one after another, and these are a pixel's channels.
     const int64_t channels = args.channels, pixels = args.elements / channels;
@@ -219,7 +210,7 @@ const Scalar<V>* read_noise(const DiffusionStep& args, const Sample<V>& sample, 
       const int64_t first = (walked - c + channels - 1) / channels;
       const int64_t end = (walked + place.count - c + channels - 1) / channels;
       if (first >= end) continue;
-      draw<V>(sample.stream, uint64_t(c * pixels + first), of_channel, end - first);
+      draw_normal<V>(sample.stream, uint64_t(c * pixels + first), of_channel, end - first);
       for (int64_t p = first; p < end; ++p) {
         buffers.noise[p * channels + c - walked] = of_channel[p - first];
       }

@@ -1,6 +1,6 @@
 #include "../standard_normal.h"
 
-#include "../math/random.h"
+#include "../math/noise.h"
 #include "parallel.h"
 #include "tile.h"
 
@@ -17,8 +17,7 @@ GMFAST_DEFINE_CPU_KERNEL(standard_normal, StandardNormal) {
       for (int64_t index = begin; index < end; ++index) {
         const int64_t sample = index / pieces, first = index % pieces * piece;
         const int64_t rest = args.elements - first;
-        const uint64_t seed = uint64_t(args.seed[sample * args.seed_stride]);
-        fill_normal<V>({seed, args.own_seeds ? 0u : uint32_t(sample), 0}, uint64_t(first),
+        fill_normal<V>(stream_of(args.seeds, sample, 0), uint64_t(first),
                        static_cast<T*>(args.out) + sample * args.elements + first,
                        rest < piece ? rest : piece);
       }

@@ -2,7 +2,7 @@
 
 #include "../diffusion_step.h"
 #include "../math/diffusion_step.h"
-#include "../math/random.h"
+#include "../math/noise.h"
 #include "rows.h"
 
 namespace gmfast {
@@ -34,10 +34,7 @@ GMFAST_DEVICE Sample<S> read_sample(const DiffusionStep& args, int64_t index) {
   Sample<S> sample{index, row, {}, args.draws, S(1), S(0)};
   sample.draws = args.draws && (row[step_result + term_noise] != 0 ||
                                 (args.kept.data && row[step_kept + term_noise] != 0));
-  if (sample.draws) {
-    const int64_t seed = args.seeds ? args.seeds[index * args.seeds_stride] : args.seed;
-    sample.stream = {uint64_t(seed), args.own_seeds ? 0u : uint32_t(index), uint32_t(step) + 1};
-  }
+  if (sample.draws) sample.stream = stream_of(args.seeds, index, uint32_t(step) + 1);
   return sample;
 }
 

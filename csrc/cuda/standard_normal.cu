@@ -1,4 +1,4 @@
-#include "../math/random.h"
+#include "../math/noise.h"
 #include "../standard_normal.h"
 #include "launch.h"
 #include "types.h"
@@ -18,9 +18,7 @@ __global__ void __launch_bounds__(normal_threads)
       (block_index() - sample * blocks_of_sample) * normal_threads + thread_index();
   const int64_t first = block / 16 * noise_tile<S> + block % 16;
   if (first >= args.elements) return;
-  const uint64_t seed = uint64_t(args.seed[sample * args.seed_stride]);
-  const Numbers<S> numbers =
-      normals<S>({seed, args.own_seeds ? 0u : uint32_t(sample), 0}, uint64_t(block));
+  const Numbers<S> numbers = normals<S>(stream_of(args.seeds, sample, 0), uint64_t(block));
   T* out = static_cast<T*>(args.out) + sample * args.elements + first;
   GMFAST_UNROLL
   for (int slot = 0; slot < numbers_per_block<S>; ++slot) {

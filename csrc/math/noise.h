@@ -7,9 +7,12 @@
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
 
+GMFAST_HD Stream stream_of(const Seeds& seeds, int64_t sample, uint32_t draw) {
+  const int64_t seed = seeds.data ? seeds.data[sample * seeds.stride] : seeds.value;
+  return {uint64_t(seed), seeds.own ? 0 : uint32_t(sample), draw};
+}
 GMFAST_HD Stream stream_of(const Noise& noise, int64_t sample) {
-  const bool own = noise.seed_stride != 0;
-  return {uint64_t(noise.seed[sample * noise.seed_stride]), own ? 0 : uint32_t(sample), noise.draw};
+  return stream_of(noise.seeds, sample, noise.draw);
 }
 
 GMFAST_HD double number_of(const PerSample& numbers, int64_t sample) {

@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "backend.h"
-#include "rows.h"
+#include "noise.h"
 
 namespace gmfast {
 namespace {
@@ -37,16 +37,6 @@ struct Inputs {
   double guidance, guidance_rescale;
   Limit threshold, threshold_max;
 };
-
-// An int64 () or (B,) on the device of x.
-const int64_t* of_samples(const char* name, const Tensor& tensor, const Tensor& x,
-                          int64_t* stride) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && same_device(tensor, x) &&
-                      (tensor.numel() == 1 || (tensor.dim() == 1 && tensor.size(0) == x.size(0))),
-                  name, ": expected int64 () or (B,) on the device of x");
-  *stride = tensor.numel() != 1 ? tensor.stride(0) : 0;
-  return static_cast<const int64_t*>(tensor.data_ptr());
-}
 
 // The bytes from the tensor's first element to behind its last.
 struct Range {
@@ -183,18 +173,20 @@ Tensors run(const Inputs& in, const Tensor* out) {
   if (in.present & has_noise) add("noise", args.noise);
   args.step = in.step;
   if (in.present & has_steps) {
-    args.steps = of_samples("step", take(), x, &args.steps_stride);
+    const Tensor& steps = take();
+    const int64_t count = steps.numel();
+    STD_TORCH_CHECK(steps.scalar_type() == ScalarType::Long && same_device(steps, x) &&
+                        (count == 1 || (steps.dim() == 1 && count == sizes[0])),
+                    "step: expected int64 () or (B,) on the device of x");
+    args.steps = static_cast<const int64_t*>(steps.data_ptr());
+    args.steps_stride = count == 1 ? 0 : steps.stride(0);
   } else {
     STD_TORCH_CHECK(in.step >= 0 && in.step < args.table_rows, "step: expected a row of the table");
   }
   args.draws =
       !args.noise.data && !(in.present & has_noise) && (in.present & (has_seeds | has_seed)) != 0;
-  args.seed = in.seed;
-  if (in.present & has_seeds) {
-    const Tensor& seeds = take();
-    args.seeds = of_samples("seed", seeds, x, &args.seeds_stride);
-    args.own_seeds = seeds.dim() > 0 && seeds.size(0) == x.size(0);
-  }
+  args.seeds.value = in.seed;
+  if (in.present & has_seeds) args.seeds = seeds_of(take(), x, sizes[0]);
   STD_TORCH_CHECK(in.others.size() - next <= 4, "history: expected at most 4 tensors");
   for (int h = 0; next < in.others.size(); ++h) add("history", args.history[h]);
 

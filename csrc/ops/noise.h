@@ -33,21 +33,25 @@ inline Tensor add_whole(const char* name, RowWalk& walk, const Tensor& x, const 
   return walk.add(tensor, operand);
 }
 
+// Seeds for the samples of x; what they point into is the tensor.
+inline Seeds seeds_of(const Tensor& seed, const Tensor& x, int64_t batch) {
+  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && same_device(seed, x) &&
+                      (seed.numel() == 1 || (seed.dim() == 1 && seed.size(0) == batch)),
+                  "seed: expected int64, () or (B,), on the device of x");
+  Seeds seeds;
+  seeds.data = static_cast<const int64_t*>(seed.data_ptr());
+  seeds.own = seed.dim() > 0 && seed.size(0) == batch;
+  if (seeds.own) seeds.stride = seed.stride(0);
+  return seeds;
+}
+
 // The noise, given or drawn. Returns what it points into.
 inline Tensor add_noise(RowWalk& walk, const Tensor& x, const Optional& given, const Optional& seed,
                         Noise& noise) {
   if (given) return add_whole("noise", walk, x, *given, noise.given);
   STD_TORCH_CHECK(seed.has_value(), "expected noise or a seed");
-  STD_TORCH_CHECK(seed->scalar_type() == ScalarType::Long && same_device(*seed, x) &&
-                      (seed->dim() == 0 || (seed->dim() == 1 && seed->size(0) == x.size(0))),
-                  "seed: expected int64, () or (B,), on the device of x");
-  noise.seed = static_cast<const int64_t*>(seed->data_ptr());
-  if (seed->dim() == 0) return *seed;
-  // A stride that says that samples have their own.
-  const Tensor seeds = seed->stride(0) ? *seed : torch::stable::contiguous(*seed);
-  noise.seed = static_cast<const int64_t*>(seeds.data_ptr());
-  noise.seed_stride = seeds.stride(0);
-  return seeds;
+  noise.seeds = seeds_of(*seed, x, x.size(0));
+  return *seed;
 }
 
 // Numbers (B,) of any dtype, or a value.

@@ -1,7 +1,7 @@
 #include "../standard_normal.h"
 
 #include "backend.h"
-#include "layout.h"
+#include "noise.h"
 
 namespace gmfast {
 namespace {
@@ -9,20 +9,11 @@ namespace {
 Tensor standard_normal(const Tensor& seed, Sizes size, ScalarType dtype) {
   StandardNormal args{};
   STD_TORCH_CHECK(!size.empty(), "shape: expected (B, *S)");
-  args.own_seeds = seed.dim() > 0;
-  if (args.own_seeds) {
-    STD_TORCH_CHECK(
-        seed.dim() == 1 && seed.size(0) == size[0] && seed.scalar_type() == ScalarType::Long,
-        "seed: expected int64 () or (B,)");
-    args.seed_stride = seed.stride(0);
-  } else {
-    check_seed(seed, seed);
-  }
+  args.seeds = seeds_of(seed, seed, size[0]);
   Tensor out = empty_contiguous(seed, size, dtype);
   args.batch = size[0];
   args.elements = 1;
   for (size_t d = 1; d < size.size(); ++d) args.elements *= size[d];
-  args.seed = static_cast<const int64_t*>(seed.data_ptr());
   args.out = out.data_ptr();
   args.dtype = dtype_of(out);
   GMFAST_RUN(standard_normal, seed, args);

@@ -1,7 +1,7 @@
 // The kernels of diffusion_step: see test_diffusion_step.py.
 #include "../../csrc/cuda/diffusion_step.cu"
 
-#include "rows.h"
+#include "noise.h"
 
 using namespace gmfast;
 
@@ -17,10 +17,7 @@ void run_case(Cases& cases) {
   args.steps = reinterpret_cast<const int64_t*>(cases.memory());
   args.steps_stride = cases.integer();
   args.draws = cases.integer();
-  args.seed = cases.integer();
-  args.seeds = reinterpret_cast<const int64_t*>(cases.memory());
-  args.seeds_stride = cases.integer();
-  args.own_seeds = args.seeds_stride != 0;
+  args.seeds = seeds(cases, cases.integer());
   args.channels = cases.integer();
   args.guidance = cases.real();
   args.rescale = cases.real();

@@ -4,11 +4,19 @@
 #include "../../csrc/noise.h"
 #include "rows.h"
 
+inline gmfast::Seeds seeds(Cases& cases, int64_t value = 0) {
+  gmfast::Seeds seeds;
+  seeds.value = value;
+  seeds.data = reinterpret_cast<const int64_t*>(cases.memory());
+  seeds.stride = cases.integer();
+  seeds.own = seeds.stride != 0;
+  return seeds;
+}
+
 inline gmfast::Noise noise_of(Cases& cases) {
   gmfast::Noise noise;
   noise.given = row_operand(cases);
-  noise.seed = reinterpret_cast<const int64_t*>(cases.memory());
-  noise.seed_stride = cases.integer();
+  noise.seeds = seeds(cases);
   noise.draw = uint32_t(cases.integer());
   return noise;
 }
