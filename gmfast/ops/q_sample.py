@@ -21,7 +21,7 @@ def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
 
     Args:
         x: floating, `(B, *S)`.
-        alpha, sigma: numbers, or floating `(B,)` or scalar tensors: of each sample.
+        alpha, sigma: numbers, or floating `(B,)`, `(B, 1, ..., 1)` or scalar tensors: of each sample.
         noise: floating z, in the shape of `x`; else drawn.
         seed: an int, an int64 tensor on the device of `x`, `()` or `(B,)`, or a `torch.Generator`; None draws
             one from torch's. The noise of sample *i* is that of `standard_normal`, whatever the batch size,
@@ -82,8 +82,13 @@ def _coefficient(name, value, x):
     _check.floating(name, value)
     if value.dim() == 0:
         return 0.0, value.expand(x.shape[0])
-    if value.dim() != 1 or value.shape[0] != x.shape[0]:
-        raise ValueError(f"{name}: expected shape ({x.shape[0]},), got {tuple(value.shape)}")
+    batch = x.shape[:1]
+    if value.shape == (*batch, *[1] * (x.dim() - 1)):
+        return 0.0, value.reshape(batch)
+    if value.shape != batch:
+        ones = ", 1" * (x.dim() - 1)
+        also = f" or ({batch[0]}{ones})" if ones else ""
+        raise ValueError(f"{name}: expected shape ({batch[0]},){also}, got {tuple(value.shape)}")
     return 0.0, value
 
 

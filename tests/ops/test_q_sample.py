@@ -58,6 +58,22 @@ class TestNoised(TestVelocity):
 # Tensors of coefficients -------------------------------------------------------------------------------
 
 
+def test_coefficients_that_broadcast(device):
+    """As schedules often return them: with a dimension of 1 for each of the data's."""
+    x, noise = clean_and_noise((3, 4, 5), torch.float32, device)
+    alpha = torch.linspace(0.1, 0.9, 3, device=device).requires_grad_()
+    sigma = (1 - alpha.detach().square()).sqrt()
+    wide = alpha.detach().view(3, 1, 1, 1).requires_grad_()
+    one, other = (
+        GF.q_sample(x, a, s, noise=noise, target="v")
+        for a, s in ((alpha, sigma), (wide, sigma.view(3, 1, 1, 1)))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    (expected,) = torch.autograd.grad(one[0].square().sum(), alpha)
+    (by_wide,) = torch.autograd.grad(other[0].square().sum(), wide)
+    assert by_wide.shape == wide.shape and torch.equal(by_wide.flatten(), expected)
+
+
 @pytest.mark.parametrize("target", ["v", "flow"])
 @pytest.mark.parametrize("coefficients", [torch.float32, torch.float64, *HALVES], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -265,8 +281,13 @@ def test_noise_of_words():
         ((torch.ones(()), 1.0, 1.0), {}, ValueError, r"x: expected shape \(B, \*S\), got a scalar"),
         ((torch.ones(2, 2), "1", 1.0), {}, TypeError, "alpha: expected a number, got str"),
         ((torch.ones(2, 2), 1.0, math.nan), {}, ValueError, "sigma: expected a number in"),
-        ((torch.ones(2, 2), torch.ones(3), 1.0), {}, ValueError, r"alpha: expected shape \(2,\), got \(3,\)"),
-        ((torch.ones(2, 2), 1.0, torch.ones(2, 1)), {}, ValueError, r"sigma: expected shape \(2,\), got"),
+        (
+            (torch.ones(2, 2), torch.ones(3), 1.0),
+            {},
+            ValueError,
+            r"alpha: expected shape \(2,\) or \(2, 1\), got \(3,\)",
+        ),
+        ((torch.ones(2, 2), 1.0, torch.ones(1, 2)), {}, ValueError, r"sigma: expected shape \(2,\) or"),
         ((torch.ones(2, 2), 1.0, torch.ones(2).int()), {}, TypeError, "sigma: expected float32"),
         (
             (torch.ones(2, 2), 1.0, 1.0),
