@@ -14,11 +14,13 @@ struct Seeds {
   bool own = false;
 };
 
-// A normal number for each element of a walk: given, or drawn in the order of the walk.
+// A normal number for each element of a walk: given, or drawn.
 struct Noise {
   RowOperand given;  // data null: drawn, or with no seed's data either 0
   Seeds seeds;
   uint32_t draw = 0;
+  int64_t channels =
+      1;  // innermost in the walk though not in the noise's order; 1: the orders are one
 
   bool drawn() const { return seeds.data && !given.data; }
 };

@@ -18,6 +18,8 @@ template <class S>
 struct Buffers {
   alignas(64) S x[chunk], m[chunk],
       unconditional[chunk], x0[chunk], variance[chunk], noise[chunk], history[4][chunk], out[chunk];
+  alignas(64) S walked[walked_part];  // noise of the row from `walked_first`
+  int64_t walked_first = -walked_part;
 };
 
 struct Place {
@@ -203,18 +205,12 @@ const Scalar<V>* read_noise(const DiffusionStep& args, const Sample<V>& sample, 
   } else if (args.channels == 1) {
     draw_normal<V>(sample.stream, uint64_t(walked), buffers.noise, place.count);
   } else {
-    // Noise counts a channel's pixels one after another, and these are a pixel's channels.
-    const int64_t channels = args.channels, pixels = args.elements / channels;
-    alignas(64) S of_channel[chunk];
-    for (int64_t c = 0; c < channels; ++c) {
-      const int64_t first = (walked - c + channels - 1) / channels;
-      const int64_t end = (walked + place.count - c + channels - 1) / channels;
-      if (first >= end) continue;
-      draw_normal<V>(sample.stream, uint64_t(c * pixels + first), of_channel, end - first);
-      for (int64_t p = first; p < end; ++p) {
-        buffers.noise[p * channels + c - walked] = of_channel[p - first];
-      }
+    if (place.first >= buffers.walked_first + walked_part) {
+      draw_walked<V>(sample.stream, args.channels, args.elements / args.channels, walked,
+                     buffers.walked, std::min(walked_part, args.shape.inner - place.first));
+      buffers.walked_first = place.first;
     }
+    noise = buffers.walked + (place.first - buffers.walked_first);
   }
   if (!args.variance.data) return noise;
   const S* variance = read<V>(args.variance, place, buffers.variance);

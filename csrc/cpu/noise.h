@@ -13,24 +13,54 @@ __attribute__((noinline)) void draw_normal(Stream stream, uint64_t first, Scalar
   fill_normal<V>(stream, first, out, count);
 }
 
+// As many as a piece of for_each_piece has: of much fewer, each channel has but part of a tile.
+constexpr int64_t walked_part = 4096;
+
+// Numbers for elements of a walk that has a pixel's channels one after another; noise counts a
+// channel's pixels.
+template <class V>
+__attribute__((noinline)) void draw_walked(Stream stream, int64_t channels, int64_t pixels,
+                                           int64_t first, Scalar<V>* out, int64_t count) {
+  alignas(64) Scalar<V> of_channel[walked_part];
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t pixel = (first - c + channels - 1) / channels;
+    const int64_t end = (first + count - c + channels - 1) / channels;
+    if (pixel >= end) continue;
+    draw_normal<V>(stream, uint64_t(c * pixels + pixel), of_channel, end - pixel);
+    Scalar<V>* to = out + (pixel * channels + c - first);
+    for (int64_t p = 0; p < end - pixel; ++p) to[p * channels] = of_channel[p];
+  }
+}
+
 // A row of drawn numbers, made a part at a time.
 template <class V>
 class DrawnReader {
-  static constexpr int64_t part = 512;
-
  public:
   DrawnReader(const Noise& noise, const RowShape& shape, RowPlace at)
       : stream_(stream_of(noise, at.sample)),
         inner_(shape.inner),
-        first_(uint64_t(at.row) * uint64_t(shape.inner)) {}
+        first_(at.row * shape.inner),
+        channels_(noise.channels),
+        pixels_(shape.rows * shape.inner / noise.channels),
+        part_(noise.channels == 1 ? 512 : walked_part) {}
   DrawnReader(const DrawnReader& other)  // without the numbers
-      : stream_(other.stream_), inner_(other.inner_), first_(other.first_) {}
+      : stream_(other.stream_),
+        inner_(other.inner_),
+        first_(other.first_),
+        channels_(other.channels_),
+        pixels_(other.pixels_),
+        part_(other.part_) {}
 
   // Vectors in their order.
   template <class Span>
   GMFAST_HD V load(int64_t i, Span span) const {
-    if (i < drawn_ || i >= drawn_ + part) {
-      draw_normal<V>(stream_, first_ + uint64_t(i), buffer_, inner_ - i < part ? inner_ - i : part);
+    if (i < drawn_ || i >= drawn_ + part_) {
+      const int64_t count = inner_ - i < part_ ? inner_ - i : part_;
+      if (channels_ == 1) {
+        draw_normal<V>(stream_, uint64_t(first_ + i), buffer_, count);
+      } else {
+        draw_walked<V>(stream_, channels_, pixels_, first_ + i, buffer_, count);
+      }
       drawn_ = i;
     }
     return span.load(buffer_ + (i - drawn_));
@@ -38,10 +68,9 @@ class DrawnReader {
 
  private:
   Stream stream_;
-  int64_t inner_;
-  uint64_t first_;
-  mutable int64_t drawn_ = -part;  // where the buffer starts
-  mutable Scalar<V> buffer_[part];
+  int64_t inner_, first_, channels_, pixels_, part_;
+  mutable int64_t drawn_ = -walked_part;  // where the buffer starts
+  mutable Scalar<V> buffer_[walked_part];
 };
 
 // As RowReader and RowWriter, of elements of type T that follow each other: nothing is left to be

@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(row_threads)
   for (int slot = 0; slot < count; ++slot) {
     const int64_t index = first + slot * step;
     if (index >= length) continue;
-    const RowElement at = element_of(shape, sample, index);
+    const int64_t place = drawn ? place_in_walk(noise, index, length) : index;
+    const RowElement at = element_of(shape, sample, place);
     if constexpr (drawn) {
       Row::template apply<S>(args, row, at, numbers.value[slot]);
     } else {

@@ -15,6 +15,13 @@ GMFAST_HD Stream stream_of(const Noise& noise, int64_t sample) {
   return stream_of(noise.seeds, sample, noise.draw);
 }
 
+// Where in the walk of a sample is what the noise counts as its `element`.
+GMFAST_HD int64_t place_in_walk(const Noise& noise, int64_t element, int64_t elements) {
+  if (noise.channels == 1) return element;
+  const int64_t pixels = elements / noise.channels, channel = element / pixels;
+  return (element - channel * pixels) * noise.channels + channel;
+}
+
 GMFAST_HD double number_of(const PerSample& numbers, int64_t sample) {
   if (!numbers.data) return numbers.value;
   const int64_t index = sample * numbers.stride;

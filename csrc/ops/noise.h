@@ -10,9 +10,16 @@ namespace gmfast {
 
 using Optional = std::optional<Tensor>;
 
-// Noise is drawn for elements in the order of their dimensions, and so they are then walked.
+// Noise is drawn for elements in the order of their dimensions, and where that is not provided for
+// they are walked so.
 inline Tensor in_order(const Tensor& x, bool drawn) {
   return drawn && channels_innermost(x) ? torch::stable::contiguous(x) : x;
+}
+
+// Channels innermost, and the pixels one after another.
+inline bool dense_channels_last(const Tensor& x) {
+  Extent sample;
+  return channels_innermost(x) && collapse(x, memory_order(x.dim(), true), 1, x.dim(), sample);
 }
 
 // A result in the layout of x.

@@ -22,9 +22,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x_given, const Optional& noise,
                                    const Optional& alphas, const Optional& sigmas,
                                    const Optional& seed, double alpha, double sigma,
                                    int64_t target) {
-  const Tensor x = in_order(x_given, !noise);
+  // Rows that are a pixel each would have their noise drawn one by one.
+  const Tensor x = in_order(x_given, !noise && !dense_channels_last(x_given));
   RowWalk walk(x);
   QSample args{};
+  if (!noise && channels_innermost(x)) args.noise.channels = x.size(1);
   const Tensor x_in = walk.add(x, args.x), noise_in = add_noise(walk, x, noise, seed, args.noise);
   args.compute = compute_of(x, noise);
   args.alpha = per_sample("alpha", alphas, alpha, x);

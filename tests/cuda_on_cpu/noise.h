@@ -18,6 +18,7 @@ inline gmfast::Noise noise_of(Cases& cases) {
   noise.given = row_operand(cases);
   noise.seeds = seeds(cases);
   noise.draw = uint32_t(cases.integer());
+  noise.channels = cases.integer();
   return noise;
 }
 

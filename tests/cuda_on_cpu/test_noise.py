@@ -17,13 +17,17 @@ f32, f64, bf16, f16 = torch.float32, torch.float64, torch.bfloat16, torch.float1
 
 def noise_of(kind, i, shape, compute, generator):
     """The noise in float64, and the items that say where it comes from: given, or drawn with one seed for all
-    or with one for each sample."""
+    or with one for each sample, or in another order than the walk's, whose innermost are then channels."""
     if kind == "given":
         noise = torch.randn(shape, generator=generator).to(compute)
-        return noise.double(), [*image(apart(noise)), None, 0, 0]
+        return noise.double(), [*image(apart(noise)), None, 0, 0, 1]
+    if kind == "channels":
+        seed, shape = torch.tensor(i - 5), (shape[0], shape[2], shape[1])
+        noise = philox.array_normal(seed, shape, compute, "cpu", draw=i)
+        return noise.mT.double(), [None, seed, 0, i, shape[1]]
     seed = torch.tensor(i - 5) if kind == "drawn" else torch.arange(shape[0]) + 2**40
     noise = philox.array_normal(seed, shape, compute, "cpu", draw=i)
-    return noise.double(), [None, seed, seed.dim(), i]
+    return noise.double(), [None, seed, seed.dim(), i, 1]
 
 
 def numbers(value):
@@ -38,10 +42,10 @@ def test_q_sample(sanitizer):
     generator = torch.Generator().manual_seed(0)
     items, results = [], []
     targets = (None, "epsilon", "v", "flow")
-    kinds = ("given", "drawn", "seeds")
+    kinds = ("given", "drawn", "seeds", "channels")
     for i, (shape, kind) in enumerate(itertools.product(SHAPES, kinds)):
-        dtype, place = (f32, f64, bf16, f16)[i % 4], apart if i // 2 % 2 else torch.clone
-        code = (i + i // 4) % 4
+        dtype, place = (f32, f64, bf16, f16)[(i + i // 4) % 4], apart if i // 3 % 2 else torch.clone
+        code = (3 * i + i // 8) % 4
         compute, target = compute_dtype(dtype), targets[code]
         x = torch.randn(shape, generator=generator).to(dtype)
         noise, of_noise = noise_of(kind, i, shape, compute, generator)
@@ -63,7 +67,16 @@ def test_q_sample(sanitizer):
             expected = torch.autograd.grad(ys, leaves, [g.double() for g in grads])
             filled = [unfilled(x), apart(unfilled(x))]
             wanted = [*image(filled[0]), *image(filled[1] if i % 3 else None)]
-            tail = [*image(place(grads[0])), *image(grads[1]), None, 0, 0, *numbers(alpha), *numbers(sigma)]
+            tail = [
+                *image(place(grads[0])),
+                *image(grads[1]),
+                None,
+                0,
+                0,
+                1,
+                *numbers(alpha),
+                *numbers(sigma),
+            ]
             items.append([*shape, DTYPES.index(compute), code, 1, *tail, *wanted])
             pairs = list(zip(filled, expected, strict=True))[: 2 if i % 3 else 1]
             results.append((("backward", shape, dtype, target), pairs))

@@ -169,7 +169,7 @@ def test_noise_alone(device, dtype, layout):
     """A table of nothing but noise; draw 0 is standard_normal's, and a step's draws are others."""
     coefficients = torch.zeros(STEPS, len(COLUMNS), dtype=f64, device=device)
     coefficients[:, column("noise")] = 1
-    x = torch.zeros(3, 5, 17, 19, dtype=dtype, device=device).to(memory_format=layout)
+    x = torch.zeros(3, 35, 17, 19, dtype=dtype, device=device).to(memory_format=layout)
     compute = f64 if dtype == f64 else f32
     initial = GF.standard_normal(x.shape, seed=7, dtype=dtype, device=device)
     seen = [initial]

@@ -184,8 +184,9 @@ def test_drawn_noise_is_standard_normal(device, dtype):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_drawn_noise_does_not_depend_on_layout_batch_or_threads(device, layout, dtype):
-    x = torch.randn(3, 4, 9, 19).to(device, dtype)
+@pytest.mark.parametrize("shape", [(3, 4, 9, 19), (3, 70, 9, 11)], ids=str)
+def test_drawn_noise_does_not_depend_on_layout_batch_or_threads(device, layout, dtype, shape):
+    x = torch.randn(shape).to(device, dtype)
     alpha = torch.rand(3, device=device)
     expected = GF.q_sample(x, alpha, 0.5, seed=5, target="v")
     laid_out = LAYOUTS[layout](x)
