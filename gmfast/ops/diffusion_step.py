@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from .. import _library, reference
 from .._library import operator, without_gradient
@@ -130,7 +131,7 @@ def diffusion_step(
         options = ()
     # Arguments are looked at in Python where the operator did not take them, which costs the others nothing.
     try:
-        if not _needs_pytorch(x, model_output, others, out):
+        if not (is_compiling() or _needs_pytorch(x, model_output, others, out)):
             if out is None:
                 results = _step_now(x, model_output, table, others, present, row, *options)
                 return tuple(results) if x0 or kept else results[0]
@@ -184,8 +185,7 @@ def diffusion_step(
 def _needs_pytorch(x, model_output, others, out):
     """Whether the operator does not do, or does not do yet: arguments are to be looked at first."""
     if (
-        torch.compiler.is_compiling()
-        or _library._functorch_is_active()
+        _library._functorch_is_active()
         or forward_ad._current_level >= 0
         or ("cpu" if x.is_cpu else x.device.type) not in _library.devices  # making a Device's name takes time
     ):
@@ -201,7 +201,7 @@ def _needs_pytorch(x, model_output, others, out):
 
 def _has_operator(x, model_output, others, out):
     """Of arguments that are right: whether it does, perhaps while compiling."""
-    if x.device.type not in _library.devices or not torch.compiler.is_compiling():
+    if x.device.type not in _library.devices or not is_compiling():
         return False
     tensors = [x, model_output, *others, *([] if out is None else [out])]
     return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
