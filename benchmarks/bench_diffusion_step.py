@@ -59,11 +59,11 @@ def fused(sampler, **given):
     """A step as a sampler's loop calls it, which has all but the tensors ready."""
     ready = {}
 
-    def call(x, m, *history):
+    def call(x, m, *history, **more):
         if x.is_cuda not in ready:
             table, options = arguments_of(sampler, x.device)
             ready[x.is_cuda] = partial(GF.diffusion_step, table=table, **(options | given))
-        return ready[x.is_cuda](x, m, history=history)
+        return ready[x.is_cuda](x, m, history=history, **more)
 
     return call
 
