@@ -89,26 +89,34 @@ class Plan:
         """`(rows + 1, 20)`, float64, for `gmfast.functional.diffusion_step`: in the order of sampling, from
         noise to data; the last row leaves x as it is, for samples that have arrived before others."""
         device = torch.device(device)
-        if device not in self._tables:
-            table = torch.zeros(len(self.rows) + 1, len(COLUMNS), dtype=torch.float64)
-            index = {name: i for i, name in enumerate(COLUMNS)}
-            cells, values = [], []
-            for i, row in enumerate(self.rows):
-                p, q = x0_weights(self.prediction, row.now)
-                for name, value in {"x0_x": p, "x0_m": q, **row.weights}.items():
-                    cells.append((i, index[name]))
-                    values.append(value)
-            where = torch.tensor(cells, dtype=torch.int64).reshape(-1, 2).T
-            table[where[0], where[1]] = torch.tensor(values, dtype=torch.float64)
-            table[-1, index["x"]] = 1
-            self._tables[device] = table.to(device)
-        return self._tables[device]
+        return self._kept(device, lambda: self._make_table().to(device))
+
+    def _make_table(self):
+        table = torch.zeros(len(self.rows) + 1, len(COLUMNS), dtype=torch.float64)
+        index = {name: i for i, name in enumerate(COLUMNS)}
+        cells, values = [], []
+        for i, row in enumerate(self.rows):
+            p, q = x0_weights(self.prediction, row.now)
+            for name, value in {"x0_x": p, "x0_m": q, **row.weights}.items():
+                cells.append((i, index[name]))
+                values.append(value)
+        where = torch.tensor(cells, dtype=torch.int64).reshape(-1, 2).T
+        table[where[0], where[1]] = torch.tensor(values, dtype=torch.float64)
+        table[-1, index["x"]] = 1
+        return table
 
     def times(self, device="cpu", dtype=torch.float32):
         """What the denoiser is told at each row, `(rows,)`: int64 of a discrete schedule, else `dtype`."""
         key = torch.device(device), torch.int64 if self.discrete else dtype
+        return self._kept(
+            key, lambda: torch.tensor([row.now.t for row in self.rows], dtype=key[1]).to(device)
+        )
+
+    def _kept(self, key, make):
+        """A tensor that every later call uses, even if this one is in inference mode."""
         if key not in self._tables:
-            self._tables[key] = torch.tensor([row.now.t for row in self.rows], dtype=key[1], device=device)
+            with torch.inference_mode(False), torch.device("cpu"):
+                self._tables[key] = make()
         return self._tables[key]
 
 
@@ -230,19 +238,14 @@ def _order(order, levels, k):
     return max(usable, 1)
 
 
-def _exponential(now, to):
-    """h = λ' - λ, and φ = e^-h - 1, of the exponential integrators; h may be infinite."""
-    h = to.log_snr - now.log_snr
-    return h, math.expm1(-h)
-
-
 SOLVERS = ("midpoint", "heun")
 FORMULATIONS = ("exact", "published")
 
 
 def _with_noise(now, to, eta):
-    """Of SDE-DPM-Solver++: (1 + eta)·h, φ = e^-(1 + eta)h - 1, and the weights of x and of the noise."""
-    h, _ = _exponential(now, to)
+    """Of SDE-DPM-Solver++, with h = λ' - λ, which may be infinite: (1 + eta)·h, φ = e^-(1 + eta)h - 1, and the
+    weights of x and of the noise."""
+    h = to.log_snr - now.log_snr
     stretched = (1 + eta) * h
     eta_h = eta * h if eta else 0.0
     noise = to.sigma * math.sqrt(-math.expm1(-2 * eta_h))
@@ -259,15 +262,7 @@ class DPMPP2M(Sampler):
         _check.one_of("solver", self.solver, SOLVERS)
 
     def rows(self, schedule, levels):
-        for k, (now, to) in enumerate(pairwise(levels)):
-            h, phi = _exponential(now, to)
-            base = -to.alpha * phi
-            weights = dict(x=to.sigma / now.sigma, x0=base)
-            if _order(2, levels, k) == 2:
-                r0 = (now.log_snr - levels[k - 1].log_snr) / h
-                slope = base / 2 if self.solver == "midpoint" else to.alpha * (phi / h + 1)
-                weights.update(x0=base + slope / r0, h1=-slope / r0)
-            yield Row(now, to, weights, keep=("x0",))
+        return DPMPP2MSDE(0.0, self.solver).rows(schedule, levels)
 
 
 @dataclass(frozen=True)
@@ -285,7 +280,7 @@ class DPMPP3M(Sampler):
         _check.one_of("formulation", self.formulation, FORMULATIONS)
 
     def rows(self, schedule, levels):
-        return DPMPP3MSDE.rows(DPMPP3MSDE(0.0, self.formulation), schedule, levels)
+        return DPMPP3MSDE(0.0, self.formulation).rows(schedule, levels)
 
 
 @dataclass(frozen=True)
@@ -305,7 +300,7 @@ class DPMPP2MSDE(Sampler):
             base = -to.alpha * phi
             weights.update(x0=base)
             if _order(2, levels, k) == 2:
-                h, _ = _exponential(now, to)
+                h = to.log_snr - now.log_snr
                 r0 = (now.log_snr - levels[k - 1].log_snr) / h
                 slope = base / 2
                 if self.solver == "heun":
@@ -333,7 +328,7 @@ class DPMPP3MSDE(Sampler):
             weights.update(x0=base)
             order = _order(3, levels, k)
             if order > 1:
-                h, _ = _exponential(now, to)
+                h = to.log_snr - now.log_snr
                 c1 = to.alpha * (phi / stretched + 1)
                 r0 = (now.log_snr - levels[k - 1].log_snr) / h
                 if order == 2:
@@ -390,13 +385,13 @@ class UniPC(Sampler):
         """Of the step from level k: the weights of x, of the x0s of levels k, k - 1, ... (`order` of them),
         and, to correct, of that of level k + 1."""
         now, to = levels[k], levels[k + 1]
-        h, phi = _exponential(now, to)
+        h = to.log_snr - now.log_snr
         ratios = [(levels[k - i].log_snr - now.log_snr) / h for i in range(1, order)]
         if correct:
             rho = [0.5] if order == 1 else _unipc_solve([*ratios, 1.0], h)
         else:
             rho = [0.5] if order == 2 else _unipc_solve(ratios, h)
-        size = -to.alpha * phi  # alpha'·(1 - e^-h), B(h) among it
+        size = -to.alpha * math.expm1(-h)  # alpha'·(1 - e^-h), B(h) among it
         differences = [size * r / ratio for r, ratio in zip(rho, [*ratios, 1.0], strict=False)]
         x0s = [size - sum(differences), *differences]
         return [to.sigma / now.sigma, *x0s]
@@ -412,8 +407,9 @@ def _unipc_solve(ratios, h):
         b.append(phi * factorial / math.expm1(-h))
         factorial *= i + 1
         phi = phi / -h - 1 / factorial
-    matrix = torch.tensor([[r ** (i - 1) for r in ratios] for i in range(1, n + 1)], dtype=torch.float64)
-    return torch.linalg.solve(matrix, torch.tensor(b, dtype=torch.float64)).tolist()
+    with torch.device("cpu"):
+        matrix = torch.tensor([[r ** (i - 1) for r in ratios] for i in range(1, n + 1)], dtype=torch.float64)
+        return torch.linalg.solve(matrix, torch.tensor(b, dtype=torch.float64)).tolist()
 
 
 # ---- Solvers in sigma -------------------------------------------------------------------------------------
@@ -473,7 +469,7 @@ class Heun(Sampler):
     schedule = "karras"
 
     def rows(self, schedule, levels):
-        return EDM.rows(EDM(), schedule, levels)
+        return EDM().rows(schedule, levels)
 
 
 @dataclass(frozen=True)
@@ -532,7 +528,8 @@ class EDM(Sampler):
             def ending(weights, rise=rise, noise=noise):
                 return {name: rise * w for name, w in weights.items()} | {"noise": noise}
 
-            if self.order == 1 or to.sigma == 0 or now.scale == 0:
+            # Of the end of time steps the denoiser knows nothing, even if there is noise.
+            if self.order == 1 or to.sigma == 0 or to.t < 0 or now.scale == 0:
                 yield Row(now, after, ending(_euler(now, to)))
             else:
                 yield Row(now, to, _euler(now, to), keep=("x",), whole=False)

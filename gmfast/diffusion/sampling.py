@@ -72,8 +72,8 @@ def sample(
             the denoiser's parameters (the CPU if it has none), and float32.
         progress: True shows a progress bar; a function is called with how many steps are done and of how
             many.
-        callback: called as `callback(step, x, x0)` after each step. If it returns False, that step is the
-            last, and x is what is returned.
+        callback: called as `callback(step, x, x0)` after each step; x0 is 0 of samples that a `strength` has
+            not begun yet. If it returns False, that step is the last, and x is what is returned.
         trajectory: also return x before the first and after each step, `(steps + 1, B, *S)`.
         clip: x0 is clamped to [-clip, clip]; not with `threshold`.
         threshold, threshold_max: dynamic thresholding, as of `gmfast.functional.diffusion_step`.
@@ -223,7 +223,7 @@ class _Loop:
         self.plan = _plan_of(
             sampler, self.schedule, _count(steps), prediction, _tuple(times), float(strength)
         )
-        self.first = None
+        self.first = None  # the row at which each sample begins, and alpha and sigma there
         if first is not None:
             if not self.plan.single or len(self.plan) != self.plan.steps:
                 raise ValueError(
@@ -232,6 +232,11 @@ class _Loop:
                 )
             whole = len(self.plan)
             self.first = whole - (first * whole + 1e-9).long().clamp(1, whole)
+            levels = torch.tensor(
+                [(row.now.alpha, row.now.sigma) for row in self.plan.rows], dtype=torch.float64, device="cpu"
+            )
+            wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+            self.begun = levels.to(self.device, wide)[self.first].unbind(1)
 
     def _take_guidance(self, guidance, rescale, condition, unconditional, clip, threshold, threshold_max):
         _check_options(1.0 if guidance is None else guidance, rescale, clip, threshold, threshold_max)
@@ -276,7 +281,8 @@ class _Loop:
 
     def _strengths(self, strength):
         try:
-            strength = torch.as_tensor(strength, dtype=torch.float64)
+            like = strength.device if isinstance(strength, torch.Tensor) else "cpu"
+            strength = torch.as_tensor(strength, dtype=torch.float64, device=like)
         except (TypeError, ValueError):
             raise TypeError(f"strength: expected numbers, got {strength!r}") from None
         if tuple(strength.shape) != self.shape[:1]:
@@ -324,7 +330,8 @@ class _Loop:
                 history = tuple(named[name] for name in row.keep if name in named)
                 if row.whole:
                     if self.mask is not None:
-                        x = self._put_known(x, row.to, noise)
+                        mixed = self._put_known(x, row.to.alpha, row.to.sigma, noise)
+                        x = mixed if self.first is None else torch.where(self._waiting(k), x, mixed)
                     if callback is not None:
                         going = callback(step, x, named["x0"]) is not False
                     if trajectory:
@@ -334,6 +341,10 @@ class _Loop:
                     if not going:
                         break
         return (x, torch.stack(passed)) if trajectory else x
+
+    def _waiting(self, k):
+        """Which samples have not begun before row k is done."""
+        return (self.first > k).reshape(-1, *[1] * (len(self.shape) - 1))
 
     def _times(self):
         """For each row, what the denoiser is told: `(B,)`."""
@@ -347,22 +358,16 @@ class _Loop:
 
     def _begin(self, noise):
         level = self.plan.start
+        alpha, sigma = (level.alpha, level.sigma) if self.first is None else self.begun
         if self.init is not None:
-            alpha, sigma = level.alpha, level.sigma
-            if self.first is not None:
-                now = [(row.now.alpha, row.now.sigma) for row in self.plan.rows]
-                now = torch.tensor(now, dtype=torch.float64, device=self.device)[self.first]
-                alpha, sigma = now.to(noise.dtype if noise.dtype == torch.float64 else torch.float32).unbind(
-                    1
-                )
             x = GF.q_sample(self.init.to(self.dtype), alpha, sigma, noise=noise)
         else:
             scale = self.schedule.start(level)
             x = noise if scale == 1 else noise * scale
-        return x if self.mask is None else self._put_known(x, level, noise)
+        return x if self.mask is None else self._put_known(x, alpha, sigma, noise)
 
-    def _put_known(self, x, level, noise):
-        known = GF.q_sample(self.known.to(self.dtype), level.alpha, level.sigma, noise=noise)
+    def _put_known(self, x, alpha, sigma, noise):
+        known = GF.q_sample(self.known.to(self.dtype), alpha, sigma, noise=noise)
         if self.mask.dtype == torch.bool:
             return torch.where(self.mask, known, x)
         return torch.lerp(x, known, self.mask.to(self.dtype).expand(self.shape))

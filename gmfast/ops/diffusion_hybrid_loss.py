@@ -11,7 +11,8 @@ from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
 from .discretized_gaussian_nll import _check_options
 
-_X0_X, _RANGE = COLUMNS.index("x0_x"), slice(COLUMNS.index("log_var_min"), None)
+_X0_X, _X0_M = COLUMNS.index("x0_x"), COLUMNS.index("x0_m")
+_RANGE = slice(COLUMNS.index("log_var_min"), None)
 
 
 def diffusion_hybrid_loss(
@@ -69,6 +70,8 @@ def diffusion_hybrid_loss(
         raise ValueError(f"table: expected shape (T, {len(COLUMNS)}), got {tuple(table.shape)}")
     if _check.readable(table):
         first, last = table[0].tolist(), table[-1].tolist()
+        if first[_X0_X] < 1 or first[_X0_M] > 0:  # 1/alpha and -sigma/alpha of predicted noise
+            raise ValueError("table: expected that of prediction 'epsilon', got another's")
         if first[_X0_X] > last[_X0_X]:
             raise ValueError(
                 "table: expected row t for the step from t to t - 1, as of training_table, got the order of "

@@ -90,6 +90,9 @@ def test_denoisers_are_told_the_time():
     assert times(sampler="flow_euler", steps=2, schedule=shifted)[1] == pytest.approx([1, 0.75])
     assert times(times=[900, 100, -1])[1] == [900, 100]
     assert len(times(sampler="heun", steps=5)[1]) == 9
+    for name in diffusion.SAMPLERS:  # of the end no denoiser is told, noise or none
+        end = diffusion.linear(final_alpha_cumprod=None)
+        assert min(times(sampler=name, schedule=end, steps=3)[1]) >= 0
     dtype, fractions = times(schedule=diffusion.linear(spacing="karras"), steps=5)
     assert dtype == torch.float32 and fractions[0] == 999 and fractions[-1] == 0
 
@@ -159,6 +162,20 @@ def test_start_of_each_sample():
         torch.testing.assert_close(again[0], x[0])
     with pytest.raises(ValueError, match="strength: expected a number"):
         draw(init=data, strength=strengths, sampler="dpmpp_2m")
+
+
+def test_start_of_each_sample_with_a_mask():
+    """Which a sample that has not begun has nothing of."""
+    data = torch.linspace(-1, 1, 60).reshape(SHAPE)
+    strengths = [0.5, 1.0, 0.2, 0.9]
+    for mask in (torch.tensor([0.0, 0.3, 0.5, 0.9, 1.0]), torch.tensor([True, False, True, False, False])):
+        x, path = draw(init=data, mask=mask, strength=strengths, trajectory=True)
+        for i, strength in enumerate(strengths):
+            alone, its_path = draw(init=data, mask=mask, strength=strength, trajectory=True)
+            torch.testing.assert_close(x[i], alone[i])
+            torch.testing.assert_close(path[-len(its_path) :, i], its_path[:, i])
+            waiting = path[: len(path) - len(its_path), i]
+            assert torch.equal(waiting, its_path[:1, i].expand_as(waiting))
 
 
 def test_known_values_stay():
@@ -673,6 +690,19 @@ def test_a_plan_is_what_sample_goes_through():
     assert diffusion.plan("euler", steps=3).times(dtype=torch.float64).dtype == torch.float64
 
 
+def test_plans_made_in_inference_mode_or_elsewhere_serve_training():
+    """They are kept for every later call."""
+    options = dict(sampler="flow_euler", steps=23, prediction="v", dtype=torch.float64)
+    with torch.inference_mode(), torch.device("meta"):
+        diffusion.sample(denoiser, SHAPE, seed=0, device="cpu", **options)
+        diffusion.sample(denoiser, SHAPE, seed=0, device="cpu", **{**options, "sampler": diffusion.UniPC(3)})
+    plan = diffusion.plan("flow_euler", steps=23, prediction="v")
+    x = torch.ones(SHAPE, dtype=torch.float64, requires_grad=True)
+    t = plan.times(dtype=torch.float64)[0]
+    GF.diffusion_step(x, x * t, plan.table()).sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_training_table():
     """By the posterior of DDPM's eqs. 6 and 7."""
     schedule = diffusion.linear(50)
@@ -713,6 +743,10 @@ def test_the_hybrid_loss_knows_its_table():
         (plan.table(), "row t .*got the order of sampling"),
         (table.flip(0), "row t .*got the order of sampling"),
         (ddim.table()[:-1].flip(0), "that of a learned range"),
+        *(
+            (diffusion.training_table(diffusion.linear(50), other), "that of prediction 'epsilon'")
+            for other in ("x0", "v", "flow", "score")
+        ),
         (table[:0], "shape"),
     ):
         with pytest.raises(ValueError, match=f"table: expected {message}"):
