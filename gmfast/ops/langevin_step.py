@@ -75,12 +75,13 @@ def langevin_step(
         _check.floating("step_size", steps)
         if steps.dim() and steps.shape != x.shape[:1]:
             raise ValueError(f"step_size: expected shape () or ({x.shape[0]},), got {tuple(steps.shape)}")
+        _check.values("step_size", steps, 0, math.inf)
         steps, step = steps.expand(x.shape[0]), 0.0
     else:
         step = snr if step_size is None else step_size
-        _check.number("snr" if step_size is None else "step_size", step, 0, math.inf)
-    _check.number("alpha", alpha, 0, math.inf)
-    _check.number("temperature", temperature, 0, math.inf)
+        _check.finite("snr" if step_size is None else "step_size", step, 0)
+    _check.finite("alpha", alpha, 0)
+    _check.finite("temperature", temperature, 0)
     _check.integer("draw", draw)
     if not 0 <= draw < 2**32:
         raise ValueError(f"draw: expected 0 to 2**32 - 1, got {draw}")
