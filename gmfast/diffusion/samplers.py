@@ -243,8 +243,8 @@ FORMULATIONS = ("exact", "published")
 
 
 def _with_noise(now, to, eta):
-    """Of SDE-DPM-Solver++, with h = λ' - λ, which may be infinite: (1 + eta)·h, φ = e^-(1 + eta)h - 1, and the
-    weights of x and of the noise."""
+    """Of SDE-DPM-Solver++, with h = λ' - λ, which may be infinite: (1 + eta)·h, φ = e^-(1 + eta)h - 1, and
+    the weights of x and of the noise."""
     h = to.log_snr - now.log_snr
     stretched = (1 + eta) * h
     eta_h = eta * h if eta else 0.0

@@ -5,8 +5,9 @@
 
 The same arguments, dictionaries, numbers and use of torch's global generator (Ho et al., 2020,
 arXiv:2006.11239; Nichol and Dhariwal, 2021, arXiv:2102.09672; Dhariwal and Nichol, 2021, arXiv:2105.05233).
-Sampling takes a `seed=` besides, an int, an int64 tensor or a `torch.Generator`: each step then makes its
-noise itself, the same for sample *i* whatever the batch size and the device, and nothing is drawn elsewhere.
+Sampling takes a `seed=` besides, an int, an int64 tensor or a `torch.Generator`, the loops one for each
+sample too: each step then makes its noise itself, the same for sample *i* whatever the batch size and the
+device, and nothing is drawn elsewhere.
 No step waits for the device. Needs NumPy, in whose arrays the constants are, as there.
 """
 
@@ -21,7 +22,8 @@ import torch
 from .. import diffusion
 from .. import functional as GF
 from ..diffusion import COLUMNS
-from ..ops import _check, _seed
+from ..diffusion.sampling import _seeds
+from ..ops import _check
 from ..reference.discretized_gaussian_nll import FORMULATIONS
 
 
@@ -428,7 +430,7 @@ class GaussianDiffusion:
         if not isinstance(shape, tuple | list):
             raise TypeError(f"shape: expected a tuple or a list, got {type(shape).__name__}")
         if seed is not None:
-            seed = options["seed"] = _seed.as_tensor(seed, torch.device(device))
+            seed = options["seed"] = _seeds(seed, shape[0], torch.device(device))
         if x is None and seed is None:
             x = torch.randn(*shape, device=device)
         elif x is None:
@@ -561,6 +563,7 @@ class GaussianDiffusion:
         """The model's prediction (`whole`: all of its output), and what it says of the variance or None."""
         if t.shape != x.shape[:1]:
             raise ValueError(f"t: expected shape ({x.shape[0]},), got {tuple(t.shape)}")
+        _check.values("t", t, 0, self.num_timesteps - 1)
         model = self._wrap_model(model)
         output = model(x, self._scale_timesteps(t), **(model_kwargs or {}))
         channels = x.shape[1] * (2 if self._learned else 1)

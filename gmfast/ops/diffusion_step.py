@@ -119,18 +119,15 @@ def diffusion_step(
         else:
             number = seed
             present |= _SEED
-    others += history
-    if guidance != 1 or guidance_rescale != 0 or threshold is not None:
-        if unconditional is None and (guidance != 1 or guidance_rescale != 0):
-            _check_options(guidance, guidance_rescale, clip, threshold, threshold_max)
-            raise ValueError("unconditional: expected a tensor, as guidance is given, got None")
-        options = (clip, number, guidance, guidance_rescale, threshold, threshold_max)
-    elif clip is not None or present & _SEED:
-        options = (clip, number)
-    else:
-        options = ()
+    options = ()
     # Arguments are looked at in Python where the operator did not take them, which costs the others nothing.
     try:
+        others += history
+        if guidance != 1 or guidance_rescale != 0 or threshold is not None:
+            _check_guided(unconditional, guidance, guidance_rescale)
+            options = (clip, number, guidance, guidance_rescale, threshold, threshold_max)
+        elif clip is not None or present & _SEED:
+            options = (clip, number)
         if not (is_compiling() or _needs_pytorch(x, model_output, others, out)):
             if out is None:
                 results = _step_now(x, model_output, table, others, present, row, *options)
@@ -146,6 +143,7 @@ def diffusion_step(
         failure = error
     _check_arguments(x, model_output, table, step, unconditional, variance, history, noise, out)
     _check_options(guidance, guidance_rescale, clip, threshold, threshold_max)
+    _check_guided(unconditional, guidance, guidance_rescale)
     if seed is not None:
         seed = _seed.of_samples(seed, x.shape[0], x.device)
     if failure is not None and not (number and not -(2**63) <= number < 2**63):
@@ -211,6 +209,8 @@ def _check_arguments(x, model_output, table, step, unconditional, variance, hist
     _check.floating("x", x)
     if x.dim() == 0:
         raise ValueError("x: expected shape (B, *S), got a scalar")
+    if not isinstance(history, tuple | list):
+        raise TypeError(f"history: expected a tuple or a list of tensors, got {type(history).__name__}")
     if len(history) > 4:
         raise ValueError(f"history: expected at most 4 tensors, got {len(history)}")
     tensors = {"model_output": model_output, "unconditional": unconditional, "variance": variance}
@@ -247,6 +247,11 @@ def _check_arguments(x, model_output, table, step, unconditional, variance, hist
         _check.integer("step", step)
         if not 0 <= step < table.shape[0]:
             raise ValueError(f"step: expected 0 to {table.shape[0] - 1}, got {step}")
+
+
+def _check_guided(unconditional, guidance, guidance_rescale):
+    if unconditional is None and (guidance != 1 or guidance_rescale != 0):
+        raise ValueError("unconditional: expected a tensor, as guidance is given, got None")
 
 
 def _check_options(guidance, guidance_rescale, clip, threshold, threshold_max):

@@ -354,6 +354,8 @@ def test_samples_of_seeds():
         few = getattr(process, name)(net, (1, 3, 4, 5), seed=7, cond_fn=None, **options)
         torch.testing.assert_close(few, many[:1], rtol=1e-5, atol=1e-5)
         assert not torch.allclose(many, getattr(process, name)(net, (3, 3, 4, 5), seed=8, **options))
+        each = getattr(process, name)(net, (2, 3, 4, 5), seed=[8, 7], **options)
+        torch.testing.assert_close(each[1:], few, rtol=1e-5, atol=1e-5)
     guided = process.p_sample_loop(net, (3, 3, 4, 5), seed=7, cond_fn=lambda x, t: torch.zeros_like(x))
     torch.testing.assert_close(guided, process.p_sample_loop(net, (3, 3, 4, 5), seed=7), rtol=1e-4, atol=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
@@ -629,6 +631,11 @@ def test_signatures():
             lambda: make().p_sample(Net(), batch()[0], torch.tensor([1])),
             ValueError,
             r"t: expected shape \(4,\)",
+        ),
+        (
+            lambda: make().p_sample(Net(), batch()[0], torch.tensor([0, 1, 2, T])),
+            ValueError,
+            r"t: expected values in \[0, 11\], got values from 0 to 12",
         ),
         (lambda: make().ddim_reverse_sample(Net(), *batch(), eta=0.1), ValueError, "eta: expected 0"),
         (lambda: make().p_sample_loop(Net(), 3), TypeError, "shape: expected a tuple"),

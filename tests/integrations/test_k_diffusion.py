@@ -367,7 +367,11 @@ def test_without_torchsde(monkeypatch):
         (lambda x, s: ours.sample_euler(denoise, x, s.flip(0)), ValueError, "sigmas: expected positive"),
         (lambda x, s: ours.sample_euler(denoise, x, s[None]), ValueError, "sigmas: expected shape"),
         (lambda x, s: ours.sample_euler(denoise, x.long(), s), TypeError, "x: expected float32"),
-        (lambda x, s: ours.sample_lms(denoise, x, s, order=6), ValueError, "order: expected one of 1, 2, 3, 4, 5, got 6"),
+        (
+            lambda x, s: ours.sample_lms(denoise, x, s, order=6),
+            ValueError,
+            "order: expected one of 1, 2, .* got 6",
+        ),
         (
             lambda x, s: ours.sample_lms(denoise, x, s[[0, 0, 1]]),
             ValueError,

@@ -541,6 +541,23 @@ TABLE = torch.ones(STEPS, len(COLUMNS), dtype=f64)
         ({"guidance": 2.0}, ValueError, "unconditional: expected a tensor, as guidance is given, got None"),
         ({"guidance": "2"}, TypeError, "guidance: expected a number, got str"),
         (
+            {"guidance": torch.ones(2), "unconditional": X},
+            TypeError,
+            "guidance: expected a number, got Tensor",
+        ),
+        (
+            {"guidance_rescale": torch.ones(2), "unconditional": X},
+            TypeError,
+            "guidance_rescale: expected a number",
+        ),
+        (
+            {"guidance": 2.0, "seed": 2**63},
+            ValueError,
+            "unconditional: expected a tensor, as guidance is given",
+        ),
+        ({"history": None}, TypeError, "history: expected a tuple or a list of tensors, got NoneType"),
+        ({"history": X}, TypeError, "history: expected a tuple or a list of tensors, got Tensor"),
+        (
             {"guidance_rescale": 2.0, "unconditional": X},
             ValueError,
             r"guidance_rescale: expected .* \[0, 1\]",
