@@ -100,6 +100,7 @@ class VariancePreserving(Schedule):
     steps_offset: int = field(default=0, kw_only=True)
     final_alpha_cumprod: float | None = field(default=1.0, kw_only=True)
 
+    @torch.inference_mode(False)  # training may save the tensors
     def __post_init__(self):
         try:
             table = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64, device="cpu").clone()

@@ -696,6 +696,8 @@ def test_plans_made_in_inference_mode_or_elsewhere_serve_training():
     with torch.inference_mode(), torch.device("meta"):
         diffusion.sample(denoiser, SHAPE, seed=0, device="cpu", **options)
         diffusion.sample(denoiser, SHAPE, seed=0, device="cpu", **{**options, "sampler": diffusion.UniPC(3)})
+        schedule = diffusion.cosine(30)
+    (schedule.alphas_cumprod * torch.ones((), requires_grad=True)).sum().backward()
     plan = diffusion.plan("flow_euler", steps=23, prediction="v")
     x = torch.ones(SHAPE, dtype=torch.float64, requires_grad=True)
     t = plan.times(dtype=torch.float64)[0]
