@@ -22,13 +22,16 @@ def as_tensor(seed, device):
         source = device if seed is None else seed.device
         drawn = torch.randint(-(2**63), 2**63 - 1, (), generator=seed, device=source, dtype=torch.int64)
         return drawn.to(device)
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not (isinstance(seed, int) or hasattr(seed, "__index__")):
         raise TypeError(
             f"seed: expected an int, an int64 tensor, a torch.Generator or None, got {type(seed).__name__}"
         )
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed: expected an int from -2**63 to 2**64 - 1, got {seed}")
-    return torch.full((), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)
+    if not isinstance(seed, int):
+        seed = int(seed)  # NumPy's know no numbers beyond theirs
+    # A condition, as torch.compile makes no code of the remainder of a number that differs from call to call.
+    return torch.full((), seed if seed < 2**63 else seed - 2**64, dtype=torch.int64, device=device)
 
 
 def of_samples(seed, batch, device):

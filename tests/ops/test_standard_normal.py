@@ -116,3 +116,14 @@ def test_what_pytorch_does_with_operators(device):
 def test_bad_arguments(arguments, options, error, message):
     with pytest.raises(error, match=message):
         GF.standard_normal(*arguments, **options)
+
+
+def test_a_compiled_function_takes_other_seeds():
+    compiled = torch.compile(lambda seed: GF.standard_normal((3,), seed=seed), fullgraph=True)
+    for seed in (3, 4, -5, 2**40):  # from the second on, a number that the graph does not know
+        torch.testing.assert_close(compiled(seed), GF.standard_normal((3,), seed=seed), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("number", "same"), [(np.int32(7), 7), (np.uint64(2**64 - 1), -1)])
+def test_numpy_numbers_are_seeds(number, same):
+    torch.testing.assert_close(GF.standard_normal((3,), seed=number), GF.standard_normal((3,), seed=same))
