@@ -8,8 +8,10 @@ Progress = bool | Callable[[int, int], object]
 
 
 @contextmanager
-def reporting(progress: Progress, total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """Gives the function to call with how many more of `total` are done."""
+def reporting(
+    progress: Progress, total: int, unit: str, doing: str = "sampling"
+) -> Iterator[Callable[[int], object]]:
+    """Gives the function to call with how many more of `total` are done. `doing` is what a bar says."""
     if callable(progress):
         done = 0
 
@@ -22,7 +24,7 @@ def reporting(progress: Progress, total: int, unit: str) -> Iterator[Callable[[i
     elif progress is True:
         from tqdm import tqdm
 
-        with tqdm(total=total, desc="sampling", unit=unit) as bar:
+        with tqdm(total=total, desc=doing, unit=unit) as bar:
             yield bar.update
     elif progress is False:
         yield lambda more: None

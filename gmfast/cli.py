@@ -187,7 +187,11 @@ def sample(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Of a diffusion model's sampler. [default: what suits the model]"),
+        typer.Option(
+            min=1,
+            help="Of a diffusion model's sampler; of Langevin dynamics, for ncsn at each noise level, for "
+            "energy in all. [default: what suits the model]",
+        ),
     ] = None,
     sampler: Annotated[
         str | None,
@@ -229,7 +233,7 @@ def sample(
         return
     sound = settings.rate is not None
     flow = not hasattr(model, "decoder")  # or a diffusion model, whose `family` says so
-    taken = inspect.signature(model.sample).parameters.keys()
+    taken = set(inspect.signature(model.sample).parameters)
     takes_method = "method" in taken
     family = getattr(model, "family", "flow" if flow else "model that draws value after value")
     kind = f"{'an' if family[0] in 'aeiou' else 'a'} {family}"
@@ -246,12 +250,18 @@ def sample(
                     f"{settings.model}, {kind}"
                 )
     own = {"steps": steps, "sampler": sampler, "guidance": guidance}
+    if "langevin_steps" in taken:  # what such a model has for steps
+        own["langevin_steps"] = own.pop("steps")
+        taken |= {"steps"}
     own = {name: value for name, value in own.items() if value is not None}
-    for name in own:
+    given = {**own, **({} if temperature == 1 else {"temperature": temperature})}
+    for name in given:
         if name not in taken:
-            raise ValueError(f"{name}: expected a model that has it, got {settings.model}, {kind}")
-    if temperature != 1 and "temperature" not in taken:
-        raise ValueError(f"temperature: expected a model that has it, got {settings.model}, {kind}")
+            guided = getattr(model, "label_dropout", 0.0) and model.num_labels
+            has = [known for known in ("steps", "sampler", "temperature") if known in taken]
+            has += ["guidance"] if guided else []
+            which = f", which takes --{' and --'.join(has)}" if has else ""
+            raise ValueError(f"{name}: expected a model that has it, got {settings.model}, {kind}{which}")
     if sound and complete:
         raise ValueError("complete: expected a model of images, got one of sound")
     if length is not None and not sound:
@@ -333,7 +343,9 @@ def evaluate(
 
     model, settings, step = load_run(run)
     dataset = settings.load_data(data)
-    bits = evaluate(model.to(find_device(device)), dataset, settings.conditional)
+    model.to(find_device(device))
+    progress = True if sys.stderr.isatty() else _lines("evaluated", dataset.items)
+    bits = evaluate(model, dataset, settings.conditional, progress=progress)
     if dataset.real_valued:
         per_vector = dataset.train.shape[1] * math.log(2)
         for name, value in (
@@ -490,6 +502,21 @@ def _options(pairs: list[str]) -> dict:
         except json.JSONDecodeError:
             options[name] = value
     return options
+
+
+def _lines(done_is: str, items: str):
+    """`progress=` for where there is no terminal: a line on stderr every half minute."""
+    from .train import LINE_SECONDS
+
+    due = time.monotonic() + LINE_SECONDS
+
+    def progress(done: int, total: int) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            print(f"{done_is} {done} of {total} {items}", file=sys.stderr, flush=True)
+            due = time.monotonic() + LINE_SECONDS
+
+    return progress
 
 
 def _fail(sentence: str) -> None:

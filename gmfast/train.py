@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import data
+from ._progress import Progress, reporting
 from .data import Dataset
 from .models import DATA, DEFAULTS, MODELS
 from .models.autoregressive import evaluating
@@ -146,9 +147,12 @@ def build_model(settings: Settings, dataset: Dataset) -> nn.Module:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset, conditional: bool = False) -> float:
+def evaluate(
+    model: nn.Module, dataset: Dataset, conditional: bool = False, *, progress: Progress = False
+) -> float:
     """The model's loss over the held-out data, in bits per dimension for a likelihood; of a model that trains
-    on something else, its `heldout_loss`. The unit is the model's `unit`, where it has one.
+    on something else, its `heldout_loss`. The unit is the model's `unit`, where it has one. `progress`: True
+    shows a bar, a function is called with how many are done and of how many.
 
     Raises ValueError when data and model do not go together."""
     levels = model.config["num_levels"]
@@ -172,14 +176,20 @@ def evaluate(model: nn.Module, dataset: Dataset, conditional: bool = False) -> f
     device = next(model.parameters()).device
     total = 0.0
     loss = getattr(model, "heldout_loss", model.loss)
-    size = max(1, min(128, 2**17 // images[0, 0].numel()))
+    largest = getattr(model, "heldout_batch", 128)
+    size = max(1, min(largest, 2**17 // images[0, 0].numel()))
     # What a loss draws, such as the noise of a flow, is the same each time and leaves training alone.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(model):
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        evaluating(model),
+        reporting(progress, len(images), dataset.items[:-1], "evaluating") as advance,
+    ):
         torch.manual_seed(0)
         for start in range(0, len(images), size):
             batch = slice(start, start + size)
             x = data.to_unit(images[batch].to(device), levels)
             total += _loss(loss, x, None if labels is None else labels[batch].to(device)).item() * len(x)
+            advance(len(x))
     return total / len(images)
 
 

@@ -169,7 +169,11 @@ def test_diffusion_models(gmfast_command, tmp_path):
     status, out, _ = gmfast_command("evaluate", run)
     assert status == 0 and re.match(r"ddpm at step 20: \d+\.\d+ bits per dimension on 360 images\n", out)
     for arguments, sentence in [
-        (["--temperature", "0.5"], "temperature: expected a model that has it, got ddpm, a diffusion model"),
+        (
+            ["--temperature", "0.5"],
+            "temperature: expected a model that has it, got ddpm, a diffusion model, which takes --steps and "
+            "--sampler and --guidance\n",
+        ),
         (["--complete"], "complete: expected a model that draws each value given those before it, got ddpm"),
         (["--sampler", "euler2"], "sampler: expected a sampler or one of ddpm, ddim, "),
     ]:
@@ -177,21 +181,39 @@ def test_diffusion_models(gmfast_command, tmp_path):
         assert status == 2 and err.startswith(f"gmfast: {sentence}")
 
 
-def test_a_model_without_a_likelihood_is_evaluated_by_its_loss(gmfast_command, tmp_path):
+def test_a_model_without_a_likelihood_is_evaluated_by_its_loss(gmfast_command, tmp_path, monkeypatch):
+    monkeypatch.setattr("gmfast.train.LINE_SECONDS", 0)
     run = tmp_path / "run"
     small = ["channels=4", "num_scales=1", "langevin_steps=2", "buffer_size=8"]
     options = ["--out", run, "--steps", "1", *(f"--set={pair}" for pair in small)]
     assert gmfast_command("train", "energy", *options)[0] == 0
-    status, out, _ = gmfast_command("evaluate", run)
+    status, out, err = gmfast_command("evaluate", run)
     assert status == 0
+    lines = err.splitlines()  # how far it is
+    assert lines[0] == "evaluated 32 of 360 images" and lines[-1] == "evaluated 360 of 360 images"
     assert re.fullmatch(
         r"energy at step 1: -?\d+\.\d+ \(energy of data less that of samples\) on 360 images\n", out
     )
     status, _, err = gmfast_command("sample", run, "--sampler", "ddim")
     assert (status, err) == (
         2,
-        "gmfast: sampler: expected a model that has it, got energy, a diffusion model\n",
+        "gmfast: sampler: expected a model that has it, got energy, an energy model, which takes --steps\n",
     )
+
+
+def test_a_model_of_langevin_dynamics_takes_its_steps(gmfast_command, tmp_path):
+    run = tmp_path / "run"
+    small = ["channels=4", "num_blocks=1", "sigma_min=1.0", "attention=[]"]
+    options = ["--out", run, "--steps", "1", *(f"--set={pair}" for pair in small)]
+    assert gmfast_command("train", "ncsn", *options)[0] == 0
+    status, _, err = gmfast_command("sample", run, "--sampler", "heun", "--out", tmp_path / "x.png")
+    assert status == 2 and err.endswith("got ncsn, a score model, which takes --steps\n")
+    drawn = []
+    for steps in ("1", "10"):
+        picture = tmp_path / f"{steps}.png"
+        assert gmfast_command("sample", run, "--steps", steps, "--out", picture)[0] == 0
+        drawn.append(picture.read_bytes())
+    assert drawn[0] != drawn[1]
 
 
 def test_help_of_training_names_every_model(gmfast_command):

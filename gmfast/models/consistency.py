@@ -39,6 +39,7 @@ class ConsistencyModel(ImageDiffusion):
     Raises ValueError, naming the argument, for whatever the above rules out.
     """
 
+    family = "consistency model"
     unit = "consistency loss"
 
     def __init__(

@@ -29,6 +29,8 @@ class ImageDiffusion(nn.Module):
 
     #: What the command calls such a model, where it says what it is not.
     family = "diffusion model"
+    #: Images at a time where held-out ones are evaluated, which takes many passes.
+    heldout_batch = 32
 
     def __init__(
         self,

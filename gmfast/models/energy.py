@@ -33,6 +33,7 @@ class EnergyModel(ImageDiffusion):
     Raises ValueError, naming the argument, for whatever the above rules out.
     """
 
+    family = "energy model"
     unit = "energy of data less that of samples"
 
     def __init__(

@@ -35,6 +35,7 @@ class NCSN(VarianceExploding):
     Raises ValueError, naming the argument, for whatever the above rules out.
     """
 
+    family = "score model"
     #: How many of the data's images `initialize` should see.
     initial_images = 2048
 
