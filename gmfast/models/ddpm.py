@@ -32,7 +32,7 @@ class DDPM(ImageDiffusion):
             "cosine" (Nichol and Dhariwal, 2021, arXiv:2102.09672).
         beta_start: variance of the noise of the first of 1000 steps, of "linear". Noise far below a level
             hides nothing of an image, but what the network does not know of it counts in the bound: what is
-            published suits 256 levels, ten times as much 16.
+            published suits 256 levels, twenty times as much 16.
         prediction: what the network gives: "epsilon", the noise; "x0", the image; "v", of both (Salimans and
             Ho, 2022, arXiv:2202.00512).
         objective: what is trained on: "simple", the prediction's mean squared error; "min_snr", the same,
