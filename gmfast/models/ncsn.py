@@ -19,7 +19,9 @@ class NCSN(VarianceExploding):
     sequence in which each is likely where the one before it was, and the size of Langevin's steps is the one
     that leaves each level with the variance it should have.
 
-    The network gives the score times -sigma; unlike the published one it is also told sigma.
+    The network gives the score times -sigma; unlike the published one it is also told sigma, and trained on
+    all noise levels from the lowest to the highest (Song et al., 2021, arXiv:2011.13456), as the ODE of the
+    density goes through them all.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of `2 ** (len(multipliers) - 1)`.
@@ -114,10 +116,10 @@ class NCSN(VarianceExploding):
 
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Denoising score matching, each level weighted by its variance: the mean squared error of the noise
-        that levels drawn at random have, which torch's global generator draws too."""
+        of levels whose logarithm is uniform. Torch's global generator draws both."""
         label = self.training_label(self.check_input(x, label))
-        sigmas = self.sigmas.to(x.device, x.dtype)
-        sigma = sigmas[torch.randint(len(sigmas), (len(x),), device=x.device)]
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        sigma = torch.exp(low + (high - low) * torch.rand(len(x), dtype=x.dtype, device=x.device))
         noised, noise = GF.q_sample(self.continuous(x), 1.0, sigma, target="epsilon")
         return (self.noise(noised, sigma, label) - noise).square().mean()
 

@@ -71,7 +71,7 @@ def test_neighbouring_levels_overlap_by_half(size):
 
 
 def test_loss_is_denoising_score_matching():
-    """sigma²·‖score + noise/sigma‖², levels being equally likely."""
+    """sigma²·‖score + noise/sigma‖², the levels' logarithms being uniform."""
     model = build(dequantize=False)
     x = images(model, 512)
     seen = []
@@ -83,9 +83,10 @@ def test_loss_is_denoising_score_matching():
     score = model.score(noisy, sigma)
     expected = (s**2 * (score + (noisy - x) / s**2).square()).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
-    levels, counts = sigma.unique(return_counts=True)
-    assert torch.allclose(levels.flip(0), model.sigmas)
-    assert (counts - 512 / len(levels)).abs().max() < 5 * math.sqrt(512 / len(levels))
+    place = (sigma / model.sigma_min).log() / math.log(model.sigma_max / model.sigma_min)
+    assert 0 <= place.min() and place.max() <= 1
+    quantiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.double)
+    assert (place.quantile(quantiles) - quantiles).abs().max() < 0.1
     denoised = model.denoise(noisy, sigma)
     assert torch.allclose(denoised, noisy + s**2 * score)
 
