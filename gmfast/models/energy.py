@@ -140,7 +140,7 @@ class EnergyModel(ImageDiffusion):
         return x
 
     def draw(
-        self, n: int, seed: Tensor, label: Tensor | None, *, guidance, progress, langevin_steps: int = 200
+        self, n: int, seed: Tensor, label: Tensor | None, *, guidance, progress, langevin_steps: int = 400
     ) -> Tensor:
         """By Langevin dynamics from uniform noise.
 
