@@ -84,7 +84,7 @@ def test_loss_is_denoising_score_matching():
     expected = (s**2 * (score + (noisy - x) / s**2).square()).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
     place = (sigma / model.sigma_min).log() / math.log(model.sigma_max / model.sigma_min)
-    assert 0 <= place.min() and place.max() <= 1
+    assert place.min() >= 0 and place.max() <= 1
     quantiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.double)
     assert (place.quantile(quantiles) - quantiles).abs().max() < 0.1
     denoised = model.denoise(noisy, sigma)
