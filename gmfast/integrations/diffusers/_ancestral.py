@@ -1,0 +1,224 @@
+"""DDPM, DDIM and its inverse: their rows are by training time steps, whatever order those are visited in."""
+
+import torch
+
+from . import _framework
+from ._framework import Plan, Rule, check_prediction, limits, plain, refused, rows, run
+
+_BETAS = frozenset(
+    ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "timestep_spacing")
+)
+_OPTIONS = _BETAS | {
+    *("clip_sample", "clip_sample_range", "prediction_type", "steps_offset", "rescale_betas_zero_snr"),
+    *("thresholding", "dynamic_thresholding_ratio", "sample_max_value"),
+}
+_PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+def x0_columns(prediction, a, b):
+    """x0's columns of ᾱ and 1 - ᾱ. Nothing left of the data, what diffusers divides by 0 is a large number,
+    which x0's limits make the same of."""
+    root_a, root_b = (a**0.5).double(), (b**0.5).double()
+    if prediction == "sample":
+        return dict(x0_x=0.0, x0_m=1.0)
+    if prediction == "v_prediction":
+        return dict(x0_x=root_a, x0_m=-root_b)
+    inverse = torch.where(root_a == 0, 2.0**100, 1 / root_a)
+    return dict(x0_x=inverse, x0_m=-root_b * inverse)
+
+
+def epsilon_weights(prediction, a, b, clipped=False):
+    """(weights of x, m and x0) of the noise that a prediction says; `clipped`: that x0 says."""
+    root_a, root_b = (a**0.5).double(), (b**0.5).double()
+    if clipped:
+        return 1 / root_b, 0.0, -root_a / root_b
+    if prediction == "epsilon":
+        return 0.0, 1.0, 0.0
+    if prediction == "sample":
+        return 1 / root_b, -root_a / root_b, 0.0
+    return root_b, root_a, 0.0
+
+
+def _implicit(scheduler, a, a_to, eta=None, clipped=False):
+    prediction = scheduler.config["prediction_type"]
+    b, b_to = 1 - a, 1 - a_to
+    deviation = a.new_zeros(())
+    if eta is not None:  # of a step to noise the variance is negative
+        deviation = eta * (b_to / b * (1 - a / a_to)) ** 0.5
+    of_epsilon = ((1 - a_to - deviation**2) ** 0.5).double()
+    x, m, x0 = (of_epsilon * w for w in epsilon_weights(prediction, a, b, clipped))
+    table = rows(
+        len(a),
+        a.device,
+        **x0_columns(prediction, a, b),
+        x=x,
+        m=m,
+        x0=x0 + (a_to**0.5).double(),
+        noise=deviation if eta else 0.0,
+    )
+    return Plan(table, limits(scheduler.config))
+
+
+@_framework.register("DDIMScheduler")
+class DDIM(Rule):
+    watched = ("alphas_cumprod", "final_alpha_cumprod")
+    known = _OPTIONS | {"set_alpha_to_one"}
+
+    def check(self, config):
+        check_prediction(config, _PREDICTIONS)
+
+    def plan(self, scheduler, key):
+        if key == "add_noise":
+            return _framework.plan_of_times_noise(scheduler)
+        steps, eta, clipped = key
+        a = scheduler.alphas_cumprod
+        to = torch.arange(len(a), device=a.device) - scheduler.config["num_train_timesteps"] // steps
+        a_to = torch.where(to >= 0, a[to.clamp(min=0)], scheduler.final_alpha_cumprod.to(a.device))
+        return _implicit(scheduler, a, a_to, eta, clipped)
+
+    add_noise = _framework.add_noise_of_times
+
+    def step(
+        self,
+        model_output,
+        timestep,
+        sample,
+        eta=0.0,
+        use_clipped_model_output=False,
+        generator=None,
+        variance_noise=None,
+        return_dict=True,
+    ):
+        state = self._gmfast
+        row = None
+        if self.num_inference_steps is not None and plain(model_output, sample):
+            row = state.row(self, timestep, sample.device)
+        both = eta > 0 and variance_noise is not None and generator is not None
+        if row is None or both:
+            return state.original["step"](
+                self,
+                model_output,
+                timestep,
+                sample,
+                eta=eta,
+                use_clipped_model_output=use_clipped_model_output,
+                generator=generator,
+                variance_noise=variance_noise,
+                return_dict=return_dict,
+            )
+        plan = state.plan(self, (self.num_inference_steps, eta, use_clipped_model_output))
+        noise = {}
+        if eta > 0:
+            noise = (
+                state.draw(model_output, generator) if variance_noise is None else {"noise": variance_noise}
+            )
+        table = plan.table(sample.device)
+        results = run(sample, model_output, table, row, x0=True, **noise, **plan.limits)
+        if not return_dict:
+            return results
+        return state.output(prev_sample=results[0], pred_original_sample=results[1])
+
+
+@_framework.register("DDIMInverseScheduler")
+class DDIMInverse(Rule):
+    watched = ("alphas_cumprod", "initial_alpha_cumprod")
+    known = _OPTIONS - {"thresholding", "dynamic_thresholding_ratio", "sample_max_value"} | {"set_alpha_to_one"}
+
+    def check(self, config):
+        check_prediction(config, _PREDICTIONS)
+
+    def plan(self, scheduler, steps):
+        a = scheduler.alphas_cumprod
+        times, train = torch.arange(len(a), device=a.device), scheduler.config["num_train_timesteps"]
+        at = (times - train // steps).clamp(max=train - 1)
+        a_at = torch.where(at >= 0, a[at.clamp(min=0)], scheduler.initial_alpha_cumprod.to(a.device))
+        return _implicit(scheduler, a_at, a)
+
+    def step(self, model_output, timestep, sample, return_dict=True):
+        state = self._gmfast
+        row = None
+        if self.num_inference_steps is not None and plain(model_output, sample):
+            row = state.row(self, timestep, sample.device)
+        if row is None:
+            return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
+        plan = state.plan(self, self.num_inference_steps)
+        results = run(sample, model_output, plan.table(sample.device), row, x0=True, **plan.limits)
+        if not return_dict:
+            return results
+        return state.output(prev_sample=results[0], pred_original_sample=results[1])
+
+
+@_framework.register("DDPMScheduler")
+class DDPM(Rule):
+    watched = ("alphas_cumprod", "timesteps")
+    known = _OPTIONS | {"variance_type"}
+
+    def check(self, config):
+        check_prediction(config, _PREDICTIONS)
+        if config["variance_type"] == "fixed_large_log":
+            raise refused("variance_type", "fixed_large_log", "diffusers takes the root of ln β, which is not a number")
+
+    def plan(self, scheduler, key):
+        if key == "add_noise":
+            return _framework.plan_of_times_noise(scheduler)
+        every, variance_type = key
+        config, product = scheduler.config, scheduler.alphas_cumprod
+        if every:
+            times = torch.arange(len(product), device=product.device)
+            before = times - 1
+        else:
+            times = scheduler.timesteps.to(product.device)
+            before = torch.cat([times[1:], times.new_tensor([-1])])
+        a = product[times]
+        a_to = torch.where(before >= 0, product[before.clamp(min=0)], 1.0)
+        b, b_to = 1 - a, 1 - a_to
+        rest = a / a_to
+        fresh = 1 - rest
+        columns = x0_columns(config["prediction_type"], a, b)
+        columns.update(x0=a_to**0.5 * fresh / b, x=rest**0.5 * b_to / b)
+        small = (b_to / b * fresh).clamp(min=1e-20)
+        noisy = (times > 0).double()
+        if variance_type == "learned_range":
+            columns.update(noise=noisy, log_var_min=small.log(), log_var_max=fresh.log())
+        elif variance_type == "learned":  # the root of v is exp(½ ln v)
+            columns.update(noise=noisy, log_var_min=-1.0, log_var_max=1.0)
+        else:
+            deviation = (fresh if variance_type == "fixed_large" else small) ** 0.5
+            if variance_type == "fixed_small_log":
+                deviation = (0.5 * small.log()).exp()
+            columns["noise"] = noisy * deviation
+        table = torch.full((len(product), len(_framework.COLUMN)), torch.nan, dtype=torch.float64, device=a.device)
+        table[times] = rows(len(times), a.device, **columns)
+        return Plan(table, limits(config), times=None if every else set(_framework.host(scheduler.timesteps)))
+
+    add_noise = _framework.add_noise_of_times
+
+    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
+        state = self._gmfast
+        kind = self.variance_type
+        variance = row = None
+        m = model_output
+        if kind in ("learned", "learned_range") and plain(m[:, : sample.shape[1]], sample):
+            channels = sample.shape[1]
+            if m.shape[1] == 2 * channels:
+                m, variance = m[:, :channels], m[:, channels:]
+        if plain(m, sample) and kind != "fixed_large_log" and (variance is not None or "learned" not in kind):
+            row = state.row(self, timestep, sample.device)
+        if row is not None:
+            every = not (self.custom_timesteps or self.num_inference_steps)
+            plan = state.plan(self, (every, kind))
+            if plan.times is not None and isinstance(row, int) and row not in plan.times:
+                row = None
+        if row is None:
+            return state.original["step"](
+                self, model_output, timestep, sample, generator=generator, return_dict=return_dict
+            )
+        options = plan.limits
+        if not isinstance(row, int) or row > 0:
+            options = {**state.draw(m, generator), **options}
+            if variance is not None:
+                options["variance"] = variance.log() if kind == "learned" else variance
+        results = run(sample, m, plan.table(sample.device), row, x0=True, **options)
+        if not return_dict:
+            return results
+        return state.output(prev_sample=results[0], pred_original_sample=results[1])

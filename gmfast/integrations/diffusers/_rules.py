@@ -1,0 +1,3 @@
+"""All rules."""
+
+from . import _ancestral, _distilled, _exponential, _sigma  # noqa: F401
