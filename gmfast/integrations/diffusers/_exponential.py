@@ -98,7 +98,7 @@ class Converted:
 # ---- DPM-Solver --------------------------------------------------------------------------------------------
 
 
-def _terms(kind, solver, levels, h, before, third_quirk):
+def _terms(kind, solver, levels, h, before):
     """The weights of x, of D0, D1 (by `solver`, and as the third order has it) and D2, and of the noise.
     `before`: how many steps ago the step began."""
     a, s = levels.to("alpha"), levels.to("sigma")
@@ -132,16 +132,19 @@ def _multistep_rows(kind, solver, levels, converted, most):
     h = levels.to("log_snr") - levels.now("log_snr")
     h_0 = levels.now("log_snr") - levels.now("log_snr", 1)
     h_1 = levels.now("log_snr", 1) - levels.now("log_snr", 2)
-    x, c0, c1, heun, c2, noise = _terms(kind, solver, levels, h, 0, False)
-    r0, r1 = (h_0 / h).double(), (h_1 / h).double()
+    x, c0, c1, heun, c2, noise = _terms(kind, solver, levels, h, 0)
+    r0, r1 = h_0 / h, h_1 / h
+    s0, s1 = (1.0 / r0).double(), (1.0 / r1).double()
     tables = [rows(len(h), **converted.row(x, c0, noise=noise))]
     if most > 1:
-        tables.append(rows(len(h), **converted.row(x, c0 + c1 / r0, h1=-c1 / r0, noise=noise)))
+        tables.append(rows(len(h), **converted.row(x, c0 + c1 * s0, h1=-c1 * s0, noise=noise)))
     if most > 2:
-        p = heun * (1 + r0 / (r0 + r1)) + c2 / (r0 + r1)
-        q = -(heun * r0 + c2) / (r0 + r1)
-        weights = dict(h1=q / r1 - p / r0, h2=-q / r1)
-        tables.append(rows(len(h), **converted.row(x, c0 + p / r0, noise=noise, **weights)))
+        # D1 = D1_0 + share·(D1_0 - D1_1), D2 = both·(D1_0 - D1_1)
+        share, both = (r0 / (r0 + r1)).double(), (1.0 / (r0 + r1)).double()
+        q = -(heun * share + c2 * both)
+        p = (heun - q) * s0
+        weights = dict(h1=q * s1 - p, h2=-q * s1)
+        tables.append(rows(len(h), **converted.row(x, c0 + p, noise=noise, **weights)))
     return torch.stack(tables, 1).flatten(0, 1)
 
 
@@ -341,14 +344,21 @@ class EDMDPMSolverMultistep(_Multistep):
 # ---- DEIS --------------------------------------------------------------------------------------------------
 
 
+def _log(tensor):
+    """NumPy's, whose last bit is another than PyTorch's: in the integrals few digits are left."""
+    import numpy
+
+    return torch.from_numpy(numpy.log(tensor.numpy()))
+
+
 def _log_integral(t, b, c):
-    return t * (-torch.log(c) + torch.log(t) - 1) / (torch.log(b) - torch.log(c))
+    return t * (-_log(c) + _log(t) - 1) / (_log(b) - _log(c))
 
 
 def _log_integral_3(t, b, c, d):
-    t_log, c_log, d_log = torch.log(t), torch.log(c), torch.log(d)
+    t_log, c_log, d_log = _log(t), _log(c), _log(d)
     numerator = t * (c_log * (d_log - t_log + 1) - d_log * t_log + d_log + t_log**2 - 2 * t_log + 2)
-    return numerator / ((torch.log(b) - c_log) * (torch.log(b) - d_log))
+    return numerator / ((_log(b) - c_log) * (_log(b) - d_log))
 
 
 @_framework.register("DEISMultistepScheduler")
@@ -410,26 +420,27 @@ class DPMSolverSinglestep(_Multistep):
         converted = self.convert(scheduler, levels)
         end = levels.to("log_snr")
         l0, l1, l2 = (levels.now("log_snr", back) for back in range(3))
-        x, c0, *_, noise = _terms(kind, solver, levels, end - l0, 0, False)
+        x, c0, *_, noise = _terms(kind, solver, levels, end - l0, 0)
         tables = [rows(len(end), **converted.row(x, c0, noise=noise))]
         if order > 1:
             h = end - l1
-            x, c0, c1, *_, noise = _terms(kind, solver, levels, h, 1, False)
-            r0 = ((l0 - l1) / h).double()
-            weights = dict(h1=x, h2=c0 - c1 / r0, noise=noise)
-            tables.append(rows(len(end), **converted.row(0.0, c1 / r0, **weights)))
+            x, c0, c1, *_, noise = _terms(kind, solver, levels, h, 1)
+            of_new = c1 * (1.0 / ((l0 - l1) / h)).double()
+            weights = dict(h1=x, h2=c0 - of_new, noise=noise)
+            tables.append(rows(len(end), **converted.row(0.0, of_new, **weights)))
         if order > 2:
             h = end - l2
-            x, c0, _, heun, c2, noise = _terms(kind, solver, levels, h, 2, True)
-            r0, r1 = ((l0 - l2) / h).double(), ((l1 - l2) / h).double()
-            if solver == "midpoint":
-                of_r0, of_r1 = heun, 0.0
-            else:
-                of_r0 = (2 * c2 - r1 * heun) / (r0 - r1)
-                of_r1 = (r0 * heun - 2 * c2) / (r0 - r1)
-            # D1_1 = (m0 - m2)/r0, D1_0 = (m1 - m2)/r1
-            weights = dict(h1=x, h2=of_r1 / r1, h3=c0 - of_r0 / r0 - of_r1 / r1, noise=noise)
-            tables.append(rows(len(end), **converted.row(0.0, of_r0 / r0, **weights)))
+            x, c0, _, heun, c2, noise = _terms(kind, solver, levels, h, 2)
+            r0, r1 = (l0 - l2) / h, (l1 - l2) / h
+            # of D1_1 = (m0 - m2)/r0 and of D1_0 = (m1 - m2)/r1
+            p, q = heun, 0.0
+            if solver == "heun":
+                between = (r0 - r1).double()
+                p = (2 * c2 - r1.double() * heun) / between
+                q = (r0.double() * heun - 2 * c2) / between
+            p, q = p * (1.0 / r0).double(), q * (1.0 / r1).double()
+            weights = dict(h1=x, h2=q, h3=c0 - p - q, noise=noise)
+            tables.append(rows(len(end), **converted.row(0.0, p, **weights)))
         return self.finish(scheduler, torch.stack(tables, 1).flatten(0, 1), converted, order)
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True):

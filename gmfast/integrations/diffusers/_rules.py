@@ -1,3 +1,3 @@
 """All rules."""
 
-from . import _ancestral, _distilled, _exponential, _sigma  # noqa: F401
+from . import _ancestral, _distilled, _exponential, _pndm, _sigma  # noqa: F401
