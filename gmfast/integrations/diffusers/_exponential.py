@@ -206,7 +206,7 @@ def multistep(self, model_output, sample, timestep, plan, draw, return_dict, wid
     outputs = self.model_outputs
     order = min(plan.orders[index], self.lower_order_nums + 1) if index < len(plan.orders) else 0
     history = outputs[: -order : -1] if order > 1 else ()
-    if order == 0 or None in history:
+    if order == 0 or (history and history[-1] is None):
         return None
     options = dict(plan.limits)
     if plan.noisy:
@@ -582,7 +582,7 @@ class UniPC(Rule):
         history = (sample, *outputs[: -max(corrector, order - 1) - 1 : -1])
         if correct:
             history = (self.last_sample, *history[1:])
-        if order < 1 or None in history:
+        if order < 1 or history[-1] is None:
             return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
         row = (index * (most + 1) + corrector) * most + order - 1
         table = plan.table(sample.device)

@@ -276,8 +276,10 @@ def run(
         # What `diffusion_step` does of these, without its questions.
         history = list(history)
         if not _needs_pytorch(sample, model_output, table, history, None):
-            options = (1.0, 0.0, limits.get("clip"), limits.get("threshold"), limits.get("threshold_max"))
-            results = _step(sample, model_output, table, history, 0, row, 0, x0, kept, *(options if limits else ()))
+            options = ()
+            if limits:
+                options = 1.0, 0.0, *(limits.get(name) for name in ("clip", "threshold", "threshold_max"))
+            results = _step(sample, model_output, table, history, 0, row, 0, x0, kept, *options)
             return tuple(results) if x0 or kept else results[0]
     return diffusion_step(
         sample,

@@ -324,24 +324,21 @@ class Heun(_Sigmas):
         """For each sigma a row of the first stage and one of the second."""
         prediction, sigmas = scheduler.config["prediction_type"], scheduler.sigmas
         sigma, to = sigmas[:-1], sigmas[1:]
-        length = to - sigma
-        # (x - x0)/sigma is kept
-        inverse = 1 / sigma.double()
-        share = length.double() * inverse
-        first = rows(
-            len(sigma),
-            **x0_columns(prediction, sigma),
-            **dict(x=1 + share, x0=-share, kept_x=inverse, kept_x0=-inverse),
-        )
-        # h1: x before the first stage; h2: what was kept. At the sigma that the first stage led to.
-        half = length.double().roll(1) / 2
-        second = rows(
-            len(sigma),
-            **x0_columns(prediction, sigma),
-            **dict(h1=1.0, h2=half, x=half * inverse, x0=-half * inverse),
-        )
+        length, x0_limits = to - sigma, limits(scheduler.config)
+        half = length.double().roll(1) / 2  # of the step of which the second stage is
+        x0 = x0_columns(prediction, sigma)
+        # h1: x before the first stage; h2: (x - x0)/sigma there, which is m or kept
+        slope_is_output = prediction == "epsilon" and not x0_limits
+        if slope_is_output:
+            first = rows(len(sigma), **x0, x=1.0, m=length)
+            second = rows(len(sigma), **x0, h1=1.0, h2=half, m=half)
+        else:
+            inverse = 1 / sigma.double()
+            share = length.double() * inverse
+            first = rows(len(sigma), **x0, x=1 + share, x0=-share, kept_x=inverse, kept_x0=-inverse)
+            second = rows(len(sigma), **x0, h1=1.0, h2=half, x=half * inverse, x0=-half * inverse)
         table = torch.stack([first, second], 1).flatten(0, 1)
-        return Plan(table, limits(scheduler.config), lengths=length.unbind())
+        return Plan(table, x0_limits, lengths=length.unbind(), slope_is_output=slope_is_output)
 
     def scale_model_input(self, sample, timestep):
         return sample / self._gmfast.plan(self, "scale").divisors[step_index(self, timestep)]
@@ -354,7 +351,9 @@ class Heun(_Sigmas):
         plan = state.plan(self)
         table = plan.table(sample.device)
         if self.dt is None:
-            result, x0, slope = run(sample, model_output, table, 2 * index, x0=True, kept=True, **plan.limits)
+            kept = not plan.slope_is_output
+            results = run(sample, model_output, table, 2 * index, x0=True, kept=kept, **plan.limits)
+            result, x0, slope = results if kept else (*results, model_output)
             self.prev_derivative, self.dt, self.sample = slope, plan.lengths[index], sample
         else:
             history = self.sample, self.prev_derivative
@@ -378,9 +377,16 @@ class LMS(_Sigmas):
             [_adams(sigmas.tolist(), i, min(i + 1, order)) + [0.0] * (order - i - 1) for i in range(len(sigma))],
             dtype=torch.float64,
         ).T
-        columns = dict(x=1 + weights[0] * inverse, x0=-weights[0] * inverse, kept_x=inverse, kept_x0=-inverse)
+        prediction = scheduler.config["prediction_type"]
+        columns = x0_columns(prediction, sigma)
         columns.update({f"h{k}": weights[k] for k in range(1, order)})
-        return Plan(rows(len(sigma), **x0_columns(scheduler.config["prediction_type"], sigma), **columns))
+        slope_is_output = prediction == "epsilon"
+        if slope_is_output:
+            columns.update(x=1.0, m=weights[0])
+        else:
+            share = weights[0] * inverse
+            columns.update(x=1 + share, x0=-share, kept_x=inverse, kept_x0=-inverse)
+        return Plan(rows(len(sigma), **columns), slope_is_output=slope_is_output)
 
     def step(self, model_output, timestep, sample, order=4, return_dict=True):
         state = self._gmfast
@@ -389,9 +395,13 @@ class LMS(_Sigmas):
         if not self.is_scale_input_called:
             warnings.warn(_framework._UNSCALED, stacklevel=2)
         index = step_index(self, timestep)
-        table = state.plan(self, order).table(sample.device)
+        plan = state.plan(self, order)
         history = self.derivatives[: -order : -1] if order > 1 else []
-        result, x0, slope = run(sample, model_output, table, index, x0=True, kept=True, history=history)
+        kept = not plan.slope_is_output
+        results = run(
+            sample, model_output, plan.table(sample.device), index, x0=True, kept=kept, history=history
+        )
+        result, x0, slope = results if kept else (*results, model_output)
         self.derivatives.append(slope)
         if len(self.derivatives) > order:
             self.derivatives.pop(0)
