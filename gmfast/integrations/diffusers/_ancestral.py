@@ -167,7 +167,7 @@ class DDPM(Rule):
             times = torch.arange(len(product), device=product.device)
             before = times - 1
         else:
-            times = scheduler.timesteps.to(product.device)
+            times = _framework.times(scheduler, product.device)
             before = torch.cat([times[1:], times.new_tensor([-1])])
         a = product[times]
         a_to = torch.where(before >= 0, product[before.clamp(min=0)], 1.0)
@@ -189,7 +189,7 @@ class DDPM(Rule):
             columns["noise"] = noisy * deviation
         table = torch.full((len(product), len(_framework.COLUMN)), torch.nan, dtype=torch.float64, device=a.device)
         table[times] = rows(len(times), a.device, **columns)
-        return Plan(table, limits(config), times=None if every else set(_framework.host(scheduler.timesteps)))
+        return Plan(table, limits(config), times=None if every else set(scheduler._gmfast.numbers(scheduler)))
 
     add_noise = _framework.add_noise_of_times
 

@@ -41,7 +41,7 @@ class LCM(_Distilled):
     def steps(self, scheduler, key):
         """Rows of steps that are not the last, and then of those that are."""
         config, product = scheduler.config, scheduler.alphas_cumprod
-        times = scheduler.timesteps.to(product.device)
+        times = _framework.times(scheduler, product.device)
         a, a_to = product[times], product[torch.cat([times[1:], times[-1:]])]
         data = scheduler.sigma_data = 0.5
         tau = times * config["timestep_scaling"]
@@ -86,7 +86,7 @@ class TCD(_Distilled):
     def steps(self, scheduler, eta):
         """Rows of steps that end with noise, and then of those that do not."""
         prediction, product = scheduler.config["prediction_type"], scheduler.alphas_cumprod
-        times = scheduler.timesteps.to(product.device)
+        times = _framework.times(scheduler, product.device)
         to = torch.cat([times[1:], times.new_zeros(1)])
         a, a_to, a_s = product[times], product[to], product[((1 - eta) * to).floor().long()]
         of_epsilon = (1 - a_s).sqrt().double()

@@ -80,8 +80,13 @@ def rows(number, device="cpu", **columns):
     return table
 
 
+def on_host(tensor):
+    """Whether a number of it can be read without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
 def _version(tensor):
-    return None if not isinstance(tensor, torch.Tensor) or tensor.is_inference() else tensor._version
+    return None if tensor.is_inference() else tensor._version
 
 
 def _nothing():
@@ -140,11 +145,13 @@ class State:
         self._inputs, contents = [], [id(self._config)]
         for name in self.rule.watched:
             tensor = getattr(scheduler, name)
+            if tensor is None:  # the time steps of PNDM before `set_timesteps`
+                continue
             version, copy = _version(tensor), None
-            if version is None and isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+            if version is None and on_host(tensor):
                 copy = tensor.clone()  # an inference tensor, which does not count its changes
             self._inputs.append((name, tensor, version, copy))
-            if tensor.device.type == "cpu" or (name == "timesteps" and name in self._numbers):
+            if name in ("sigmas", "timesteps") and (on_host(tensor) or self._known(name, tensor)):
                 contents += tensor.shape[:1], tensor.dtype, *self.numbers(scheduler, name)
             else:
                 contents += id(tensor), version
@@ -158,12 +165,18 @@ class State:
     def numbers(self, scheduler, name="timesteps"):
         """A tensor of the scheduler's as a list, read once."""
         tensor = getattr(scheduler, name)
-        kept = self._numbers.get(name)
-        if kept is not None and kept[0] is tensor and kept[1] is not None and kept[1] == _version(tensor):
-            return kept[2]
+        if self._known(name, tensor):
+            return self._numbers[name][2]
         numbers = tensor.tolist() if tensor.dim() else [tensor.item()]
         self._numbers[name] = tensor, _version(tensor), numbers
         return numbers
+
+    def _known(self, name, tensor):
+        """Whether the numbers are those that were read; what an inference tensor's device has is not asked."""
+        kept = self._numbers.get(name)
+        if kept is None or kept[0] is not tensor:
+            return False
+        return kept[1] == _version(tensor) and (kept[1] is not None or not on_host(tensor))
 
     def position(self, scheduler, timestep):
         """Which element of `timesteps` a tensor is a view of, as loops over them have it; else None."""
@@ -180,8 +193,8 @@ class State:
         """A time step as a number; None for a tensor on a device whose value only that knows."""
         if not isinstance(timestep, torch.Tensor):
             return timestep
-        if timestep.device.type == "cpu":
-            return timestep.item()
+        if on_host(timestep):
+            return timestep.item() if timestep.numel() == 1 else None
         position = self.position(scheduler, timestep)
         return None if position is None else self.numbers(scheduler)[position]
 
@@ -296,6 +309,13 @@ def run(
     )
 
 
+def times(scheduler, device):
+    """The time steps where the tables are made."""
+    if device.type == "cpu":
+        return torch.tensor(scheduler._gmfast.numbers(scheduler), dtype=torch.int64)
+    return scheduler.timesteps.to(device)
+
+
 def limits(config, clip=True):
     """What limits x0, of the options clip_sample and thresholding."""
     if config.get("thresholding"):
@@ -343,7 +363,7 @@ def is_whole(timestep):
 def set_timesteps(self, *args, **kwargs):
     state = self._gmfast
     result = state.original["set_timesteps"](self, *args, **kwargs)
-    if self.timesteps.device.type != "cpu":
+    if not on_host(self.timesteps):
         state.numbers(self)  # read here, where diffusers waits for the device as well, and not in a step
     return result
 
@@ -392,7 +412,7 @@ def indices(scheduler, timesteps, size):
     if timesteps.dim() != 1 or timesteps.shape[0] not in (1, size) or timesteps.dtype != schedule.dtype:
         return None
     same = schedule.to(timesteps.device) == timesteps[:, None]
-    if same.device.type == "cpu" and not same.any(1).all():
+    if on_host(same) and not same.any(1).all():
         return None
     count = same.cumsum(1)
     # the second where it occurs twice: of a schedule that goes down, those are neighbours
@@ -408,11 +428,6 @@ def add_noise_of_sigmas(self, original_samples, noise, timesteps):
     if at is None:
         return state.original["add_noise"](self, original_samples, noise, timesteps)
     return run(original_samples, noise, state.plan(self, "add_noise").table(original_samples.device), at)
-
-
-def host(tensor):
-    """A tensor's numbers."""
-    return tensor.tolist()
 
 
 def plan_of_times_noise(scheduler):
