@@ -85,8 +85,9 @@ def test_class_signatures_config_and_files_stay(name, tmp_path):
         scheduler.save_pretrained(tmp_path / folder)
     assert filecmp.dircmp(tmp_path / "theirs", tmp_path / "ours").diff_files == []
     loaded = type(ours).from_pretrained(tmp_path / "ours")
-    assert loaded.config.items() <= theirs.config.items() and "step" not in vars(loaded)
-    assert type(ours).from_config(ours.config).config.items() <= theirs.config.items()
+    assert "step" not in vars(loaded)
+    assert loaded.config == type(ours).from_pretrained(tmp_path / "theirs").config
+    assert type(ours).from_config(ours.config).config == type(ours).from_config(theirs.config).config
     assert ours.step.__func__ is not type(ours).step and "step" in vars(ours)
 
 

@@ -232,13 +232,10 @@ class State:
         """The arguments of `diffusion_step` for noise: diffusers' own, or what the kernel draws it from."""
         if self.keyed:
             return {"seed": self._keyed(model_output, generator)}
-        noise = _randn_tensor()(
-            model_output.shape,
-            generator=generator,
-            device=model_output.device,
-            dtype=dtype or model_output.dtype,
-        )
-        return {"noise": noise}
+        shape, device, dtype = model_output.shape, model_output.device, dtype or model_output.dtype
+        if generator is None or (isinstance(generator, torch.Generator) and generator.device == device):
+            return {"noise": torch.randn(shape, generator=generator, device=device, dtype=dtype)}
+        return {"noise": _randn_tensor()(shape, generator=generator, device=device, dtype=dtype)}
 
     def _keyed(self, model_output, generator):
         device, batch = model_output.device, model_output.shape[0]
@@ -273,9 +270,11 @@ def plain(model_output, sample):
         isinstance(model_output, torch.Tensor)
         and isinstance(sample, torch.Tensor)
         and model_output.shape == sample.shape
-        and sample.device.type in devices
-        and model_output.device == sample.device
         and sample.dim() > 0
+        and (
+            (sample.is_cpu and model_output.is_cpu and _step is not None)
+            or (sample.device.type in devices and model_output.device == sample.device)
+        )
     )
 
 
@@ -285,15 +284,29 @@ def run(
     """`diffusion_step` with results in the dtype that PyTorch promotes its two inputs to."""
     if sample.dtype != model_output.dtype:
         sample = sample.to(torch.promote_types(sample.dtype, model_output.dtype))
-    if noise is None and seed is None and variance is None and type(row) is int:
+    if type(row) is int and (seed is None or type(seed) is int):
         # What `diffusion_step` does of these, without its questions.
-        history = list(history)
-        if not _needs_pytorch(sample, model_output, table, history, None):
+        others, present = [], 0
+        if variance is not None:
+            others.append(variance)
+            present = 2
+        if noise is not None:
+            others.append(noise)
+            present |= 4
+        elif seed is not None:
+            present |= 32
+        others += history
+        if not _needs_pytorch(sample, model_output, table, others, None):
             options = ()
             if limits:
                 options = 1.0, 0.0, *(limits.get(name) for name in ("clip", "threshold", "threshold_max"))
-            results = _step(sample, model_output, table, history, 0, row, 0, x0, kept, *options)
-            return tuple(results) if x0 or kept else results[0]
+            try:
+                results = _step(
+                    sample, model_output, table, others, present, row, seed or 0, x0, kept, *options
+                )
+                return tuple(results) if x0 or kept else results[0]
+            except RuntimeError:
+                pass  # of what it says below
     return diffusion_step(
         sample,
         model_output,
