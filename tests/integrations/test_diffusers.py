@@ -57,3 +57,12 @@ def test_what_is_not_done_is_refused_by_name(scheduler, config, option):
     with pytest.raises(ValueError, match=f"expected another {option} than {config[option]!r}"):
         accelerate(made)
     assert "step" not in vars(made)
+
+
+def test_the_documentation_has_every_configuration():
+    """`python tests/integrations/diffusers_cases.py` writes it."""
+    lines = cases.PAGE.read_text().partition(cases.MARK)[2].split("\n")[4:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line]
+    assert [tuple(c[:2]) for c in cells] == list(cases.labels())
+    for i, c in enumerate(cells):
+        assert c[2].startswith("equal" if i < len(cases.EVERY) else "refused")
