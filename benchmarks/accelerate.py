@@ -96,7 +96,9 @@ def main():
     torch.set_num_threads(1)
 
     lines = ["scheduler,shape,diffusers us,accelerated us,ratio,keyed us,keyed ratio,noise us"]
-    print(f"{'':18}{'shape':>16}{'diffusers':>11}{'accelerated':>13}{'ratio':>8}{'keyed':>9}{'ratio':>8}{'noise':>8}")
+    print(
+        f"{'':18}{'shape':>16}{'diffusers':>11}{'accelerated':>13}{'ratio':>8}{'keyed':>9}{'ratio':>8}{'noise':>8}"
+    )
     for name in arguments.schedulers or SCHEDULERS:
         kind, config, options = SCHEDULERS[name]
         for shape in SHAPES:

@@ -321,6 +321,8 @@ def noisy(name):
 @every_noisy
 def test_a_list_of_generators(name):
     theirs, options = noisy(name)
+    if not hasattr(inspect.getmodule(type(theirs)), "randn_tensor"):
+        pytest.skip("earlier versions did not use generators here")
     ours = accelerate(copy.deepcopy(theirs))
     x = torch.randn(SHAPE)
     results = [loop(s, x, generator=[seeded(3), seeded(4)], **options) for s in (ours, theirs)]
@@ -390,7 +392,9 @@ def test_add_noise(name):
         calls += [torch.tensor([0, 999, 7, 400]), torch.tensor([0, 999, 7, 400], dtype=torch.int32)]
     for dtype in (torch.float32, torch.float64):
         for t in calls:
-            arguments = (x.to(dtype), noise.to(dtype), t) if add == "add_noise" else (x.to(dtype), t, noise.to(dtype))
+            arguments = (
+                (x.to(dtype), noise.to(dtype), t) if add == "add_noise" else (x.to(dtype), t, noise.to(dtype))
+            )
             # a half's would be worse: they round ᾱ and sigma to it
             found, expected = (getattr(s, add)(*arguments) for s in (ours, theirs))
             assert found.dtype == expected.dtype

@@ -12,12 +12,20 @@ pytest.importorskip("scipy")  # of the betas' and the linear multistep's options
 
 from gmfast.integrations.diffusers import _framework, accelerate  # noqa: E402
 
+LATEST = diffusers.__version__.split(".")[:2] >= ["0", "42"]
+
 
 @pytest.mark.parametrize("case", cases.EVERY, ids=str)
 @cases.quiet
 def test_results_are_those_of_diffusers(case):
     """To 1e-5 of the largest; or, where diffusers' own rounding is more than that (and for halves), no further
     from its results in float64 than its own."""
+    try:
+        cases.make(case)
+    except (TypeError, NotImplementedError):
+        if LATEST:
+            raise
+        pytest.skip("an option of later versions")
     for dtype in cases.DTYPES:
         for theirs, ours, exact in zip(*cases.run(case, dtype, accelerate), strict=True):
             finite = theirs.isfinite() & exact.isfinite()
@@ -25,12 +33,15 @@ def test_results_are_those_of_diffusers(case):
                 continue
             largest = exact[finite].abs().max()
             apart, error, their_error = (
-                (v - w)[finite].abs().max() / largest for v, w in ((ours, theirs), (ours, exact), (theirs, exact))
+                (v - w)[finite].abs().max() / largest
+                for v, w in ((ours, theirs), (ours, exact), (theirs, exact))
             )
             if dtype.itemsize < 4:
                 assert error <= max(their_error, torch.finfo(dtype).eps)
             else:  # their float64 has float32 in it: the coefficients, and what they round x to
-                assert apart <= (1e-5 if dtype == torch.float32 else 3e-6) or error <= 1.5 * their_error < 1e-3
+                assert (
+                    apart <= (1e-5 if dtype == torch.float32 else 3e-6) or error <= 1.5 * their_error < 1e-3
+                )
 
 
 @pytest.mark.parametrize("scheduler", cases.OPTIONS)

@@ -1,6 +1,6 @@
 """diffusers' schedulers with their steps fused: one line, the same results.
 
-    pipeline = gmfast.integrations.diffusers.accelerate(pipeline)
+pipeline = gmfast.integrations.diffusers.accelerate(pipeline)
 """
 
 from . import _framework

@@ -122,7 +122,9 @@ class DDIM(Rule):
 @_framework.register("DDIMInverseScheduler")
 class DDIMInverse(Rule):
     watched = ("alphas_cumprod", "initial_alpha_cumprod")
-    known = _OPTIONS - {"thresholding", "dynamic_thresholding_ratio", "sample_max_value"} | {"set_alpha_to_one"}
+    known = _OPTIONS - {"thresholding", "dynamic_thresholding_ratio", "sample_max_value"} | {
+        "set_alpha_to_one"
+    }
 
     def check(self, config):
         check_prediction(config, _PREDICTIONS)
@@ -156,7 +158,9 @@ class DDPM(Rule):
     def check(self, config):
         check_prediction(config, _PREDICTIONS)
         if config["variance_type"] == "fixed_large_log":
-            raise refused("variance_type", "fixed_large_log", "diffusers takes the root of ln β, which is not a number")
+            raise refused(
+                "variance_type", "fixed_large_log", "diffusers takes the root of ln β, which is not a number"
+            )
 
     def plan(self, scheduler, key):
         if key == "add_noise":
@@ -187,7 +191,9 @@ class DDPM(Rule):
             if variance_type == "fixed_small_log":
                 deviation = (0.5 * small.log()).exp()
             columns["noise"] = noisy * deviation
-        table = torch.full((len(product), len(_framework.COLUMN)), torch.nan, dtype=torch.float64, device=a.device)
+        table = torch.full(
+            (len(product), len(_framework.COLUMN)), torch.nan, dtype=torch.float64, device=a.device
+        )
         table[times] = rows(len(times), a.device, **columns)
         return Plan(table, limits(config), times=None if every else set(scheduler._gmfast.numbers(scheduler)))
 

@@ -72,9 +72,7 @@ class LCM(_Distilled):
             noise = state.draw(model_output, generator, wide)
             result, denoised = run(sample, model_output, table, index, kept=True, **noise, **plan.limits)
         else:
-            result = denoised = run(
-                sample, model_output, table, index + len(self.timesteps), **plan.limits
-            )
+            result = denoised = run(sample, model_output, table, index + len(self.timesteps), **plan.limits)
         self._step_index = index + 1
         if not return_dict:
             return result, denoised

@@ -205,7 +205,7 @@ def multistep(self, model_output, sample, timestep, plan, draw, return_dict, wid
     index = step_index(self, timestep)
     outputs = self.model_outputs
     order = min(plan.orders[index], self.lower_order_nums + 1) if index < len(plan.orders) else 0
-    history = outputs[: -order : -1] if order > 1 else ()
+    history = outputs[:-order:-1] if order > 1 else ()
     if order == 0 or (history and history[-1] is None):
         return None
     options = dict(plan.limits)
@@ -333,7 +333,9 @@ class EDMDPMSolverMultistep(_Multistep):
                 dtype = torch.promote_types(model_output.dtype, sample.dtype)
                 return state.draw(model_output, generator, dtype)
 
-            result = multistep(self, model_output, sample, timestep, state.plan(self), draw, return_dict, False)
+            result = multistep(
+                self, model_output, sample, timestep, state.plan(self), draw, return_dict, False
+            )
         if result is None:
             return state.original["step"](
                 self, model_output, timestep, sample, generator=generator, return_dict=return_dict
@@ -393,7 +395,9 @@ class DEIS(_Multistep):
         state = self._gmfast
         result = None
         if self.num_inference_steps is not None and plain(model_output, sample):
-            result = multistep(self, model_output, sample, timestep, state.plan(self), None, return_dict, False)
+            result = multistep(
+                self, model_output, sample, timestep, state.plan(self), None, return_dict, False
+            )
         if result is None:
             return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
         return result
@@ -462,7 +466,7 @@ class DPMSolverSinglestep(_Multistep):
             self.sample = sample
             history = ()
         else:
-            history = (self.sample, *outputs[: -order : -1])
+            history = (self.sample, *outputs[:-order:-1])
         options = dict(plan.limits)
         if plan.noisy:
             options.update(state.draw(m, generator, torch.promote_types(m.dtype, sample.dtype)))
@@ -485,6 +489,7 @@ class DPMSolverSinglestep(_Multistep):
 def _unipc_weights(levels, kind, noise, shift, order, correct):
     """Of the step that began at level i - `shift`: the weights of x and of what was kept at i - `shift`, one
     before, ..., `order` of them, and, to correct, of what is kept at its end."""
+
     def now(name, back=0):
         return levels.now(name, back + shift)
 

@@ -252,7 +252,9 @@ class State:
         if isinstance(seed, int):
             return (seed + 2**63) % 2**64 - 2**63
         if device not in self._seeds:
-            self._seeds[device] = torch.stack([_seed.as_tensor(s, torch.device("cpu")) for s in seed]).to(device)
+            self._seeds[device] = torch.stack([_seed.as_tensor(s, torch.device("cpu")) for s in seed]).to(
+                device
+            )
         return self._seeds[device]
 
 
@@ -279,7 +281,17 @@ def plain(model_output, sample):
 
 
 def run(
-    sample, model_output, table, row, x0=False, kept=False, noise=None, seed=None, variance=None, history=(), **limits
+    sample,
+    model_output,
+    table,
+    row,
+    x0=False,
+    kept=False,
+    noise=None,
+    seed=None,
+    variance=None,
+    history=(),
+    **limits,
 ):
     """`diffusion_step` with results in the dtype that PyTorch promotes its two inputs to."""
     if sample.dtype != model_output.dtype:
@@ -468,6 +480,7 @@ class Target:
     def __init__(self, rule, cls, scheduler_class):
         module = importlib.import_module(cls.__module__)
         self.rule = rule
+        self.generates = hasattr(module, "randn_tensor")
         own = getattr(module, cls.__name__ + "Output", None)
         outputs = [value for name, value in vars(module).items() if name.endswith("SchedulerOutput")]
         self.output = own or outputs[0]
@@ -508,7 +521,10 @@ def find(scheduler_class):
             name
             for between in scheduler_class.__mro__[: scheduler_class.__mro__.index(cls)]
             for name, value in vars(between).items()
-            if callable(value) and hasattr(cls, name) and not name.startswith("__") and name != "set_timesteps"
+            if callable(value)
+            and hasattr(cls, name)
+            and not name.startswith("__")
+            and name != "set_timesteps"
         ]
         if changed:
             raise ValueError(

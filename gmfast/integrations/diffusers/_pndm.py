@@ -66,7 +66,9 @@ class PNDM(Rule):
     def _transfer(scheduler, product, times, to):
         """The weights of x and of the network's output in a step."""
         a = product[times.clamp(0, len(product) - 1)]
-        a_to = torch.where(to >= 0, product[to.clamp(0, len(product) - 1)], scheduler.final_alpha_cumprod.cpu())
+        a_to = torch.where(
+            to >= 0, product[to.clamp(0, len(product) - 1)], scheduler.final_alpha_cumprod.cpu()
+        )
         b, b_to = 1 - a, 1 - a_to
         x = ((a_to / a) ** 0.5).double()
         m = -(a_to - a).double() / (a * b_to**0.5 + (a * b * a_to) ** 0.5).double()

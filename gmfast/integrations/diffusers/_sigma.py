@@ -209,7 +209,14 @@ class EDMEuler(_Sigmas):
         if is_whole(timestep) or pred_original_sample is not None or not plain(model_output, sample):
             options = {} if pred_original_sample is None else {"pred_original_sample": pred_original_sample}
             return self._gmfast.original["step"](
-                self, model_output, timestep, sample, *churn, generator=generator, return_dict=return_dict, **options
+                self,
+                model_output,
+                timestep,
+                sample,
+                *churn,
+                generator=generator,
+                return_dict=return_dict,
+                **options,
             )
         return _euler_step(self, model_output, timestep, sample, churn, generator, return_dict)
 
@@ -303,6 +310,8 @@ class FlowMatchEuler(Rule):
         stochastic = self.config["stochastic_sampling"]
         table = state.plan(self, stochastic).table(sample.device)
         if stochastic:
+            if not (state.target.generates or state.keyed):
+                generator = None  # earlier versions of diffusers did not use it
             noise = state.draw(sample, generator, torch.float32)
             result = run(sample, model_output, table, index, **noise)
         else:
@@ -357,7 +366,9 @@ class Heun(_Sigmas):
             self.prev_derivative, self.dt, self.sample = slope, plan.lengths[index], sample
         else:
             history = self.sample, self.prev_derivative
-            result, x0 = run(sample, model_output, table, 2 * index + 1, x0=True, history=history, **plan.limits)
+            result, x0 = run(
+                sample, model_output, table, 2 * index + 1, x0=True, history=history, **plan.limits
+            )
             self.prev_derivative = self.dt = self.sample = None
         self._step_index = index + 1
         if not return_dict:
@@ -374,7 +385,10 @@ class LMS(_Sigmas):
         sigmas = scheduler.sigmas
         sigma, inverse = sigmas[:-1], 1 / sigmas[:-1].double()
         weights = torch.tensor(
-            [_adams(sigmas.tolist(), i, min(i + 1, order)) + [0.0] * (order - i - 1) for i in range(len(sigma))],
+            [
+                _adams(sigmas.tolist(), i, min(i + 1, order)) + [0.0] * (order - i - 1)
+                for i in range(len(sigma))
+            ],
             dtype=torch.float64,
         ).T
         prediction = scheduler.config["prediction_type"]
@@ -396,7 +410,7 @@ class LMS(_Sigmas):
             warnings.warn(_framework._UNSCALED, stacklevel=2)
         index = step_index(self, timestep)
         plan = state.plan(self, order)
-        history = self.derivatives[: -order : -1] if order > 1 else []
+        history = self.derivatives[:-order:-1] if order > 1 else []
         kept = not plan.slope_is_output
         results = run(
             sample, model_output, plan.table(sample.device), index, x0=True, kept=kept, history=history
