@@ -2,11 +2,12 @@
 
     python benchmarks/accelerate.py [--out FOLDER] [--steps 20] [--rounds 9] [SCHEDULER ...]
 
-prints a table and, with --out, writes it as accelerate.csv. A time is of one `step(…, return_dict=False)`, the
-mean over a run, on one thread, whose own time it is (what else the machine does counts less); the network's
-output is always the same tensor. Rounds in which each column takes its turn; a time is the median over rounds, a ratio the median of
-the rounds' ratios. "keyed" is the kernel's own noise; "noise" what drawing diffusers' noise alone takes, which
-the other two columns contain. Target: at least 5 times as fast on (1,4,64,64).
+prints a table and, with --out, writes it as accelerate.csv. A time is of one `step(…, return_dict=False)`,
+the mean over a run, on one thread, whose own time it is (what else the machine does counts less); the
+network's output is always the same tensor. Rounds in which each column takes its turn; a time is the median
+over rounds, a ratio the median of the rounds' ratios. "keyed" is the kernel's own noise; "noise" what drawing
+diffusers' noise alone takes, which the other two columns contain. Target: at least 5 times as fast on
+(1,4,64,64).
 """
 
 import argparse
@@ -19,7 +20,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-
 
 from gmfast.integrations.diffusers import accelerate
 

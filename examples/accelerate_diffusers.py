@@ -2,9 +2,9 @@
 
     python examples/accelerate_diffusers.py [--steps 20] [--size 32] [--channels 16] [--rounds 5]
 
-A latent diffusion transformer with guidance (`DiTPipeline`) and a pixel UNet (`DDPMPipeline`), small and randomly
-initialised, with schedulers of several kinds. Needs the [diffusers] extra. The larger the network, the smaller
-what a scheduler's speed is worth: try --channels 128.
+A latent diffusion transformer with guidance (`DiTPipeline`) and a pixel UNet (`DDPMPipeline`), small and
+randomly initialised, with schedulers of several kinds. Needs the [diffusers] extra. The larger the network,
+the smaller what a scheduler's speed is worth: try --channels 128.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import copy
 import filecmp
 import inspect
+import logging
 import pickle
 import threading
 
@@ -13,7 +14,7 @@ from integrations.diffusers_cases import OPTIONS, Case, begin, make, quiet
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("scipy")
 
@@ -26,13 +27,12 @@ SHAPE = (2, 3, 4, 5)
 
 
 @pytest.fixture(autouse=True)
-def _quiet(caplog):
-    with pytest.warns() as _:
-        import warnings
-
-        warnings.warn("so that there is one", stacklevel=1)
-        caplog.set_level("ERROR")
-        yield
+def _quiet():
+    """What diffusers says of its options is kept back."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(level)
 
 
 def model(x, t):
@@ -490,34 +490,43 @@ def test_tables_are_made_once():
     assert len(made) == 2
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
+def test_a_device_s_own_time_steps_are_not_read(name, monkeypatch):
+    """Those that are no views of `timesteps`: the device finds the row itself."""
+    theirs, ours = both(name)
+    x, t = torch.randn(SHAPE), theirs.timesteps[2]
+    expected = theirs.step(x, t, x, generator=seeded())[0]
+    other = t.clone()
+    owned = {s.untyped_storage().data_ptr() for s in (other, ours.timesteps)}
+    monkeypatch.setattr(_framework, "on_host", lambda t: t.untyped_storage().data_ptr() not in owned)
+    ours._gmfast.numbers(ours)
+    with NoReads(owned), NoReadsBelow(owned):
+        found = ours.step(x, other, x, generator=seeded())[0]
+    close(found, expected)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @every_scheduler
 def test_on_a_gpu_no_step_waits_and_a_graph_can_hold_a_loop(name):
     x = torch.randn(SHAPE, device="cuda")
-    if name in ("DDPMScheduler",):
-        pass
-    theirs, ours = make(Case(name)), accelerate(make(Case(name)), noise="keyed", seed=3)
-    for scheduler in (theirs, ours):
-        options = {"device": "cuda"}
-        scheduler.set_timesteps(6 if name not in ("LCMScheduler", "TCDScheduler") else 4, **options)
-    network = lambda x, t: torch.tanh(x)  # noqa: E731
-    seed = torch.zeros((), dtype=torch.int64)
-    del seed
+    ours = accelerate(make(Case(name)), noise="keyed", seed=3)
+    ours.set_timesteps(4, device="cuda")
+    begun = dict(vars(ours))
 
     def go():
-        if hasattr(ours, "_step_index"):
-            ours._step_index = None
-        for name_, value in (("lower_order_nums", 0), ("counter", 0), ("ets", []), ("derivatives", [])):
-            if hasattr(ours, name_):
-                setattr(ours, name_, copy.copy(value))
-        return loop(ours, x, network=network)[-1]
+        for key in set(vars(ours)) - set(begun):
+            delattr(ours, key)
+        vars(ours).update({k: list(v) if isinstance(v, list) else v for k, v in begun.items()})
+        return loop(ours, x, network=lambda x, t: torch.tanh(x))[-1]
 
     torch.cuda.set_sync_debug_mode("error")
     try:
         expected = go()
-        expected = go()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    on_host = accelerate(make(Case(name)), noise="keyed", seed=3)
+    on_host.set_timesteps(4)
+    close(expected.cpu(), loop(on_host, x.cpu(), network=lambda x, t: torch.tanh(x))[-1])
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = go()
@@ -529,7 +538,7 @@ def test_on_a_gpu_no_step_waits_and_a_graph_can_hold_a_loop(name):
 
 
 def test_what_cannot_be_accelerated_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="scheduler: expected one of DDIMScheduler, .* got KDPM2"):
+    with pytest.raises(ValueError, match=r"scheduler: expected one of DDIMScheduler, .* got KDPM2"):
         accelerate(diffusers.KDPM2DiscreteScheduler())
     for thing in (None, 3, torch.nn.Linear(1, 1)):
         with pytest.raises(TypeError, match="scheduler_or_pipeline: expected a scheduler"):

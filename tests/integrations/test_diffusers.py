@@ -18,8 +18,8 @@ LATEST = diffusers.__version__.split(".")[:2] >= ["0", "42"]
 @pytest.mark.parametrize("case", cases.EVERY, ids=str)
 @cases.quiet
 def test_results_are_those_of_diffusers(case):
-    """To 1e-5 of the largest; or, where diffusers' own rounding is more than that (and for halves), no further
-    from its results in float64 than its own."""
+    """To 1e-5 of the largest; or, where diffusers' own rounding is more than that (and for halves), no
+    further from its results in float64 than its own."""
     try:
         cases.make(case)
     except (TypeError, NotImplementedError):

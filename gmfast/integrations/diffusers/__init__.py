@@ -9,9 +9,9 @@ from . import _framework
 def accelerate(scheduler_or_pipeline, *, noise="generator", seed=None):
     """The same scheduler, or pipeline, whose steps are one pass over the data each.
 
-    The scheduler stays what it is: its class, `config`, `order`, the signatures of its methods, what it saves,
-    and the attributes that its steps change. Its results are those of diffusers for the same noise, to the
-    rounding of the arithmetic; halves compute in float32. What it is copied to is accelerated too.
+    The scheduler stays what it is: its class, `config`, `order`, the signatures of its methods, what it
+    saves, and the attributes that its steps change. Its results are those of diffusers for the same noise,
+    to the rounding of the arithmetic; halves compute in float32. What it is copied to is accelerated too.
 
     A step never waits for a GPU: the index of a time step that is an element of `timesteps` is known from its
     address. Only a first step's time step that was made elsewhere on the GPU is read, once. The coefficients

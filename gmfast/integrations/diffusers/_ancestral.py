@@ -8,10 +8,12 @@ from ._framework import Plan, Rule, check_prediction, limits, plain, refused, ro
 _BETAS = frozenset(
     ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "timestep_spacing")
 )
-_OPTIONS = _BETAS | {
-    *("clip_sample", "clip_sample_range", "prediction_type", "steps_offset", "rescale_betas_zero_snr"),
-    *("thresholding", "dynamic_thresholding_ratio", "sample_max_value"),
-}
+_THRESHOLD = frozenset(("thresholding", "dynamic_thresholding_ratio", "sample_max_value"))
+_OPTIONS = (
+    _BETAS
+    | _THRESHOLD
+    | {"clip_sample", "clip_sample_range", "prediction_type", "steps_offset", "rescale_betas_zero_snr"}
+)
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 

@@ -582,7 +582,7 @@ class UniPC(Rule):
         correct = index > 0 and index - 1 not in self.disable_corrector and self.last_sample is not None
         corrector = self.this_order if correct else 0
         order = min(most, self.lower_order_nums + 1)
-        if self.config["lower_order_final"]:
+        if self._internal_dict["lower_order_final"]:
             order = min(order, len(self.timesteps) - index)
         history = (sample, *outputs[: -max(corrector, order - 1) - 1 : -1])
         if correct:

@@ -1,9 +1,9 @@
 """What every accelerated scheduler has: its table of coefficients, the row of a time step, noise.
 
-A scheduler keeps its class and its attributes; `install` gives the object bound methods of its own. What those
-need beside the scheduler's attributes is in its `_gmfast`, a `State`, which nothing else reads and a copy starts
-afresh. The coefficients are computed in the arithmetic of the scheduler's own tables (float32), because equal
-results need equal rounding: 1 - ᾱ/ᾱ' of neighbouring steps has four digits left.
+A scheduler keeps its class and its attributes; `install` gives the object bound methods of its own. What
+those need beside the scheduler's attributes is in its `_gmfast`, a `State`, which nothing else reads and a
+copy starts afresh. The coefficients are computed in the arithmetic of the scheduler's own tables (float32),
+because equal results need equal rounding: 1 - ᾱ/ᾱ' of neighbouring steps has four digits left.
 """
 
 import functools
@@ -59,8 +59,6 @@ class Plan:
     def table(self, device):
         table = self._tables.get(device)
         if table is None:
-            if device.index is None and device.type == "cuda":
-                device = torch.device("cuda", torch.cuda.current_device())
             table = self._tables[device] = self._send(device)
         return table
 
@@ -140,7 +138,7 @@ class State:
         return plan
 
     def _renew(self, scheduler):
-        """Finds the plans of the same numbers, whose tables need not be made or sent again, or begins anew."""
+        """Finds the plans of the same numbers, whose tables need not be made or sent again."""
         self._config = scheduler._internal_dict
         self._inputs, contents = [], [id(self._config)]
         for name in self.rule.watched:
@@ -172,7 +170,7 @@ class State:
         return numbers
 
     def _known(self, name, tensor):
-        """Whether the numbers are those that were read; what an inference tensor's device has is not asked."""
+        """Whether the numbers are those that were read. What a device's inference tensor has is not asked."""
         kept = self._numbers.get(name)
         if kept is None or kept[0] is not tensor:
             return False
@@ -221,8 +219,11 @@ class State:
         if value is None:
             if timestep.numel() != 1 or timestep.dtype not in (torch.int64, torch.int32):
                 return None
-            return timestep.reshape(()).to(device, torch.int64)
-        if isinstance(value, float) or not 0 <= value < scheduler.config.num_train_timesteps:
+            timestep = timestep.reshape(())
+            if timestep.dtype != torch.int64 or timestep.device != device:
+                timestep = timestep.to(device, torch.int64)
+            return timestep
+        if isinstance(value, float) or not 0 <= value < scheduler._internal_dict["num_train_timesteps"]:
             return None
         return int(value)
 
@@ -429,8 +430,8 @@ def add_noise_of_times(self, original_samples, noise, timesteps):
 
 
 def indices(scheduler, timesteps, size):
-    """The sigmas' indices of the samples' time steps: an int, or a tensor `(B,)` on their device, which nobody
-    waits for; None where they have none."""
+    """The sigmas' indices of the samples' time steps: an int, or a tensor `(B,)` on their device, which
+    nobody waits for; None where they have none."""
     if scheduler._begin_index is not None:
         return scheduler._begin_index if scheduler._step_index is None else scheduler._step_index
     schedule = scheduler.timesteps
@@ -508,7 +509,7 @@ def find(scheduler_class):
     """The `Target` for a class; an error where there is none."""
     import diffusers
 
-    from . import _rules  # noqa: F401: registers
+    from . import _rules  # noqa: F401
 
     for cls in scheduler_class.__mro__:
         rule = RULES.get(cls.__name__)
@@ -528,8 +529,8 @@ def find(scheduler_class):
         ]
         if changed:
             raise ValueError(
-                f"scheduler: expected the methods of {cls.__name__}, got {scheduler_class.__name__}, which has "
-                f"its own {', '.join(changed)}"
+                f"scheduler: expected the methods of {cls.__name__}, got {scheduler_class.__name__}, which "
+                f"has its own {', '.join(changed)}"
             )
     return Target(rule, cls, scheduler_class), cls
 

@@ -54,7 +54,7 @@ class PNDM(Rule):
             tables.append(table)
         x, m = self._transfer(scheduler, product, times, times - ratio)
         forms = [
-            rows(len(times), x=x, **{"h%d" % i if i else "m": w * m for i, w in enumerate(weights)})
+            rows(len(times), x=x, **{f"h{i}" if i else "m": w * m for i, w in enumerate(weights)})
             for weights in _MULTISTEP
         ]
         x, m = self._transfer(scheduler, product, times + ratio, times)
@@ -123,7 +123,7 @@ def _stage(self, model_output, at, sample, plan, table):
 
 
 def _multistep(self, model_output, at, sample, plan, table):
-    if not self.config["skip_prk_steps"] and len(self.ets) < 3:
+    if not self._internal_dict["skip_prk_steps"] and len(self.ets) < 3:
         return None
     row = plan.stages + 5 * at
     if self.counter == 1:

@@ -1,4 +1,4 @@
-"""The solvers in sigma: Euler, its ancestral form, Heun, linear multistep, EDM, flow matching, consistency."""
+"""The solvers in sigma: Euler, its ancestral form, Heun, linear multistep, EDM, flow, consistency."""
 
 import math
 import warnings
@@ -307,7 +307,7 @@ class FlowMatchEuler(Rule):
                 return_dict=return_dict,
             )
         index = step_index(self, timestep)
-        stochastic = self.config["stochastic_sampling"]
+        stochastic = self._internal_dict["stochastic_sampling"]
         table = state.plan(self, stochastic).table(sample.device)
         if stochastic:
             if not (state.target.generates or state.keyed):
