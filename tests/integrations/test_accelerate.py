@@ -5,6 +5,8 @@ import filecmp
 import inspect
 import logging
 import pickle
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -571,6 +573,15 @@ def test_what_cannot_be_accelerated_is_refused(monkeypatch):
     accelerate(diffusers.DDIMScheduler())  # a later version's option, as it is
     with pytest.raises(ValueError, match="another set_alpha_to_one than False"):
         accelerate(diffusers.DDIMScheduler(set_alpha_to_one=False))
+
+
+def test_importing_needs_no_diffusers():
+    code = (
+        "import sys; sys.modules['diffusers'] = None; import gmfast.integrations.diffusers as d\n"
+        "try: d.accelerate(3)\nexcept TypeError: print('asked')"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.stdout.strip() == "asked", found.stderr
 
 
 def test_seeds_for_other_batches():

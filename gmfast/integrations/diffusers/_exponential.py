@@ -554,6 +554,7 @@ class UniPC(Rule):
             columns, x0_limits = epsilon_columns(prediction, levels), {}
         else:
             columns, x0_limits = x0_columns(prediction, levels), limits(config, clip=False)
+        predictors = [_unipc_weights(levels, kind, noise, 0, p, False) for p in range(1, most + 1)]
         tables = []
         for c in range(most + 1):
             fixed = dict(x=1.0)
@@ -561,8 +562,7 @@ class UniPC(Rule):
                 last, *others = _unipc_weights(levels, kind, noise, 1, c, True)
                 fixed = dict(h1=last, x0=others.pop())
                 fixed.update({f"h{2 + i}": w for i, w in enumerate(others)})
-            for p in range(1, most + 1):
-                of_x, of_x0, *others = _unipc_weights(levels, kind, noise, 0, p, False)
+            for of_x, of_x0, *others in predictors:
                 weights = {name: of_x * w for name, w in fixed.items()}
                 for name, w in {"x0": of_x0, **{f"h{2 + i}": w for i, w in enumerate(others)}}.items():
                     weights[name] = weights.get(name, 0.0) + w
