@@ -444,6 +444,8 @@ REFUSED = [
     ),
     ("UniPCMultistepScheduler", {"solver_order": 4}, "solver_order"),
     ("UniPCMultistepScheduler", {"solver_p": "a scheduler"}, "solver_p"),
+    ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "solver_type"),
+    ("UniPCMultistepScheduler", {"predict_x0": False}, "predict_x0"),
     (
         "UniPCMultistepScheduler",
         {"predict_x0": False, "prediction_type": "flow_prediction", "final_sigmas_type": "sigma_min"},

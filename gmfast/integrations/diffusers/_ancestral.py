@@ -114,8 +114,7 @@ class DDIM(Rule):
             noise = (
                 state.draw(model_output, generator) if variance_noise is None else {"noise": variance_noise}
             )
-        table = plan.table(sample.device)
-        results = run(sample, model_output, table, row, x0=True, **noise, **plan.limits)
+        results = run(plan, row, sample, model_output, x0=True, **noise)
         if not return_dict:
             return results
         return state.output(prev_sample=results[0], pred_original_sample=results[1])
@@ -146,7 +145,7 @@ class DDIMInverse(Rule):
         if row is None:
             return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
         plan = state.plan(self, self.num_inference_steps)
-        results = run(sample, model_output, plan.table(sample.device), row, x0=True, **plan.limits)
+        results = run(plan, row, sample, model_output, x0=True)
         if not return_dict:
             return results
         return state.output(prev_sample=results[0], pred_original_sample=results[1])
@@ -221,12 +220,12 @@ class DDPM(Rule):
             return state.original["step"](
                 self, model_output, timestep, sample, generator=generator, return_dict=return_dict
             )
-        options = plan.limits
+        options = {}
         if not isinstance(row, int) or row > 0:
-            options = {**state.draw(m, generator), **options}
+            options = state.draw(m, generator)
             if variance is not None:
                 options["variance"] = variance.log() if kind == "learned" else variance
-        results = run(sample, m, plan.table(sample.device), row, x0=True, **options)
+        results = run(plan, row, sample, m, x0=True, **options)
         if not return_dict:
             return results
         return state.output(prev_sample=results[0], pred_original_sample=results[1])

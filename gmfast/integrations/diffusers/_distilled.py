@@ -66,13 +66,12 @@ class LCM(_Distilled):
                 self, model_output, timestep, sample, generator=generator, return_dict=return_dict
             )
         plan = state.plan(self)
-        table = plan.table(sample.device)
         if index != self.num_inference_steps - 1:
             wide = torch.promote_types(model_output.dtype, sample.dtype)
             noise = state.draw(model_output, generator, wide)
-            result, denoised = run(sample, model_output, table, index, kept=True, **noise, **plan.limits)
+            result, denoised = run(plan, index, sample, model_output, kept=True, **noise)
         else:
-            result = denoised = run(sample, model_output, table, index + len(self.timesteps), **plan.limits)
+            result = denoised = run(plan, index + len(self.timesteps), sample, model_output)
         self._step_index = index + 1
         if not return_dict:
             return result, denoised
@@ -109,13 +108,13 @@ class TCD(_Distilled):
             return state.original["step"](
                 self, model_output, timestep, sample, eta=eta, generator=generator, return_dict=return_dict
             )
-        table = state.plan(self, eta).table(sample.device)
+        plan = state.plan(self, eta)
         if eta > 0 and index != self.num_inference_steps - 1:
             wide = torch.promote_types(model_output.dtype, sample.dtype)
             noise = state.draw(model_output, generator, wide)
-            result, noised = run(sample, model_output, table, index, kept=True, **noise)
+            result, noised = run(plan, index, sample, model_output, kept=True, **noise)
         else:
-            result = noised = run(sample, model_output, table, index + len(self.timesteps))
+            result = noised = run(plan, index + len(self.timesteps), sample, model_output)
         self._step_index = index + 1
         if not return_dict:
             return result, noised

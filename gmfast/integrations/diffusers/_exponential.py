@@ -208,19 +208,16 @@ def multistep(self, model_output, sample, timestep, plan, draw, return_dict, wid
     history = outputs[:-order:-1] if order > 1 else ()
     if order == 0 or (history and history[-1] is None):
         return None
-    options = dict(plan.limits)
-    if plan.noisy:
-        options.update(draw())
+    noise = draw() if plan.noisy else {}
     dtype = torch.promote_types(sample.dtype, model_output.dtype)
     row = plan.order * index + order - 1
-    table = plan.table(sample.device)
     if plan.given:
-        result = run(sample, model_output, table, row, history=history, **options)
+        result = run(plan, row, sample, model_output, history=history, **noise)
         converted = model_output
     elif plan.kept:
-        result, converted = run(sample, model_output, table, row, history=history, kept=True, **options)
+        result, converted = run(plan, row, sample, model_output, history=history, kept=True, **noise)
     else:
-        result, converted = run(sample, model_output, table, row, history=history, x0=True, **options)
+        result, converted = run(plan, row, sample, model_output, history=history, x0=True, **noise)
     if wide:
         dtype = converted.dtype
     if result.dtype != dtype:
@@ -467,14 +464,14 @@ class DPMSolverSinglestep(_Multistep):
             history = ()
         else:
             history = (self.sample, *outputs[:-order:-1])
-        options = dict(plan.limits)
+        noise = {}
         if plan.noisy:
-            options.update(state.draw(m, generator, torch.promote_types(m.dtype, sample.dtype)))
-        table, row = plan.table(sample.device), plan.order * index + order - 1
+            noise = state.draw(m, generator, torch.promote_types(m.dtype, sample.dtype))
+        row = plan.order * index + order - 1
         if plan.given:
-            result, converted = run(sample, m, table, row, history=history, **options), m
+            result, converted = run(plan, row, sample, m, history=history, **noise), m
         else:
-            result, converted = run(sample, m, table, row, history=history, x0=True, **options)
+            result, converted = run(plan, row, sample, m, history=history, x0=True, **noise)
         del outputs[0]
         outputs.append(converted)
         self._step_index = index + 1
@@ -539,6 +536,10 @@ class UniPC(Rule):
         if not 1 <= config["solver_order"] <= 3:
             raise refused("solver_order", config["solver_order"], "expected 1 to 3")
         check_prediction(config, _PREDICTIONS if config["predict_x0"] else _PREDICTIONS[:3])
+        if config.get("final_sigmas_type", "zero") == "zero":
+            for name, value in ("predict_x0", False), ("solver_type", "bh1"):
+                if config[name] == value:
+                    raise refused(name, value, "diffusers' last step is NaN at final_sigmas_type zero")
 
     add_noise = _framework.add_noise_of_sigmas
 
@@ -590,10 +591,7 @@ class UniPC(Rule):
         if order < 1 or history[-1] is None:
             return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
         row = (index * (most + 1) + corrector) * most + order - 1
-        table = plan.table(sample.device)
-        results = run(
-            sample, model_output, table, row, history=history, x0=not plan.given, kept=correct, **plan.limits
-        )
+        results = run(plan, row, sample, model_output, history=history, x0=not plan.given, kept=correct)
         if plan.given and not correct:
             results = (results,)
         result = results[0] if results[0].dtype == sample.dtype else results[0].to(sample.dtype)

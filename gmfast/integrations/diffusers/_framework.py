@@ -51,6 +51,9 @@ class Plan:
 
     def __init__(self, table, limits=None, **more):
         self.limits = limits or {}  #: the arguments of `diffusion_step` that limit x0
+        self.options = ()  #: the same, of its operator
+        if limits:
+            self.options = 1.0, 0.0, *(limits.get(name) for name in ("clip", "threshold", "threshold_max"))
         self._tables = {table.device: table}
         self._table = table
         self._pinned = None
@@ -282,19 +285,10 @@ def plain(model_output, sample):
 
 
 def run(
-    sample,
-    model_output,
-    table,
-    row,
-    x0=False,
-    kept=False,
-    noise=None,
-    seed=None,
-    variance=None,
-    history=(),
-    **limits,
+    plan, row, sample, model_output, x0=False, kept=False, noise=None, seed=None, variance=None, history=()
 ):
     """`diffusion_step` with results in the dtype that PyTorch promotes its two inputs to."""
+    table = plan.table(sample.device)
     if sample.dtype != model_output.dtype:
         sample = sample.to(torch.promote_types(sample.dtype, model_output.dtype))
     if type(row) is int and (seed is None or type(seed) is int):
@@ -310,12 +304,9 @@ def run(
             present |= 32
         others += history
         if not _needs_pytorch(sample, model_output, table, others, None):
-            options = ()
-            if limits:
-                options = 1.0, 0.0, *(limits.get(name) for name in ("clip", "threshold", "threshold_max"))
             try:
                 results = _step(
-                    sample, model_output, table, others, present, row, seed or 0, x0, kept, *options
+                    sample, model_output, table, others, present, row, seed or 0, x0, kept, *plan.options
                 )
                 return tuple(results) if x0 or kept else results[0]
             except RuntimeError:
@@ -331,7 +322,7 @@ def run(
         seed=seed,
         variance=variance,
         history=history,
-        **limits,
+        **plan.limits,
     )
 
 
@@ -360,11 +351,11 @@ def check_prediction(config, known):
         raise refused("prediction_type", prediction, f"expected one of {', '.join(known)}")
 
 
-def run_wide(sample, model_output, table, row, **options):
+def run_wide(plan, row, sample, model_output, **options):
     """`run` with x0, or what is kept for it, in float32 at least, and the result in the network's dtype."""
     if sample.dtype.itemsize < 4:
         sample = sample.float()
-    result, x0 = run(sample, model_output, table, row, **options)
+    result, x0 = run(plan, row, sample, model_output, **options)
     if result.dtype != model_output.dtype:
         result = result.to(model_output.dtype)
     return result, x0
@@ -425,8 +416,7 @@ def add_noise_of_times(self, original_samples, noise, timesteps):
     ):
         return state.original["add_noise"](self, original_samples, noise, timesteps)
     device = original_samples.device
-    table = state.plan(self, "add_noise").table(device)
-    return run(original_samples, noise, table, timesteps.to(device, torch.int64))
+    return run(state.plan(self, "add_noise"), timesteps.to(device, torch.int64), original_samples, noise)
 
 
 def indices(scheduler, timesteps, size):
@@ -453,7 +443,7 @@ def add_noise_of_sigmas(self, original_samples, noise, timesteps):
         at = indices(self, timesteps.to(original_samples.device), original_samples.shape[0])
     if at is None:
         return state.original["add_noise"](self, original_samples, noise, timesteps)
-    return run(original_samples, noise, state.plan(self, "add_noise").table(original_samples.device), at)
+    return run(state.plan(self, "add_noise"), at, original_samples, noise)
 
 
 def plan_of_times_noise(scheduler):

@@ -84,9 +84,8 @@ class PNDM(Rule):
         result = None
         if at is not None:
             plan = state.plan(self, self.num_inference_steps)
-            table = plan.table(sample.device)
             stages = _stage if self.counter < plan.stages else _multistep
-            result = stages(self, model_output, at, sample, plan, table)
+            result = stages(self, model_output, at, sample, plan)
         if result is None:
             return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
         self.counter += 1
@@ -105,13 +104,13 @@ def _position(scheduler, state, timestep):
     return numbers.index(value) if value in numbers else None
 
 
-def _stage(self, model_output, at, sample, plan, table):
+def _stage(self, model_output, at, sample, plan):
     k = self.counter % 4
     begun = isinstance(self.cur_model_output, torch.Tensor) and self.cur_sample is not None
     if at != self.counter or (begun if k == 0 else not begun):
         return None
     history = () if k == 0 else (self.cur_model_output, self.cur_sample)
-    result = run(sample, model_output, table, self.counter, history=history, kept=k < 3)
+    result = run(plan, self.counter, sample, model_output, history=history, kept=k < 3)
     if k < 3:
         result, self.cur_model_output = result
     else:
@@ -122,20 +121,20 @@ def _stage(self, model_output, at, sample, plan, table):
     return result
 
 
-def _multistep(self, model_output, at, sample, plan, table):
+def _multistep(self, model_output, at, sample, plan):
     if not self._internal_dict["skip_prk_steps"] and len(self.ets) < 3:
         return None
     row = plan.stages + 5 * at
     if self.counter == 1:
         if len(self.ets) != 1 or self.cur_sample is None:
             return None
-        result = run(sample, model_output, table, row + 4, history=(self.ets[-1], self.cur_sample))
+        result = run(plan, row + 4, sample, model_output, history=(self.ets[-1], self.cur_sample))
         self.cur_sample = None
         return result
     before = self.ets[-3:]
     if not before and self.counter != 0:
         return None
-    result = run(sample, model_output, table, row + len(before), history=before[::-1])
+    result = run(plan, row + len(before), sample, model_output, history=before[::-1])
     self.ets = [*before, model_output]
     if not before:
         self.cur_sample = sample

@@ -123,7 +123,7 @@ def _euler_step(self, model_output, timestep, sample, churn, generator, return_d
     else:
         plan = state.plan(self)
         options = {"x0": True}
-    result, x0 = run_wide(sample, model_output, plan.table(sample.device), index, **options)
+    result, x0 = run_wide(plan, index, sample, model_output, **options)
     if plan.given:
         x0 = model_output
     self._step_index = index + 1
@@ -242,9 +242,8 @@ class EulerAncestral(_Sigmas):
         if not self.is_scale_input_called:
             state.target.logger.warning(_framework._UNSCALED)
         index = step_index(self, timestep)
-        table = state.plan(self).table(sample.device)
         noise = state.draw(model_output, generator)
-        results = run_wide(sample, model_output, table, index, x0=True, **noise)
+        results = run_wide(state.plan(self), index, sample, model_output, x0=True, **noise)
         self._step_index = index + 1
         if not return_dict:
             return results
@@ -280,7 +279,7 @@ class FlowMatchEuler(Rule):
             at = _framework.indices(self, timestep.to(sample.device), sample.shape[0])
         if at is None:
             return state.original["scale_noise"](self, sample, timestep, noise)
-        return run(sample, noise, state.plan(self, "scale_noise").table(sample.device), at)
+        return run(state.plan(self, "scale_noise"), at, sample, noise)
 
     def step(
         self,
@@ -308,14 +307,14 @@ class FlowMatchEuler(Rule):
             )
         index = step_index(self, timestep)
         stochastic = self._internal_dict["stochastic_sampling"]
-        table = state.plan(self, stochastic).table(sample.device)
+        plan = state.plan(self, stochastic)
         if stochastic:
             if not (state.target.generates or state.keyed):
                 generator = None  # earlier versions of diffusers did not use it
             noise = state.draw(sample, generator, torch.float32)
-            result = run(sample, model_output, table, index, **noise)
+            result = run(plan, index, sample, model_output, **noise)
         else:
-            result = run(sample, model_output, table, index)
+            result = run(plan, index, sample, model_output)
         if result.dtype != model_output.dtype:
             result = result.to(model_output.dtype)
         self._step_index = index + 1
@@ -358,17 +357,14 @@ class Heun(_Sigmas):
             return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
         index = step_index(self, timestep)
         plan = state.plan(self)
-        table = plan.table(sample.device)
         if self.dt is None:
             kept = not plan.slope_is_output
-            results = run(sample, model_output, table, 2 * index, x0=True, kept=kept, **plan.limits)
+            results = run(plan, 2 * index, sample, model_output, x0=True, kept=kept)
             result, x0, slope = results if kept else (*results, model_output)
             self.prev_derivative, self.dt, self.sample = slope, plan.lengths[index], sample
         else:
             history = self.sample, self.prev_derivative
-            result, x0 = run(
-                sample, model_output, table, 2 * index + 1, x0=True, history=history, **plan.limits
-            )
+            result, x0 = run(plan, 2 * index + 1, sample, model_output, x0=True, history=history)
             self.prev_derivative = self.dt = self.sample = None
         self._step_index = index + 1
         if not return_dict:
@@ -412,9 +408,7 @@ class LMS(_Sigmas):
         plan = state.plan(self, order)
         history = self.derivatives[:-order:-1] if order > 1 else []
         kept = not plan.slope_is_output
-        results = run(
-            sample, model_output, plan.table(sample.device), index, x0=True, kept=kept, history=history
-        )
+        results = run(plan, index, sample, model_output, x0=True, kept=kept, history=history)
         result, x0, slope = results if kept else (*results, model_output)
         self.derivatives.append(slope)
         if len(self.derivatives) > order:
@@ -480,7 +474,7 @@ class Consistency(_Sigmas):
         index = step_index(self, timestep)
         plan = state.plan(self)
         noise = state.draw(model_output, generator) if len(self.timesteps) > 1 else {}
-        result = run(sample, model_output, plan.table(sample.device), index, **noise, **plan.limits)
+        result = run(plan, index, sample, model_output, **noise)
         self._step_index = index + 1
         if not return_dict:
             return (result,)
