@@ -113,6 +113,7 @@ def main():
             times = {column: [] for column in columns}
             for _ in range(arguments.rounds + 1):
                 for column, call in columns.items():
+                    call()  # so that none finds the caches and the heap as another left them
                     times[column].append(call())
             times = {column: values[1:] for column, values in times.items()}  # the first is a warm-up
             us = {column: median(values) for column, values in times.items()}
