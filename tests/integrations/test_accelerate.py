@@ -476,6 +476,19 @@ def test_no_step_reads_from_the_device(name, begins, monkeypatch):
         timesteps.tolist()
 
 
+def test_noise_before_there_are_time_steps():
+    x, noise = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    for name in ("PNDMScheduler", "DDPMScheduler", "LCMScheduler"):
+        theirs = getattr(diffusers, name)()
+        ours = accelerate(copy.deepcopy(theirs))
+        times = torch.tensor([3, 800])
+        close(ours.add_noise(x, noise, times), theirs.add_noise(x, noise, times))
+        for spacing in (13, 7):
+            for scheduler in (theirs, ours):
+                scheduler.set_timesteps(spacing)
+            close(*(loop(s, x, generator=seeded()) for s in (ours, theirs)))
+
+
 def test_tables_are_made_once():
     made = []
     scheduler = accelerate(make(Case("DPMSolverMultistepScheduler")))

@@ -147,6 +147,8 @@ class State:
         for name in self.rule.watched:
             tensor = getattr(scheduler, name)
             if tensor is None:  # the time steps of PNDM before `set_timesteps`
+                self._inputs.append((name, None, None, None))
+                contents.append(None)
                 continue
             version, copy = _version(tensor), None
             if version is None and on_host(tensor):
