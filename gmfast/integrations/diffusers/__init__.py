@@ -31,10 +31,6 @@ def accelerate(scheduler_or_pipeline, *, noise="generator", seed=None):
     Raises:
         ValueError: naming what cannot be accelerated: the class, or the option and its value.
         TypeError: for an object that has no scheduler.
-
-    Equivalent to::
-
-        scheduler
     """
     if noise not in ("generator", "keyed"):
         raise ValueError(f"noise: expected 'generator' or 'keyed', got {noise!r}")

@@ -29,7 +29,8 @@ METHODS = ("step", "add_noise", "scale_noise", "set_timesteps", "index_for_times
 
 
 class Rule:
-    """How the schedulers of one class step: functions that take the places of the class's methods, and"""
+    """How the schedulers of one class step: functions that take the places of its methods, under their names,
+    and what is below."""
 
     watched = ("sigmas", "timesteps")  #: the tensors that its coefficients are made of
     known = frozenset()  #: the options of its `__init__` that were decided on
