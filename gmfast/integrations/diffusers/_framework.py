@@ -17,10 +17,8 @@ import torch
 from ..._library import devices
 from ...functional import diffusion_step
 from ...ops import _seed
-from ...ops.diffusion_step import _needs_pytorch
 from ...reference.diffusion_step import COLUMNS
 
-_step = torch.ops.gmfast.diffusion_step.default if devices else None
 COLUMN = {name: i for i, name in enumerate(COLUMNS)}
 
 
@@ -52,9 +50,6 @@ class Plan:
 
     def __init__(self, table, limits=None, **more):
         self.limits = limits or {}  #: the arguments of `diffusion_step` that limit x0
-        self.options = ()  #: the same, of its operator
-        if limits:
-            self.options = 1.0, 0.0, *(limits.get(name) for name in ("clip", "threshold", "threshold_max"))
         self._tables = {table.device: table}
         self._table = table
         self._pinned = None
@@ -280,10 +275,8 @@ def plain(model_output, sample):
         and isinstance(sample, torch.Tensor)
         and model_output.shape == sample.shape
         and sample.dim() > 0
-        and (
-            (sample.is_cpu and model_output.is_cpu and _step is not None)
-            or (sample.device.type in devices and model_output.device == sample.device)
-        )
+        and sample.device.type in devices
+        and model_output.device == sample.device
     )
 
 
@@ -291,33 +284,12 @@ def run(
     plan, row, sample, model_output, x0=False, kept=False, noise=None, seed=None, variance=None, history=()
 ):
     """`diffusion_step` with results in the dtype that PyTorch promotes its two inputs to."""
-    table = plan.table(sample.device)
     if sample.dtype != model_output.dtype:
         sample = sample.to(torch.promote_types(sample.dtype, model_output.dtype))
-    if type(row) is int and (seed is None or type(seed) is int):
-        # What `diffusion_step` does of these, without its questions.
-        others, present = [], 0
-        if variance is not None:
-            others.append(variance)
-            present = 2
-        if noise is not None:
-            others.append(noise)
-            present |= 4
-        elif seed is not None:
-            present |= 32
-        others += history
-        if not _needs_pytorch(sample, model_output, table, others, None):
-            try:
-                results = _step(
-                    sample, model_output, table, others, present, row, seed or 0, x0, kept, *plan.options
-                )
-                return tuple(results) if x0 or kept else results[0]
-            except RuntimeError:
-                pass  # of what it says below
     return diffusion_step(
         sample,
         model_output,
-        table,
+        plan.table(sample.device),
         step=row,
         x0=x0,
         kept=kept,
