@@ -14,7 +14,7 @@ import types
 
 import torch
 
-from ..._library import devices
+from ... import _library
 from ...functional import diffusion_step
 from ...ops import _seed
 from ...reference.diffusion_step import COLUMNS
@@ -275,7 +275,7 @@ def plain(model_output, sample):
         and isinstance(sample, torch.Tensor)
         and model_output.shape == sample.shape
         and sample.dim() > 0
-        and sample.device.type in devices
+        and sample.device.type in _library.devices
         and model_output.device == sample.device
     )
 
