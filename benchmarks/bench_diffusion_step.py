@@ -50,19 +50,14 @@ def arguments_of(sampler, device):
     return plan(sampler).table(device), {"step": STEP, "seed": seed, **options_of(sampler)}
 
 
-def in_pytorch(x, m, *history, sampler, **given):
-    table, options = arguments_of(sampler, x.device)
-    return reference.diffusion_step(x, m, table, history=history, **(options | given))
-
-
-def fused(sampler, **given):
+def calling(function, sampler, **given):
     """A step as a sampler's loop calls it, which has all but the tensors ready."""
     ready = {}
 
     def call(x, m, *history, **more):
         if x.is_cuda not in ready:
             table, options = arguments_of(sampler, x.device)
-            ready[x.is_cuda] = partial(GF.diffusion_step, table=table, **(options | given))
+            ready[x.is_cuda] = partial(function, table=table, **(options | given))
         return ready[x.is_cuda](x, m, history=history, **more)
 
     return call
@@ -132,10 +127,10 @@ def case(sampler, shape, over_peer=None, **more):
         shape=shape,
         inputs=inputs,
         options=options,
-        gmfast=fused(sampler, **given),
+        gmfast=calling(GF.diffusion_step, sampler, **given),
         baselines={
             "textbook": partial(textbook, row=row_of(sampler), options=options_of(sampler) | given),
-            "reference": partial(in_pytorch, sampler=sampler, **given),
+            "reference": calling(reference.diffusion_step, sampler, **given),
         },
         peers={"diffusers": partial(peer, sampler=sampler)} if diffusers and not given else {},
         targets=more.pop("targets", {"cpu": on_cpu}),
