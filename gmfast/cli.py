@@ -196,7 +196,8 @@ def sample(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="Of ddpm, edm and flow_matching, e.g. ddim, dpmpp_2m, heun. [default: the model's]"
+            help="Of ddpm, edm and flow_matching: ddim, dpmpp_2m, unipc, heun ...; any of "
+            "`gmfast.diffusion.SAMPLERS`. [default: the model's]"
         ),
     ] = None,
     guidance: Annotated[

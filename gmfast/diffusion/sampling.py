@@ -422,8 +422,9 @@ def plan(sampler="ddim", schedule=None, *, steps=50, prediction=None, times=None
 
         plan = gmfast.diffusion.plan("ddim", "cosine", steps=20, prediction="v")
         table = plan.table(x.device)
-        for k, t in enumerate(plan.times(x.device)):
-            x = gmfast.functional.diffusion_step(x, denoiser(x, t.expand(len(x))), table, step=k, seed=0)
+        with torch.no_grad():  # where gradients are recorded a step is plain PyTorch
+            for k, t in enumerate(plan.times(x.device)):
+                x = gmfast.functional.diffusion_step(x, denoiser(x, t.expand(len(x))), table, step=k, seed=0)
     """
     sampler = samplers.sampler(sampler)
     schedule = schedules.schedule(sampler.schedule if schedule is None else schedule)

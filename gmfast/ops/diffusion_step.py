@@ -64,7 +64,7 @@ def diffusion_step(
         threshold: f clamps to ±s and divides by s, with s the quantile of |x0| of each sample, at least 1 and
             at most `threshold_max` (None: without a limit; Saharia et al., "Imagen", 2022, arXiv:2205.11487).
         history: up to four tensors in the shape of `x`, for `h1` ... `h4`. What a row multiplies by 0 is not
-            read.
+            read; what is not given counts as 0.
         noise: z, in the shape of `x`; else it is drawn, where a row's `noise` is not 0.
         seed: an int, an int64 tensor on the device, `()` or `(B,)` (one for each sample), or a
             `torch.Generator`; None: no noise unless given. Sample *i* and step *k* have the same noise
