@@ -175,7 +175,7 @@ def test_diffusion_models(gmfast_command, tmp_path):
             "--sampler and --guidance\n",
         ),
         (["--complete"], "complete: expected a model that draws each value given those before it, got ddpm"),
-        (["--sampler", "euler2"], "sampler: expected a sampler or one of ddpm, ddim, "),
+        (["--sampler", "euler2"], "sampler: expected a Sampler object or one of ddpm, ddim, "),
     ]:
         status, _, err = gmfast_command("sample", run, *arguments, "--out", picture)
         assert status == 2 and err.startswith(f"gmfast: {sentence}")

@@ -765,4 +765,5 @@ def sampler(value):
         return value
     if isinstance(value, str) and value in SAMPLERS:
         return SAMPLERS[value]()
-    raise ValueError(f"sampler: expected a sampler or one of {', '.join(SAMPLERS)}, got {value!r}")
+    given = repr(value) if isinstance(value, str) else _check.kind(value)
+    raise ValueError(f"sampler: expected a Sampler object or one of {', '.join(SAMPLERS)}, got {given}")

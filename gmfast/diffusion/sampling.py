@@ -211,8 +211,9 @@ class _Loop:
         if isinstance(strength, torch.Tensor | list | tuple):
             first, strength = self._strengths(strength), 1.0
         else:
-            _check.positive("strength", strength)
-            _check.number("strength", strength, 0, 1)
+            _check.real("strength", strength)
+            if not 0 < strength <= 1:
+                raise ValueError(f"strength: expected a number above 0 and at most 1, got {strength}")
         if init is None and (first is not None or strength != 1):
             raise ValueError("init: expected a tensor, as `strength` is given, got None")
 
@@ -397,6 +398,8 @@ class _Loop:
 
     def _parts(self, m):
         """What the denoiser predicts, and the variance's place in its range, if it is to say that."""
+        if not isinstance(m, torch.Tensor) and hasattr(m, "sample"):  # as networks of diffusers return
+            raise TypeError(f"denoiser: expected a tensor, such as its `.sample`, got {type(m).__name__}")
         _check.floating("denoiser", m)
         learned_range = self.plan.learned_range
         expected = list(self.shape)

@@ -100,6 +100,14 @@ class VariancePreserving(Schedule):
     steps_offset: int = field(default=0, kw_only=True)
     final_alpha_cumprod: float | None = field(default=1.0, kw_only=True)
 
+    def __repr__(self):
+        table = self.alphas_cumprod
+        return (
+            f"{type(self).__name__}(alphas_cumprod=({len(table)} from {table[0]:.6g} to {table[-1]:.6g}), "
+            f"spacing={self.spacing!r}, steps_offset={self.steps_offset}, "
+            f"final_alpha_cumprod={self.final_alpha_cumprod:.6g})"
+        )
+
     @torch.inference_mode(False)  # training may save the tensors
     def __post_init__(self):
         try:
@@ -364,4 +372,5 @@ def schedule(value):
         return value
     if isinstance(value, str) and value in _NAMED:
         return _NAMED[value]
-    raise ValueError(f"schedule: expected a Schedule or one of {', '.join(_NAMED)}, got {value!r}")
+    given = repr(value) if isinstance(value, str) else _check.kind(value)
+    raise ValueError(f"schedule: expected a Schedule object or one of {', '.join(_NAMED)}, got {given}")

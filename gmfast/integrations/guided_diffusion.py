@@ -26,6 +26,16 @@ from ..diffusion.sampling import _seeds
 from ..ops import _check
 from ..reference.discretized_gaussian_nll import FORMULATIONS
 
+__all__ = [
+    "GaussianDiffusion",
+    "LossType",
+    "ModelMeanType",
+    "ModelVarType",
+    "SpacedDiffusion",
+    "get_named_beta_schedule",
+    "space_timesteps",
+]
+
 
 class ModelMeanType(enum.Enum):
     """What the model predicts."""
@@ -426,6 +436,8 @@ class GaussianDiffusion:
 
     def _loop(self, step, model, shape, x, device, progress, seed, **options):
         if device is None:
+            if not isinstance(model, torch.nn.Module):
+                raise ValueError(f"device: expected one, as the model is no nn.Module, got {device}")
             device = next(model.parameters()).device
         if not isinstance(shape, tuple | list):
             raise TypeError(f"shape: expected a tuple or a list, got {type(shape).__name__}")

@@ -30,6 +30,21 @@ from ..diffusion.sampling import _seeds
 from ..diffusion.schedules import _between
 from ..ops import _check
 
+__all__ = [
+    "BrownianTreeNoiseSampler",
+    "get_sigmas_exponential",
+    "get_sigmas_karras",
+    "get_sigmas_polyexponential",
+    "get_sigmas_vp",
+    "sample_dpmpp_2m",
+    "sample_dpmpp_2m_sde",
+    "sample_dpmpp_3m_sde",
+    "sample_euler",
+    "sample_euler_ancestral",
+    "sample_heun",
+    "sample_lms",
+]
+
 _NOISE = COLUMNS.index("noise")
 _WITHOUT_SLOPES = diffusion.DPMPP2M, diffusion.DPMPP2MSDE, diffusion.DPMPP3MSDE
 
@@ -406,3 +421,9 @@ def _bar(steps, disable):
     except ModuleNotFoundError:
         return nullcontext()
     return tqdm(total=steps, disable=disable)
+
+
+def __getattr__(name):
+    if name.startswith(("sample_", "get_sigmas_")):
+        raise AttributeError(f"{name} is not among those that gmfast has: k_diffusion.sampling's is there")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

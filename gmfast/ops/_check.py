@@ -14,6 +14,11 @@ def tensor(name, value):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
 
+def kind(value):
+    """What a value is, for a sentence."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
 def floating(name, tensor):
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")

@@ -3,6 +3,7 @@
 pipeline = gmfast.integrations.diffusers.accelerate(pipeline)
 """
 
+from ...ops import _check
 from . import _framework
 
 
@@ -57,10 +58,10 @@ def unaccelerate(scheduler_or_pipeline):
 
 def _scheduler(given):
     scheduler = getattr(given, "scheduler", given)
-    if not (hasattr(scheduler, "step") and hasattr(scheduler, "config")):
+    if isinstance(given, type) or not (hasattr(scheduler, "step") and hasattr(scheduler, "config")):
         raise TypeError(
             f"scheduler_or_pipeline: expected a scheduler of diffusers or an object with one as `scheduler`, "
-            f"got {type(given).__name__}"
+            f"got {_check.kind(given)}"
         )
     return scheduler
 

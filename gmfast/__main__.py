@@ -1,0 +1,5 @@
+"""`python -m gmfast`."""
+
+from .cli import main
+
+main()
