@@ -200,6 +200,54 @@ def test_strided_patches(name):
         close(found, loop(theirs, view.clone(), generator=seeded(), network=network))
 
 
+@pytest.mark.parametrize(
+    "name, config",
+    [(name, {}) for name in SCHEDULERS]
+    + [
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+        ("HeunDiscreteScheduler", {"prediction_type": "sample"}),
+        ("LMSDiscreteScheduler", {"prediction_type": "v_prediction"}),
+        ("DEISMultistepScheduler", {"prediction_type": "sample"}),
+        ("PNDMScheduler", {"skip_prk_steps": True}),
+    ],
+)
+def test_a_network_may_write_all_its_outputs_into_one_tensor(name, config):
+    """As one in a CUDA graph does: of it nothing is kept that diffusers does not keep."""
+    theirs, ours = both(name, **config)
+    x, output = torch.randn(SHAPE), torch.empty(SHAPE)
+    network = lambda x, t: output.copy_(model(x, t))  # noqa: E731
+    close(*(loop(s, x, generator=seeded(), network=network) for s in (ours, theirs)))
+
+
+@every_scheduler
+@pytest.mark.parametrize(
+    "of_x, of_output",
+    [(torch.float64, torch.float32), (torch.float32, torch.bfloat16), (torch.float16, torch.float32)],
+)
+def test_an_output_of_another_dtype(name, of_x, of_output):
+    x, m = torch.randn(SHAPE).to(of_x), torch.randn(SHAPE).to(of_output)
+    theirs, ours = both(name)
+    for t in theirs.timesteps[:3]:
+        results = []
+        for scheduler in (ours, theirs):
+            scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else None
+            torch.manual_seed(0)
+            results.append(scheduler.step(m, t, x))
+        for found, expected in zip(*(r.values() for r in results), strict=True):
+            assert found.dtype == expected.dtype
+            close(found, expected, rtol=0.02, atol=0.02 * expected.abs().max().item())
+
+
+def test_the_noise_of_v_is_by_way_of_x0_in_deis():
+    """Where alpha is small, the last bit of alpha² + sigma² is a thousandth of the result."""
+    theirs, ours = both(
+        "DEISMultistepScheduler", beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+    )
+    x = torch.randn(SHAPE, dtype=torch.float64)
+    t = theirs.timesteps[0]
+    close(*(s.step(x.flip(0), t, x)[0] for s in (ours, theirs)), rtol=1e-8, atol=1e-8)
+
+
 def test_threads_share_nothing():
     scheduler = accelerate(make(Case("UniPCMultistepScheduler")))
     starts = torch.randn(4, *SHAPE)
@@ -275,6 +323,53 @@ def test_noise_that_is_given():
     tokens = torch.rand(2, 6) * 1000
     options = {"per_token_timesteps": tokens}
     close(ours.step(x, t := theirs.timesteps[0], x, **options)[0], theirs.step(x, t, x, **options)[0])
+
+
+def test_noise_that_is_given_in_another_shape_or_dtype():
+    x = torch.randn(SHAPE)
+    for noise in (torch.randn(1, *SHAPE[1:]), torch.randn(SHAPE, dtype=torch.float64)):
+        for name, config, options in [
+            ("DDIMScheduler", {}, {"eta": 0.8}),
+            ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+        ]:
+            theirs, ours = both(name, **config)
+            options["variance_noise"] = noise
+            found, expected = (s.step(x, s.timesteps[0], x, **options)[0] for s in (ours, theirs))
+            assert found.dtype == expected.dtype
+            close(found, expected)
+
+
+def test_options_changed_after():
+    """`register_to_config` may: into what is done, or not."""
+    x = torch.randn(SHAPE)
+    for name in [n for n in SCHEDULERS if n != "CMStochasticIterativeScheduler" and "Flow" not in n]:
+        theirs, ours = both(name)
+        loop(ours, x)
+        for scheduler in (theirs, ours):
+            scheduler.register_to_config(prediction_type="v_prediction")
+            begin(scheduler, Case(name))
+        close(*(loop(s, x, generator=seeded()) for s in (ours, theirs)))
+        begin(ours, Case(name))
+        ours.register_to_config(prediction_type="flow")
+        with pytest.raises(ValueError, match="scheduler: expected another prediction_type than 'flow'"):
+            loop(ours, x)
+
+
+def test_a_second_stage_of_other_numbers():
+    """Heun's, whose length diffusers keeps from the first."""
+    x = torch.randn(SHAPE)
+    theirs, ours = both("HeunDiscreteScheduler")
+    results = []
+    for scheduler in (theirs, ours):
+        first = loop(scheduler, x, timesteps=scheduler.timesteps[:1])
+        scheduler.sigmas[:2] *= 1.5
+        results.append(loop(scheduler, first[-1], timesteps=scheduler.timesteps[1:]))
+    close(*results)
+    results = []
+    for scheduler in (theirs, ours):  # at a second stage's time step: it ends with half a step
+        begin(scheduler, Case("HeunDiscreteScheduler"))
+        results.append(loop(scheduler, x, timesteps=scheduler.timesteps[1:])[:-1])
+    close(*results)
 
 
 @every_scheduler
@@ -409,6 +504,21 @@ def test_add_noise(name):
         for scheduler in (theirs, ours):
             loop(scheduler, x, timesteps=scheduler.timesteps[1:3])
         close(*(getattr(s, add)(*arguments) for s in (ours, theirs)))
+
+
+def test_add_noise_beyond_the_table(monkeypatch):
+    x, noise = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    for name in ("DDPMScheduler", "DDIMScheduler", "LCMScheduler", "TCDScheduler", "PNDMScheduler"):
+        theirs, ours = both(name)
+        times = torch.tensor([-1, 3])
+        close(ours.add_noise(x, noise, times), theirs.add_noise(x, noise, times))
+        with pytest.raises(IndexError, match="index 1000"):
+            ours.add_noise(x, noise, torch.tensor([3, 1000]))
+    theirs, ours = both("DPMSolverMultistepScheduler")
+    times = torch.stack([theirs.timesteps[2], theirs.timesteps[2] + 1])
+    close(ours.add_noise(x, noise, times), theirs.add_noise(x, noise, times))
+    monkeypatch.setattr(_framework, "on_host", lambda t: False)  # where nobody may ask whether it is there
+    close(ours.add_noise(x, noise, times), theirs.add_noise(x, noise, times))
 
 
 # ---- No waiting

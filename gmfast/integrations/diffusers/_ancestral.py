@@ -95,8 +95,14 @@ class DDIM(Rule):
         row = None
         if self.num_inference_steps is not None and plain(model_output, sample):
             row = state.row(self, timestep, sample.device)
-        both = eta > 0 and variance_noise is not None and generator is not None
-        if row is None or both:
+        given = eta > 0 and variance_noise is not None
+        if given and (
+            generator is not None
+            or not plain(variance_noise, sample)
+            or variance_noise.dtype not in (sample.dtype, model_output.dtype)
+        ):
+            row = None
+        if row is None:
             return state.original["step"](
                 self,
                 model_output,
@@ -111,9 +117,7 @@ class DDIM(Rule):
         plan = state.plan(self, (self.num_inference_steps, eta, use_clipped_model_output))
         noise = {}
         if eta > 0:
-            noise = (
-                state.draw(model_output, generator) if variance_noise is None else {"noise": variance_noise}
-            )
+            noise = {"noise": variance_noise} if given else state.draw(model_output, generator)
         results = run(plan, row, sample, model_output, x0=True, **noise)
         if not return_dict:
             return results

@@ -261,10 +261,11 @@ class DPMSolverMultistep(_Multistep):
             plan = state.plan(self)
             if plan.learned:
                 m = m[:, :3]
-            if plain(m, sample):
+            given = plan.noisy and variance_noise is not None
+            if plain(m, sample) and (not given or variance_noise.shape == m.shape):
 
                 def draw():
-                    if variance_noise is not None:
+                    if given:
                         return {"noise": variance_noise.to(device=m.device, dtype=torch.float32)}
                     return state.draw(m, generator, torch.float32)
 
@@ -371,6 +372,11 @@ class DEIS(_Multistep):
     def steps(self, scheduler):
         config, levels = scheduler.config, Levels(scheduler)
         converted, order = Converted(config, levels, True), config["solver_order"]
+        converted.given = False  # diffusers keeps no tensor of the network's, which may write into it again
+        if config["prediction_type"] == "v_prediction":  # by way of x0: alpha² + sigma² is not quite 1
+            alpha, sigma = levels.now("alpha").double(), levels.now("sigma").double()
+            if not converted.limits:
+                converted.columns["x0_x"] = (1 - alpha**2) / sigma
         a, s = levels.to("alpha"), levels.to("sigma")
         h = levels.to("log_snr") - levels.now("log_snr")
         x = (a / levels.now("alpha")).double()

@@ -138,7 +138,9 @@ class State:
 
     def _renew(self, scheduler):
         """Finds the plans of the same numbers, whose tables need not be made or sent again."""
-        self._config = scheduler._internal_dict
+        if self._config is not scheduler._internal_dict:
+            check_config(self.target, scheduler)
+            self._config = scheduler._internal_dict
         self._inputs, contents = [], [id(self._config)]
         for name in self.rule.watched:
             tensor = getattr(scheduler, name)
@@ -327,9 +329,10 @@ def check_prediction(config, known):
 
 
 def run_wide(plan, row, sample, model_output, **options):
-    """`run` with x0, or what is kept for it, in float32 at least, and the result in the network's dtype."""
-    if sample.dtype.itemsize < 4:
-        sample = sample.float()
+    """`run` of a sample that diffusers takes to float32, with the result in the network's dtype."""
+    wide = torch.promote_types(torch.float32, model_output.dtype)
+    if sample.dtype != wide:
+        sample = sample.to(wide)
     result, x0 = run(plan, row, sample, model_output, **options)
     if result.dtype != model_output.dtype:
         result = result.to(model_output.dtype)
@@ -380,6 +383,11 @@ def step_index(self, timestep):
     return index
 
 
+def _inside(times, table):
+    least, most = times.aminmax() if times.numel() else (0, 0)
+    return least >= 0 and most < len(table)
+
+
 def add_noise_of_times(self, original_samples, noise, timesteps):
     """√ᾱ·x + √(1 - ᾱ)·noise, of each sample's training time step."""
     state = self._gmfast
@@ -388,6 +396,7 @@ def add_noise_of_times(self, original_samples, noise, timesteps):
         or timesteps.dtype not in (torch.int64, torch.int32)
         or timesteps.dim() != 1
         or timesteps.shape[0] not in (1, original_samples.shape[0])
+        or (on_host(timesteps) and not _inside(timesteps, self.alphas_cumprod))
     ):
         return state.original["add_noise"](self, original_samples, noise, timesteps)
     device = original_samples.device
@@ -403,8 +412,10 @@ def indices(scheduler, timesteps, size):
     if timesteps.dim() != 1 or timesteps.shape[0] not in (1, size) or timesteps.dtype != schedule.dtype:
         return None
     same = schedule.to(timesteps.device) == timesteps[:, None]
-    if on_host(same) and not same.any(1).all():
+    found = same.any(1)
+    if on_host(same) and not found.all():
         return None
+    same[:, -1] |= ~found  # of no time step the last, as the solvers in λ have it, as nothing can be raised
     count = same.cumsum(1)
     # the second where it occurs twice: of a schedule that goes down, those are neighbours
     return (count >= count[:, -1:].clamp(1, 2)).to(torch.int8).argmax(1)
@@ -446,6 +457,8 @@ class Target:
     def __init__(self, rule, cls, scheduler_class):
         module = importlib.import_module(cls.__module__)
         self.rule = rule
+        self.name = cls.__name__
+        self.options = inspect.signature(cls.__init__).parameters
         self.generates = hasattr(module, "randn_tensor")
         own = getattr(module, cls.__name__ + "Output", None)
         outputs = [value for name, value in vars(module).items() if name.endswith("SchedulerOutput")]
@@ -500,15 +513,20 @@ def find(scheduler_class):
     return Target(rule, cls, scheduler_class), cls
 
 
-def check(scheduler):
-    """The scheduler's `Target`; ValueError for what is not done."""
-    target, cls = find(type(scheduler))
+def check_config(target, scheduler):
+    """ValueError for an option that is not done; also of a run, as `register_to_config` may change them."""
     config = scheduler.config
-    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+    for name, parameter in target.options.items():
         known = name == "self" or name in target.rule.known or parameter.kind is parameter.VAR_KEYWORD
         if not known and config.get(name, parameter.default) != parameter.default:
-            raise refused(name, config[name], f"an option of {cls.__name__} that nobody decided on")
+            raise refused(name, config[name], f"an option of {target.name} that nobody decided on")
     target.rule.check(config)
+
+
+def check(scheduler):
+    """The scheduler's `Target`; ValueError for what is not done."""
+    target, _ = find(type(scheduler))
+    check_config(target, scheduler)
     for name in target.methods:
         own = vars(scheduler).get(name)
         if own is not None and getattr(own, "__func__", None) is not target.original[name]:

@@ -335,10 +335,10 @@ class Heun(_Sigmas):
         length, x0_limits = to - sigma, limits(scheduler.config)
         half = length.double().roll(1) / 2  # of the step of which the second stage is
         x0 = x0_columns(prediction, sigma)
-        # h1: x before the first stage; h2: (x - x0)/sigma there, which is m or kept
-        slope_is_output = prediction == "epsilon" and not x0_limits
-        if slope_is_output:
-            first = rows(len(sigma), **x0, x=1.0, m=length)
+        # h1: x before the first stage; h2: (x - x0)/sigma there, which is kept. It may be m, but not as the
+        # network's own tensor, in which the network may write its next output.
+        if prediction == "epsilon" and not x0_limits:
+            first = rows(len(sigma), **x0, x=1.0, m=length, kept_m=1.0)
             second = rows(len(sigma), **x0, h1=1.0, h2=half, m=half)
         else:
             inverse = 1 / sigma.double()
@@ -346,7 +346,7 @@ class Heun(_Sigmas):
             first = rows(len(sigma), **x0, x=1 + share, x0=-share, kept_x=inverse, kept_x0=-inverse)
             second = rows(len(sigma), **x0, h1=1.0, h2=half, x=half * inverse, x0=-half * inverse)
         table = torch.stack([first, second], 1).flatten(0, 1)
-        return Plan(table, x0_limits, lengths=length.unbind(), slope_is_output=slope_is_output)
+        return Plan(table, x0_limits, lengths=length.unbind())
 
     def scale_model_input(self, sample, timestep):
         return sample / self._gmfast.plan(self, "scale").divisors[step_index(self, timestep)]
@@ -357,10 +357,11 @@ class Heun(_Sigmas):
             return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
         index = step_index(self, timestep)
         plan = state.plan(self)
+        if index >= len(plan.lengths) or (self.dt is not None and self.dt is not plan.lengths[index - 1]):
+            # beyond the last; or the first stage was of other numbers, or of what this is a copy of
+            return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
         if self.dt is None:
-            kept = not plan.slope_is_output
-            results = run(plan, 2 * index, sample, model_output, x0=True, kept=kept)
-            result, x0, slope = results if kept else (*results, model_output)
+            result, x0, slope = run(plan, 2 * index, sample, model_output, x0=True, kept=True)
             self.prev_derivative, self.dt, self.sample = slope, plan.lengths[index], sample
         else:
             history = self.sample, self.prev_derivative
@@ -390,13 +391,12 @@ class LMS(_Sigmas):
         prediction = scheduler.config["prediction_type"]
         columns = x0_columns(prediction, sigma)
         columns.update({f"h{k}": weights[k] for k in range(1, order)})
-        slope_is_output = prediction == "epsilon"
-        if slope_is_output:
-            columns.update(x=1.0, m=weights[0])
+        if prediction == "epsilon":  # m, but not as the network's own tensor: see Heun
+            columns.update(x=1.0, m=weights[0], kept_m=1.0)
         else:
             share = weights[0] * inverse
             columns.update(x=1 + share, x0=-share, kept_x=inverse, kept_x0=-inverse)
-        return Plan(rows(len(sigma), **columns), slope_is_output=slope_is_output)
+        return Plan(rows(len(sigma), **columns))
 
     def step(self, model_output, timestep, sample, order=4, return_dict=True):
         state = self._gmfast
@@ -407,9 +407,7 @@ class LMS(_Sigmas):
         index = step_index(self, timestep)
         plan = state.plan(self, order)
         history = self.derivatives[:-order:-1] if order > 1 else []
-        kept = not plan.slope_is_output
-        results = run(plan, index, sample, model_output, x0=True, kept=kept, history=history)
-        result, x0, slope = results if kept else (*results, model_output)
+        result, x0, slope = run(plan, index, sample, model_output, x0=True, kept=True, history=history)
         self.derivatives.append(slope)
         if len(self.derivatives) > order:
             self.derivatives.pop(0)
