@@ -83,7 +83,6 @@ def diffusion_hybrid_loss(
         raise TypeError(f"timestep: expected int64, got {str(timestep.dtype)[6:]}")
     if timestep.shape != (batch,):
         raise ValueError(f"timestep: expected shape {(batch,)}, got {tuple(timestep.shape)}")
-    _check.values("timestep", timestep, 0, len(table) - 1)
     _check_options(num_classes, formulation)
     tensors = (model_output, x0, x_t, noise, table, timestep)
     options = (num_classes, formulation == "exact")

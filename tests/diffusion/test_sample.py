@@ -225,6 +225,8 @@ def test_no_gradient_and_empty_batches():
     [
         (dict(sampler="dim"), ValueError, "sampler: expected .*ddim.*unipc.*got 'dim'"),
         (dict(schedule="line"), ValueError, "schedule: expected .*linear.*flow, got 'line'"),
+        (dict(sampler=diffusion.DDIM), ValueError, "sampler: expected a Sampler object .*got the class DDIM"),
+        (dict(schedule=torch.ones(9)), ValueError, "schedule: expected a Schedule object .*, got Tensor"),
         (dict(prediction="eps"), ValueError, "prediction: expected one of 'epsilon'"),
         (dict(steps=0), ValueError, "steps: expected at least 1, got 0"),
         (dict(steps=2.0), TypeError, "steps: expected an int"),
@@ -265,14 +267,14 @@ def test_no_gradient_and_empty_batches():
         (dict(dtype="float32"), TypeError, "dtype: expected one of torch.float32.* got 'float32'"),
         (dict(strength=0.5), ValueError, "init: expected a tensor"),
         (dict(init=torch.zeros(4, 3, 4)), ValueError, "init: expected shape"),
-        (dict(init=torch.zeros(SHAPE), strength=0.0), ValueError, "strength: expected a finite positive"),
+        (dict(init=torch.zeros(SHAPE), strength=0.0), ValueError, "strength: expected a number above 0"),
         (
             dict(init=torch.zeros(SHAPE), strength=None),
             TypeError,
             "strength: expected a number, got NoneType",
         ),
         (dict(init=torch.zeros(SHAPE), strength=math.nan), ValueError, "strength: expected .* got nan"),
-        (dict(init=torch.zeros(SHAPE), strength=1.5), ValueError, r"strength: expected a number in \[0, 1\]"),
+        (dict(init=torch.zeros(SHAPE), strength=1.5), ValueError, "strength: expected a number above 0"),
         (dict(init=torch.zeros(SHAPE), strength=[0.5]), ValueError, r"strength: expected shape \(4,\)"),
         (
             dict(init=torch.zeros(SHAPE), strength=[0.5, 1.0, 1.1, 1]),
@@ -767,3 +769,16 @@ def test_what_ends_at_the_data_has_no_noise_there():
         assert torch.equal(*draws)
         noisy = [draw(sampler=sampler, schedule=ends[1], times=[999, 500], seed=seed) for seed in (1, 2)]
         assert not torch.equal(*noisy)
+
+
+def test_a_networks_output_object_is_not_its_tensor():
+    class Output:
+        sample = torch.zeros(SHAPE)
+
+    with pytest.raises(TypeError, match=r"denoiser: expected a tensor, such as its `.sample`, got Output"):
+        diffusion.sample(lambda x, t: Output(), SHAPE)
+
+
+def test_a_schedule_prints_in_a_line():
+    assert repr(diffusion.linear(10)).startswith("VariancePreserving(alphas_cumprod=(10 from 0.9999 to 0.90")
+    assert "\n" not in repr(diffusion.cosine())

@@ -400,6 +400,11 @@ def test_errors(call, error, message):
         call(start(), sigmas())
 
 
+def test_what_is_not_there_is_named():
+    with pytest.raises(AttributeError, match="sample_dpm_2 is not among those that gmfast has"):
+        ours.sample_dpm_2  # noqa: B018
+
+
 def test_a_bar_is_shown_unless_disabled(capsys):
     pytest.importorskip("tqdm")
     for disable in (True, False):
