@@ -17,6 +17,7 @@ import torch
 from ... import _library
 from ...functional import diffusion_step
 from ...ops import _seed
+from ...ops.torch_normal import torch_normal
 from ...reference.diffusion_step import COLUMNS
 
 COLUMN = {name: i for i, name in enumerate(COLUMNS)}
@@ -237,6 +238,8 @@ class State:
         if self.keyed:
             return {"seed": self._keyed(model_output, generator)}
         shape, device, dtype = model_output.shape, model_output.device, dtype or model_output.dtype
+        if device.type == "cpu" and dtype == torch.float32 and _on_cpu(generator):
+            return {"noise": _draw_on_cpu(shape, generator)}
         if generator is None or (isinstance(generator, torch.Generator) and generator.device == device):
             return {"noise": torch.randn(shape, generator=generator, device=device, dtype=dtype)}
         return {"noise": _randn_tensor()(shape, generator=generator, device=device, dtype=dtype)}
@@ -260,6 +263,20 @@ class State:
                 device
             )
         return self._seeds[device]
+
+
+def _on_cpu(generator):
+    """Whether it is what `_draw_on_cpu` takes: a generator on the CPU, None or a list of generators."""
+    if isinstance(generator, list):
+        return len(generator) > 1 and all(isinstance(g, torch.Generator) and _on_cpu(g) for g in generator)
+    return generator is None or (isinstance(generator, torch.Generator) and generator.device.type == "cpu")
+
+
+def _draw_on_cpu(shape, generator):
+    """diffusers' `randn_tensor` in float32 on the CPU: of a list, a generator for each sample."""
+    if not isinstance(generator, list):
+        return torch_normal(shape, generator=generator)
+    return torch.cat([torch_normal((1, *shape[1:]), generator=generator[i]) for i in range(shape[0])])
 
 
 @functools.cache
