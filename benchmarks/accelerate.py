@@ -5,8 +5,8 @@
 prints a table and, with --out, writes it as accelerate.csv. A time is of one `step(…, return_dict=False)`,
 the mean over a run, on one thread, whose own time it is (what else the machine does counts less); the
 network's output is always the same tensor. Rounds in which each column takes its turn; a time is the median
-over rounds, a ratio the median of the rounds' ratios. "keyed" is the kernel's own noise; "noise" what drawing
-diffusers' noise alone takes, which the other two columns contain. Target: at least 5 times as fast on
+over rounds, a ratio the median of the rounds' ratios. "keyed" is the kernel's own noise; "noise" what
+torch.randn takes for diffusers' noise, which the first column contains. Target: at least 5 times as fast on
 (1,4,64,64).
 """
 

@@ -10,6 +10,7 @@ import torch
 
 import gmfast.functional as GF
 from gmfast import _library
+from gmfast.ops.torch_normal import torch_normal
 
 COUNT, ROUNDS = 1 << 16, 200
 
@@ -20,6 +21,7 @@ def main():
     level = _library._C.cpu_level() if _library._C else "plain PyTorch"
     columns = {
         "torch.randn": lambda: torch.randn(1, COUNT),
+        f"the same, {level}": lambda: torch_normal((1, COUNT)),
         f"gmfast {level}": lambda: GF.standard_normal((1, COUNT), seed=seed),
     }
     times = {name: [] for name in columns}
@@ -29,7 +31,7 @@ def main():
             draw()
             times[name].append(time.perf_counter() - start)
     for name, seconds in times.items():
-        print(f"{name:12}  {1e9 * median(seconds) / COUNT:5.2f} ns a number")
+        print(f"{name:14}  {1e9 * median(seconds) / COUNT:5.2f} ns a number")
 
 
 if __name__ == "__main__":

@@ -416,6 +416,29 @@ def noisy(name):
 
 
 @every_noisy
+def test_generators_are_left_as_diffusers_leaves_them(name):
+    """Also where there are so many numbers that the kernel makes torch's noise: of one generator, torch's
+    global one, and a list, whose last one is not used."""
+    theirs, options = noisy(name)
+    ours = accelerate(copy.deepcopy(theirs))
+    x = torch.randn(2, 3, 17, 21)
+    listed = hasattr(inspect.getmodule(type(theirs)), "randn_tensor")
+    for generators in ([seeded(3)], [None], [seeded(i) for i in range(3)])[: 3 if listed else 2]:
+        given = generators if len(generators) > 1 else generators[0]
+        results, left = [], []
+        states = [(g or torch.default_generator).get_state() for g in generators]
+        for scheduler in (theirs, ours):
+            for g, state in zip(generators, states, strict=True):
+                (g or torch.default_generator).set_state(state)
+            results.append(loop(scheduler, x, generator=given, **options))
+            left.append([(g or torch.default_generator).get_state() for g in generators])
+            begin(scheduler, Case(name))
+        close(*results)
+        assert not torch.equal(states[0], left[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(*left, strict=True))
+
+
+@every_noisy
 def test_a_list_of_generators(name):
     theirs, options = noisy(name)
     if not hasattr(inspect.getmodule(type(theirs)), "randn_tensor"):
