@@ -21,6 +21,7 @@ from statistics import median
 
 import torch
 
+from gmfast import benchmark
 from gmfast.integrations.diffusers import accelerate
 
 SHAPES = [(1, 4, 64, 64), (64, 3, 64, 64)]
@@ -94,8 +95,11 @@ def main():
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    benchmark.keep_freed_memory()
+    where = benchmark.environment(torch.device("cpu"))
+    print(benchmark.describe(where))
 
-    lines = ["scheduler,shape,diffusers us,accelerated us,ratio,keyed us,keyed ratio,noise us"]
+    rows = []
     print(
         f"{'':18}{'shape':>16}{'diffusers':>11}{'accelerated':>13}{'ratio':>8}{'keyed':>9}{'ratio':>8}{'noise':>8}"
     )
@@ -121,10 +125,10 @@ def main():
                 column: median(a / b for a, b in zip(times["theirs"], times[column], strict=True))
                 for column in ("ours", "keyed")
             }
-            lines.append(
-                f"{name},{'x'.join(map(str, shape))},{us['theirs']:.1f},{us['ours']:.1f},{ratio['ours']:.2f},"
-                f"{us['keyed']:.1f},{ratio['keyed']:.2f},{us['noise']:.1f}"
-            )
+            row = {"scheduler": name, "shape": "x".join(map(str, shape)), "diffusers_us": us["theirs"]}
+            row |= {"accelerated_us": us["ours"], "accelerated_over_diffusers": ratio["ours"]}
+            row |= {"keyed_us": us["keyed"], "keyed_over_diffusers": ratio["keyed"], "noise_us": us["noise"]}
+            rows.append(row)
             print(
                 f"{name:18}{shape!s:>16}{us['theirs']:11.1f}{us['ours']:13.1f}{ratio['ours']:8.1f}"
                 f"{us['keyed']:9.1f}{ratio['keyed']:8.1f}{us['noise']:8.1f}",
@@ -132,7 +136,7 @@ def main():
             )
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "accelerate.csv").write_text("\n".join(lines) + "\n")
+        benchmark.write_csv(rows, where, arguments.out / "accelerate.csv")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@
 
 prints a table and, with --out, writes it as diffusion.csv. The denoiser is none (it returns the same tensor
 at every step: the time is the loop's own) or tiny (two convolutions with 16 channels between them: what is
-    left of the
-gain beside a network). Rounds in which each column takes its turn; a time is the median over rounds, a ratio
-the median of the rounds' ratios. Targets, of a step alone: DDPM, DDIM, DPM++2M and UniPC at least 10, 8, 15
-and 30 times as fast as diffusers on (1,4,64,64), 10, 6, 6 and 10 times on (64,3,64,64).
+left of the gain beside a network). Rounds in which each column takes its turn; a time is the median over
+rounds, a ratio the median of the rounds' ratios. Targets, of a step alone: DDPM, DDIM, DPM++2M and UniPC at
+least 10, 8, 15 and 30 times as fast as diffusers on (1,4,64,64), 10, 6, 6 and 10 times on (64,3,64,64).
 """
 
 import argparse
@@ -96,6 +95,7 @@ def main():
     parser.add_argument("--only", default="", help="samplers whose name contains this")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    benchmark.keep_freed_memory()
     where = benchmark.environment(torch.device("cpu"))
     print(benchmark.describe(where))
     print(f"{'steps a second':18}{'x':18}{'denoiser':10}{'gmfast':>10}{'diffusers':>11}  ratio (of fastest)")

@@ -1,11 +1,11 @@
 """Whole loops of k-diffusion's samplers (the [peers] extra) and of gmfast.integrations.k_diffusion:
 
-    python benchmarks/k_diffusion.py [--steps 20] [--rounds 11]
+    python benchmarks/k_diffusion.py [--out FOLDER] [--steps 20] [--rounds 11]
 
-on one thread, with a model that returns the same tensor at every step, so that the time is the loop's own.
-"gmfast" draws the noise that the original draws, from torch's generator; "seed" makes it in the steps. Times
-are medians over rounds in which each takes its turn; ratios are medians of the rounds' ratios, and, in
-brackets, those of the fastest rounds.
+prints a table and, with --out, writes it as k_diffusion.csv: on one thread, with a model that returns the
+same tensor at every step, so that the time is the loop's own. "gmfast" draws the noise that the original
+draws, from torch's generator; "seed" makes it in the steps. Times are medians over rounds in which each takes
+its turn; ratios are medians of the rounds' ratios, and, in brackets, those of the fastest rounds.
 """
 
 import argparse
@@ -53,13 +53,16 @@ def original():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--out", type=Path, help="folder for k_diffusion.csv")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--only", default="", help="samplers whose name contains this")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     theirs = original()
     sigmas = theirs.get_sigmas_karras(arguments.steps, 0.03, 14.6)
-    print(benchmark.describe(benchmark.environment(torch.device("cpu"))))
+    benchmark.keep_freed_memory()
+    where, rows = benchmark.environment(torch.device("cpu")), []
+    print(benchmark.describe(where))
     print(f"{'µs a step':42}{'original':>10}{'gmfast':>10}{'seed':>10}  original/gmfast, original/seed")
     for name, options in SAMPLERS:
         if arguments.only not in name:
@@ -78,6 +81,10 @@ def main():
             if "lms" not in name and name != "sample_dpmpp_2m":
                 functions["seed"] = loop(ours, seed=0, **options)
             times = measure(functions, arguments.rounds)
+            label = f"{name[7:]}{' with churn' if options else ''}"
+            row = {"sampler": label, "shape": "x".join(map(str, shape))}
+            row |= {f"{c}_us": 1e6 * median(t) / arguments.steps for c, t in times.items()}
+            row |= {"seed_us": row.get("seed_us"), "over_k_diffusion": None, "seed_over_k_diffusion": None}
             cells, ratios = "", []
             for column in ("original", "gmfast", "seed"):
                 if column not in times:
@@ -87,9 +94,14 @@ def main():
                 if column != "original":
                     pairs = zip(times["original"], times[column], strict=True)
                     fastest = min(times["original"]) / min(times[column])
-                    ratios.append(f"{median(a / b for a, b in pairs):5.1f}× ({fastest:.1f}×)")
-            label = f"{name[7:]}{' with churn' if options else ''}"
-            print(f"{label:24}{'x'.join(map(str, shape)):18}{cells}  {', '.join(ratios)}", flush=True)
+                    over = median(a / b for a, b in pairs)
+                    row["seed_over_k_diffusion" if column == "seed" else "over_k_diffusion"] = over
+                    ratios.append(f"{over:5.1f}× ({fastest:.1f}×)")
+            rows.append(row)
+            print(f"{label:24}{row['shape']:18}{cells}  {', '.join(ratios)}", flush=True)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        benchmark.write_csv(rows, where, arguments.out / "k_diffusion.csv")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,21 @@
 python tools/readme_table.py benchmarks/results/cpu.csv
 python tools/readme_table.py benchmarks/results/sampling.csv
 python tools/readme_table.py benchmarks/results/flows.csv
+python tools/readme_table.py benchmarks/results/diffusion.csv
+python tools/readme_table.py benchmarks/results/k_diffusion.csv
+
+and those of benchmarks/accelerate.py into docs/diffusers.md:
+
+python tools/readme_table.py benchmarks/results/accelerate.csv
 """
 
 import csv
+import os
 import re
 import sys
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def main(path):
@@ -19,6 +26,9 @@ def main(path):
     kinds = {
         "flow": ("flows", flows),
         "over_naive": ("sampling", sampling),
+        "accelerated_us": ("accelerate", accelerated),
+        "denoiser": ("diffusion", loops),
+        "over_k_diffusion": ("k_diffusion", loops_of_k_diffusion),
         "operation": ("bench", operations),
     }
     name, table_of = next(kind for column, kind in kinds.items() if column in rows[0])
@@ -26,16 +36,18 @@ def main(path):
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     where = first["gpu"] or first["processor"]
     where += f", {first['cores']} cores" if name == "sampling" else f", {first['threads']} threads"
+    page = ROOT / ("docs/diffusers.md" if name == "accelerate" else "README.md")
+    link = os.path.relpath(path, page.parent)
     lines = [
         f"<!-- {name}: tools/readme_table.py -->",
-        f"{where}, torch {first['torch']}, {first['date'][:10]}, commit {commits} ([every figure]({path})):",
+        f"{where}, torch {first['torch']}, {first['date'][:10]}, commit {commits} ([every figure]({link})):",
         "",
         *table,
         f"<!-- end of {name} -->",
     ]
     pattern = f"{re.escape(lines[0])}.*?{re.escape(lines[-1])}"
     text = "\n".join(lines)
-    README.write_text(re.sub(pattern, lambda _: text, README.read_text(), flags=re.S))
+    page.write_text(re.sub(pattern, lambda _: text, page.read_text(), flags=re.S))
 
 
 def operations(rows):
@@ -78,6 +90,58 @@ def sampling(rows):
                 f"| {seconds(row['naive_s'])} | {seconds(row['loop_s'])} | {seconds(row['gmfast_s'])} "
                 f"| {whole(row['over_naive'])} | {ratio(row['over_loop'])} | {ratio(row['kHz'])} |"
             )
+
+
+def by_shape(rows, key):
+    """The rows of each key, by shape."""
+    found = {}
+    for row in rows:
+        found.setdefault(row[key], {}).setdefault(row["shape"], []).append(row)
+    return found
+
+
+def loops(rows):
+    shapes = "(1,4,64,64), no network | a tiny one | (64,3,64,64), no network | a tiny one"
+    yield f"| times diffusers' loop | {shapes} |"
+    yield "|---|--:|--:|--:|--:|"
+    for sampler, shapes in by_shape(rows, "sampler").items():
+        cells = [
+            next(ratio(row["over_diffusers"]) for row in shapes[shape] if row["denoiser"] == denoiser)
+            for shape in ("1x4x64x64", "64x3x64x64")
+            for denoiser in ("none", "tiny")
+        ]
+        yield f"| `{sampler}` | " + " | ".join(cells) + " |"
+
+
+def loops_of_k_diffusion(rows):
+    yield "| times k-diffusion's loop | (1,4,64,64) | with `seed` | (64,3,64,64) | with `seed` |"
+    yield "|---|--:|--:|--:|--:|"
+    for sampler, shapes in by_shape(rows, "sampler").items():
+        cells = [
+            ratio(row[column])
+            for shape in ("1x4x64x64", "64x3x64x64")
+            for row in shapes[shape]
+            for column in ("over_k_diffusion", "seed_over_k_diffusion")
+        ]
+        yield f"| `{sampler}` | " + " | ".join(cells) + " |"
+
+
+def accelerated(rows):
+    columns = "diffusers | accelerated | keyed"
+    yield f"| µs | (1,4,64,64): {columns} | (64,3,64,64): {columns} |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for scheduler, shapes in by_shape(rows, "scheduler").items():
+        cells = [
+            cell
+            for shape in ("1x4x64x64", "64x3x64x64")
+            for row in shapes[shape]
+            for cell in (
+                whole(row["diffusers_us"]),
+                f"{whole(row['accelerated_us'])}, {ratio(row['accelerated_over_diffusers'])}×",
+                f"{whole(row['keyed_us'])}, {ratio(row['keyed_over_diffusers'])}×",
+            )
+        ]
+        yield f"| {scheduler} | " + " | ".join(cells) + " |"
 
 
 def seconds(value):
