@@ -24,6 +24,7 @@ from .. import functional as GF
 from ..diffusion import COLUMNS
 from ..diffusion.sampling import _seeds
 from ..ops import _check
+from ..ops.torch_normal import torch_normal_like
 from ..reference.discretized_gaussian_nll import FORMULATIONS
 
 __all__ = [
@@ -186,7 +187,7 @@ class GaussianDiffusion:
     def q_sample(self, x_start, t, noise=None):
         """x at t, given the data: `gmfast.functional.q_sample`."""
         if noise is None:
-            noise = torch.randn_like(x_start)
+            noise = torch_normal_like(x_start)
         x_start = _wide(x_start, noise)
         alpha, sigma = (
             self._column(f"sqrt_{name}", t).to(x_start.dtype)
@@ -248,13 +249,13 @@ class GaussianDiffusion:
         """x at t - 1, given x at t: a dictionary of "sample" and "pred_xstart"."""
         if cond_fn is None and self._ours:
             output, v = self._call(model, x, t, model_kwargs)
-            noise = None if seed is not None else torch.randn_like(x)
+            noise = None if seed is not None else torch_normal_like(x)
             sample, x0 = self._step(
                 "ddpm", output, x, t, clip_denoised, denoised_fn, variance=v, noise=noise, seed=seed
             )
             return {"sample": sample, "pred_xstart": x0}
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-        noise = None if seed is not None else torch.randn_like(x)
+        noise = None if seed is not None else torch_normal_like(x)
         if cond_fn is not None:
             out["mean"] = self.condition_mean(cond_fn, out, x, t, model_kwargs=model_kwargs)
         sample = self._sum("noise", out["mean"], out["mean"], t, out["log_variance"], noise, seed)
@@ -276,7 +277,7 @@ class GaussianDiffusion:
         """x at t - 1 by DDIM (Song et al., 2021, arXiv:2010.02502), as `p_sample`."""
         if cond_fn is None and self._ours:
             output, _ = self._call(model, x, t, model_kwargs)
-            noise = None if seed is not None else torch.randn_like(x)
+            noise = None if seed is not None else torch_normal_like(x)
             noise = noise if eta else None  # drawn it is, as there
             sample, x0 = self._step(
                 "ddim", output, x, t, clip_denoised, denoised_fn, noise=noise, seed=seed, eta=eta
@@ -285,7 +286,7 @@ class GaussianDiffusion:
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
         if cond_fn is not None:
             out = self.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
-        noise = None if seed is not None else torch.randn_like(x)
+        noise = None if seed is not None else torch_normal_like(x)
         x, x0 = _wide(x, out["pred_xstart"]), out["pred_xstart"]
         table = self._table("ddim", "x0", x.device, eta)
         sample = GF.diffusion_step(x, x0, table, step=_times(t), noise=noise, seed=seed)
@@ -480,7 +481,7 @@ class GaussianDiffusion:
         Predicted noise with a learned range is `gmfast.functional.diffusion_hybrid_loss`.
         """
         if noise is None:
-            noise = torch.randn_like(x_start)
+            noise = torch_normal_like(x_start)
         x_t = self.q_sample(x_start, t, noise=noise)
         if self.loss_type.is_vb():
             loss = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised=False, model_kwargs=model_kwargs)[
@@ -529,7 +530,7 @@ class GaussianDiffusion:
         times = torch.arange(self.num_timesteps, device=device)[:, None].expand(-1, len(x_start))
         terms = {"vb": [], "xstart_mse": [], "mse": []}
         for t in times.contiguous().unbind()[::-1]:
-            noise = torch.randn_like(x_start)
+            noise = torch_normal_like(x_start)
             x_t = self.q_sample(x_start, t, noise=noise)
             out = self._vb_terms_bpd(
                 model, x_start, x_t, t, clip_denoised=clip_denoised, model_kwargs=model_kwargs

@@ -29,6 +29,7 @@ from ..diffusion import COLUMNS
 from ..diffusion.sampling import _seeds
 from ..diffusion.schedules import _between
 from ..ops import _check
+from ..ops.torch_normal import torch_normal_like
 
 __all__ = [
     "BrownianTreeNoiseSampler",
@@ -141,7 +142,7 @@ def sample_euler_ancestral(
     """Euler's method to a level below, then noise: `gmfast.diffusion.EulerAncestral`."""
     loop = _Loop(model, x, sigmas, extra_args, callback, disable)
     if seed is None and noise_sampler is None:
-        noise_sampler = lambda sigma, sigma_next: torch.randn_like(x)  # noqa: E731
+        noise_sampler = lambda sigma, sigma_next: torch_normal_like(x)  # noqa: E731
     return loop.run(diffusion.EulerAncestral(eta), s_noise, loop.drawing(noise_sampler, seed), seed)
 
 
@@ -303,7 +304,7 @@ class _Loop:
 
         def draw(step, x):
             """The noise that the next step begins with, whether or not it wants any."""
-            return torch.randn_like(x) if step + 1 < self.steps else None
+            return torch_normal_like(x) if step + 1 < self.steps else None
 
         return self.run(sampler, 1.0, None if seed is not None else draw, seed)
 

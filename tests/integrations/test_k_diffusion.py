@@ -121,7 +121,8 @@ def test_halves_err_no_more_than_theirs(k_diffusion, name, options, dtype, of_si
             extra = dict(noise_sampler=lambda *_: next(drawn))
         else:
             extra = {}
-            monkeypatch.setattr(torch, "randn_like", lambda x: next(drawn).to(x.dtype))
+            for place, function in ((torch, "randn_like"), (ours, "torch_normal_like")):
+                monkeypatch.setattr(place, function, lambda x: next(drawn).to(x.dtype))
         result = getattr(module, name)(model, x.to(dtype), path, disable=True, **options, **extra)
         monkeypatch.undo()
         return result
