@@ -339,7 +339,7 @@ def evaluate(
 ) -> None:
     """Bits per dimension on held-out data, beside a histogram of each pixel, or of a sound's samples; for
     vectors of real numbers, of the density in their own units, beside a Gaussian's. Of a model without a
-    likelihood, its loss."""
+    likelihood, its loss. Diffusion models take many passes an image: minutes on a CPU."""
     from .train import evaluate, find_device, load_run
 
     model, settings, step = load_run(run)
