@@ -35,7 +35,7 @@ def main(path):
     table, first = table_of(rows), rows[0]
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     where = first["gpu"] or first["processor"]
-    where += f", {first['cores']} cores" if name == "sampling" else f", {first['threads']} threads"
+    where += f", {first['cores']} cores" if name == "sampling" else f", threads: {first['threads']}"
     page = ROOT / ("docs/diffusers.md" if name == "accelerate" else "README.md")
     link = os.path.relpath(path, page.parent)
     lines = [
