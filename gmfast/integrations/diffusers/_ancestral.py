@@ -103,25 +103,13 @@ class DDIM(Rule):
         ):
             row = None
         if row is None:
-            return state.original["step"](
-                self,
-                model_output,
-                timestep,
-                sample,
-                eta=eta,
-                use_clipped_model_output=use_clipped_model_output,
-                generator=generator,
-                variance_noise=variance_noise,
-                return_dict=return_dict,
-            )
+            return NotImplemented
         plan = state.plan(self, (self.num_inference_steps, eta, use_clipped_model_output))
         noise = {}
         if eta > 0:
             noise = {"noise": variance_noise} if given else state.draw(model_output, generator)
         results = run(plan, row, sample, model_output, x0=True, **noise)
-        if not return_dict:
-            return results
-        return state.output(prev_sample=results[0], pred_original_sample=results[1])
+        return state.finish(return_dict, *results)
 
 
 @_framework.register("DDIMInverseScheduler")
@@ -147,12 +135,10 @@ class DDIMInverse(Rule):
         if self.num_inference_steps is not None and plain(model_output, sample):
             row = state.row(self, timestep, sample.device)
         if row is None:
-            return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
+            return NotImplemented
         plan = state.plan(self, self.num_inference_steps)
         results = run(plan, row, sample, model_output, x0=True)
-        if not return_dict:
-            return results
-        return state.output(prev_sample=results[0], pred_original_sample=results[1])
+        return state.finish(return_dict, *results)
 
 
 @_framework.register("DDPMScheduler")
@@ -221,15 +207,11 @@ class DDPM(Rule):
             if plan.times is not None and isinstance(row, int) and row not in plan.times:
                 row = None
         if row is None:
-            return state.original["step"](
-                self, model_output, timestep, sample, generator=generator, return_dict=return_dict
-            )
+            return NotImplemented
         options = {}
         if not isinstance(row, int) or row > 0:
             options = state.draw(m, generator)
             if variance is not None:
                 options["variance"] = variance.log() if kind == "learned" else variance
         results = run(plan, row, sample, m, x0=True, **options)
-        if not return_dict:
-            return results
-        return state.output(prev_sample=results[0], pred_original_sample=results[1])
+        return state.finish(return_dict, *results)

@@ -62,9 +62,7 @@ class LCM(_Distilled):
         state = self._gmfast
         index = _due(self, model_output, timestep, sample)
         if index is None:
-            return state.original["step"](
-                self, model_output, timestep, sample, generator=generator, return_dict=return_dict
-            )
+            return NotImplemented
         plan = state.plan(self)
         if index != self.num_inference_steps - 1:
             wide = torch.promote_types(model_output.dtype, sample.dtype)
@@ -73,9 +71,7 @@ class LCM(_Distilled):
         else:
             result = denoised = run(plan, index + len(self.timesteps), sample, model_output)
         self._step_index = index + 1
-        if not return_dict:
-            return result, denoised
-        return state.output(prev_sample=result, denoised=denoised)
+        return state.finish(return_dict, result, denoised)
 
 
 @_framework.register("TCDScheduler")
@@ -105,9 +101,7 @@ class TCD(_Distilled):
         state = self._gmfast
         index = _due(self, model_output, timestep, sample) if 0 <= eta <= 1 else None
         if index is None:
-            return state.original["step"](
-                self, model_output, timestep, sample, eta=eta, generator=generator, return_dict=return_dict
-            )
+            return NotImplemented
         plan = state.plan(self, eta)
         if eta > 0 and index != self.num_inference_steps - 1:
             wide = torch.promote_types(model_output.dtype, sample.dtype)
@@ -116,6 +110,4 @@ class TCD(_Distilled):
         else:
             result = noised = run(plan, index + len(self.timesteps), sample, model_output)
         self._step_index = index + 1
-        if not return_dict:
-            return result, noised
-        return state.output(prev_sample=result, pred_noised_sample=noised)
+        return state.finish(return_dict, result, noised)

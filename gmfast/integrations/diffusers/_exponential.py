@@ -200,14 +200,14 @@ def _divisors_edm(scheduler):
 
 
 def multistep(self, model_output, sample, timestep, plan, draw, return_dict, wide):
-    """A step of any of these; None where the scheduler's own must do it."""
+    """A step of any of these; NotImplemented where the scheduler's own must do it."""
     state = self._gmfast
     index = step_index(self, timestep)
     outputs = self.model_outputs
     order = min(plan.orders[index], self.lower_order_nums + 1) if index < len(plan.orders) else 0
     history = outputs[:-order:-1] if order > 1 else ()
     if order == 0 or (history and history[-1] is None):
-        return None
+        return NotImplemented
     noise = draw() if plan.noisy else {}
     dtype = torch.promote_types(sample.dtype, model_output.dtype)
     row = plan.order * index + order - 1
@@ -227,9 +227,7 @@ def multistep(self, model_output, sample, timestep, plan, draw, return_dict, wid
     if self.lower_order_nums < plan.order:
         self.lower_order_nums += 1
     self._step_index = index + 1
-    if not return_dict:
-        return (result,)
-    return state.output(prev_sample=result)
+    return state.finish(return_dict, result)
 
 
 def _check_solver(config, algorithms, most=3):
@@ -254,33 +252,23 @@ class DPMSolverMultistep(_Multistep):
         check_prediction(config, _PREDICTIONS if "++" in kind else _PREDICTIONS[:3])
 
     def step(self, model_output, timestep, sample, generator=None, variance_noise=None, return_dict=True):
-        state = self._gmfast
-        plan = result = None
         m = model_output
-        if self.num_inference_steps is not None and isinstance(m, torch.Tensor):
-            plan = state.plan(self)
-            if plan.learned:
-                m = m[:, :3]
-            given = plan.noisy and variance_noise is not None
-            if plain(m, sample) and (not given or variance_noise.shape == m.shape):
+        if self.num_inference_steps is None or not isinstance(m, torch.Tensor):
+            return NotImplemented
+        state = self._gmfast
+        plan = state.plan(self)
+        if plan.learned:
+            m = m[:, :3]
+        given = plan.noisy and variance_noise is not None
+        if not plain(m, sample) or (given and variance_noise.shape != m.shape):
+            return NotImplemented
 
-                def draw():
-                    if given:
-                        return {"noise": variance_noise.to(device=m.device, dtype=torch.float32)}
-                    return state.draw(m, generator, torch.float32)
+        def draw():
+            if given:
+                return {"noise": variance_noise.to(device=m.device, dtype=torch.float32)}
+            return state.draw(m, generator, torch.float32)
 
-                result = multistep(self, m, sample, timestep, plan, draw, return_dict, True)
-        if result is None:
-            return state.original["step"](
-                self,
-                model_output,
-                timestep,
-                sample,
-                generator=generator,
-                variance_noise=variance_noise,
-                return_dict=return_dict,
-            )
-        return result
+        return multistep(self, m, sample, timestep, plan, draw, return_dict, True)
 
 
 class _Preconditioned(Converted):
@@ -323,22 +311,15 @@ class EDMDPMSolverMultistep(_Multistep):
         return sample / self._gmfast.plan(self, "scale").divisors[index]
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True):
+        if self.num_inference_steps is None or not plain(model_output, sample):
+            return NotImplemented
         state = self._gmfast
-        result = None
-        if self.num_inference_steps is not None and plain(model_output, sample):
 
-            def draw():
-                dtype = torch.promote_types(model_output.dtype, sample.dtype)
-                return state.draw(model_output, generator, dtype)
+        def draw():
+            dtype = torch.promote_types(model_output.dtype, sample.dtype)
+            return state.draw(model_output, generator, dtype)
 
-            result = multistep(
-                self, model_output, sample, timestep, state.plan(self), draw, return_dict, False
-            )
-        if result is None:
-            return state.original["step"](
-                self, model_output, timestep, sample, generator=generator, return_dict=return_dict
-            )
-        return result
+        return multistep(self, model_output, sample, timestep, state.plan(self), draw, return_dict, False)
 
 
 # ---- DEIS --------------------------------------------------------------------------------------------------
@@ -395,15 +376,10 @@ class DEIS(_Multistep):
         return self.finish(scheduler, torch.stack(tables, 1).flatten(0, 1), converted, order)
 
     def step(self, model_output, timestep, sample, return_dict=True):
-        state = self._gmfast
-        result = None
-        if self.num_inference_steps is not None and plain(model_output, sample):
-            result = multistep(
-                self, model_output, sample, timestep, state.plan(self), None, return_dict, False
-            )
-        if result is None:
-            return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
-        return result
+        if self.num_inference_steps is None or not plain(model_output, sample):
+            return NotImplemented
+        plan = self._gmfast.plan(self)
+        return multistep(self, model_output, sample, timestep, plan, None, return_dict, False)
 
 
 # ---- Singlestep --------------------------------------------------------------------------------------------
@@ -459,9 +435,7 @@ class DPMSolverSinglestep(_Multistep):
                 m = m[:, :3]
         index = step_index(self, timestep) if plan is not None and plain(m, sample) else len(self.order_list)
         if index >= len(self.order_list):
-            return state.original["step"](
-                self, model_output, timestep, sample, generator=generator, return_dict=return_dict
-            )
+            return NotImplemented
         outputs, order = self.model_outputs, self.order_list[index]
         while order > 1 and outputs[1 - order] is None:
             order -= 1
@@ -481,9 +455,7 @@ class DPMSolverSinglestep(_Multistep):
         del outputs[0]
         outputs.append(converted)
         self._step_index = index + 1
-        if not return_dict:
-            return (result,)
-        return state.output(prev_sample=result)
+        return state.finish(return_dict, result)
 
 
 # ---- UniPC -------------------------------------------------------------------------------------------------
@@ -582,7 +554,7 @@ class UniPC(Rule):
     def step(self, model_output, timestep, sample, return_dict=True):
         state = self._gmfast
         if self.num_inference_steps is None or self.solver_p is not None or not plain(model_output, sample):
-            return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
+            return NotImplemented
         index = step_index(self, timestep)
         plan = state.plan(self, bool(self.predict_x0))
         most, outputs = plan.order, self.model_outputs
@@ -595,7 +567,7 @@ class UniPC(Rule):
         if correct:
             history = (self.last_sample, *history[1:])
         if order < 1 or history[-1] is None:
-            return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
+            return NotImplemented
         row = (index * (most + 1) + corrector) * most + order - 1
         results = run(plan, row, sample, model_output, history=history, x0=not plan.given, kept=correct)
         if plan.given and not correct:
@@ -609,6 +581,4 @@ class UniPC(Rule):
         if self.lower_order_nums < most:
             self.lower_order_nums += 1
         self._step_index = index + 1
-        if not return_dict:
-            return (result,)
-        return state.output(prev_sample=result)
+        return state.finish(return_dict, result)

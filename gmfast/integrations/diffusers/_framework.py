@@ -29,7 +29,7 @@ METHODS = ("step", "add_noise", "scale_noise", "set_timesteps", "index_for_times
 
 class Rule:
     """How the schedulers of one class step: functions that take the places of its methods, under their names,
-    and what is below."""
+    and what is below. What they answer NotImplemented, the scheduler's own method does."""
 
     watched = ("sigmas", "timesteps")  #: the tensors that its coefficients are made of
     known = frozenset()  #: the options of its `__init__` that were decided on
@@ -231,6 +231,10 @@ class State:
             return None
         return int(value)
 
+    def finish(self, return_dict, *results):
+        """What a step returns."""
+        return self.output(*results) if return_dict else results
+
     # ---- Noise
 
     def draw(self, model_output, generator, dtype=None):
@@ -381,12 +385,10 @@ def set_timesteps(self, *args, **kwargs):
 
 
 def index_for_timestep(self, timestep, schedule_timesteps=None):
-    state = self._gmfast
+    index = None
     if schedule_timesteps is None or schedule_timesteps is self.timesteps:
-        index = state.index(self, timestep)
-        if index is not None:
-            return index
-    return state.original["index_for_timestep"](self, timestep, schedule_timesteps)
+        index = self._gmfast.index(self, timestep)
+    return NotImplemented if index is None else index
 
 
 def step_index(self, timestep):
@@ -415,7 +417,7 @@ def add_noise_of_times(self, original_samples, noise, timesteps):
         or timesteps.shape[0] not in (1, original_samples.shape[0])
         or (on_host(timesteps) and not _inside(timesteps, self.alphas_cumprod))
     ):
-        return state.original["add_noise"](self, original_samples, noise, timesteps)
+        return NotImplemented
     device = original_samples.device
     return run(state.plan(self, "add_noise"), timesteps.to(device, torch.int64), original_samples, noise)
 
@@ -445,7 +447,7 @@ def add_noise_of_sigmas(self, original_samples, noise, timesteps):
     if plain(noise, original_samples):
         at = indices(self, timesteps.to(original_samples.device), original_samples.shape[0])
     if at is None:
-        return state.original["add_noise"](self, original_samples, noise, timesteps)
+        return NotImplemented
     return run(state.plan(self, "add_noise"), at, original_samples, noise)
 
 
@@ -468,6 +470,18 @@ def register(*names):
     return decorate
 
 
+def _or_theirs(function, original):
+    """What stands in the place of a scheduler's method: `function`, or, of what that answers NotImplemented,
+    the method."""
+
+    @functools.wraps(original)
+    def method(self, *args, **kwargs):
+        result = function(self, *args, **kwargs)
+        return original(self, *args, **kwargs) if result is NotImplemented else result
+
+    return method
+
+
 class Target:
     """What replaces the methods of a class, and what they were."""
 
@@ -488,15 +502,7 @@ class Target:
             if original is None or function is None:
                 continue
             self.original[name] = original
-            copy = types.FunctionType(
-                function.__code__,
-                function.__globals__,
-                function.__name__,
-                function.__defaults__,
-                function.__closure__,
-            )
-            copy.__kwdefaults__ = function.__kwdefaults__
-            self.methods[name] = functools.wraps(original)(copy)
+            self.methods[name] = _or_theirs(function, original)
 
 
 @functools.cache

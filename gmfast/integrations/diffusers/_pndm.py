@@ -87,11 +87,9 @@ class PNDM(Rule):
             stages = _stage if self.counter < plan.stages else _multistep
             result = stages(self, model_output, at, sample, plan)
         if result is None:
-            return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
+            return NotImplemented
         self.counter += 1
-        if not return_dict:
-            return (result,)
-        return state.output(prev_sample=result)
+        return state.finish(return_dict, result)
 
 
 def _position(scheduler, state, timestep):

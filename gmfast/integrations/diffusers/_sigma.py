@@ -127,9 +127,7 @@ def _euler_step(self, model_output, timestep, sample, churn, generator, return_d
     if plan.given:
         x0 = model_output
     self._step_index = index + 1
-    if not return_dict:
-        return result, x0
-    return state.output(prev_sample=result, pred_original_sample=x0)
+    return state.finish(return_dict, result, x0)
 
 
 @_framework.register("EulerDiscreteScheduler")
@@ -162,9 +160,7 @@ class Euler(_Sigmas):
     ):
         churn = s_churn, s_tmin, s_tmax, s_noise
         if is_whole(timestep) or not plain(model_output, sample):
-            return self._gmfast.original["step"](
-                self, model_output, timestep, sample, *churn, generator=generator, return_dict=return_dict
-            )
+            return NotImplemented
         return _euler_step(self, model_output, timestep, sample, churn, generator, return_dict)
 
 
@@ -207,17 +203,7 @@ class EDMEuler(_Sigmas):
     ):
         churn = s_churn, s_tmin, s_tmax, s_noise
         if is_whole(timestep) or pred_original_sample is not None or not plain(model_output, sample):
-            options = {} if pred_original_sample is None else {"pred_original_sample": pred_original_sample}
-            return self._gmfast.original["step"](
-                self,
-                model_output,
-                timestep,
-                sample,
-                *churn,
-                generator=generator,
-                return_dict=return_dict,
-                **options,
-            )
+            return NotImplemented
         return _euler_step(self, model_output, timestep, sample, churn, generator, return_dict)
 
 
@@ -236,18 +222,14 @@ class EulerAncestral(_Sigmas):
     def step(self, model_output, timestep, sample, generator=None, return_dict=True):
         state = self._gmfast
         if is_whole(timestep) or not plain(model_output, sample):
-            return state.original["step"](
-                self, model_output, timestep, sample, generator=generator, return_dict=return_dict
-            )
+            return NotImplemented
         if not self.is_scale_input_called:
             state.target.logger.warning(_framework._UNSCALED)
         index = step_index(self, timestep)
         noise = state.draw(model_output, generator)
         results = run_wide(state.plan(self), index, sample, model_output, x0=True, **noise)
         self._step_index = index + 1
-        if not return_dict:
-            return results
-        return state.output(prev_sample=results[0], pred_original_sample=results[1])
+        return state.finish(return_dict, *results)
 
 
 @_framework.register("FlowMatchEulerDiscreteScheduler")
@@ -278,7 +260,7 @@ class FlowMatchEuler(Rule):
         if plain(noise, sample):
             at = _framework.indices(self, timestep.to(sample.device), sample.shape[0])
         if at is None:
-            return state.original["scale_noise"](self, sample, timestep, noise)
+            return NotImplemented
         return run(state.plan(self, "scale_noise"), at, sample, noise)
 
     def step(
@@ -296,15 +278,7 @@ class FlowMatchEuler(Rule):
     ):
         state = self._gmfast
         if is_whole(timestep) or per_token_timesteps is not None or not plain(model_output, sample):
-            return state.original["step"](
-                self,
-                model_output,
-                timestep,
-                sample,
-                generator=generator,
-                per_token_timesteps=per_token_timesteps,
-                return_dict=return_dict,
-            )
+            return NotImplemented
         index = step_index(self, timestep)
         stochastic = self._internal_dict["stochastic_sampling"]
         plan = state.plan(self, stochastic)
@@ -318,9 +292,7 @@ class FlowMatchEuler(Rule):
         if result.dtype != model_output.dtype:
             result = result.to(model_output.dtype)
         self._step_index = index + 1
-        if not return_dict:
-            return (result,)
-        return state.output(prev_sample=result)
+        return state.finish(return_dict, result)
 
 
 @_framework.register("HeunDiscreteScheduler")
@@ -354,12 +326,12 @@ class Heun(_Sigmas):
     def step(self, model_output, timestep, sample, return_dict=True):
         state = self._gmfast
         if not plain(model_output, sample):
-            return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
+            return NotImplemented
         index = step_index(self, timestep)
         plan = state.plan(self)
         if index >= len(plan.lengths) or (self.dt is not None and self.dt is not plan.lengths[index - 1]):
             # beyond the last; or the first stage was of other numbers, or of what this is a copy of
-            return state.original["step"](self, model_output, timestep, sample, return_dict=return_dict)
+            return NotImplemented
         if self.dt is None:
             result, x0, slope = run(plan, 2 * index, sample, model_output, x0=True, kept=True)
             self.prev_derivative, self.dt, self.sample = slope, plan.lengths[index], sample
@@ -368,9 +340,7 @@ class Heun(_Sigmas):
             result, x0 = run(plan, 2 * index + 1, sample, model_output, x0=True, history=history)
             self.prev_derivative = self.dt = self.sample = None
         self._step_index = index + 1
-        if not return_dict:
-            return result, x0
-        return state.output(prev_sample=result, pred_original_sample=x0)
+        return state.finish(return_dict, result, x0)
 
 
 @_framework.register("LMSDiscreteScheduler")
@@ -401,7 +371,7 @@ class LMS(_Sigmas):
     def step(self, model_output, timestep, sample, order=4, return_dict=True):
         state = self._gmfast
         if not plain(model_output, sample) or not 1 <= order <= 5 or len(self.derivatives) > order:
-            return state.original["step"](self, model_output, timestep, sample, order, return_dict)
+            return NotImplemented
         if not self.is_scale_input_called:
             warnings.warn(_framework._UNSCALED, stacklevel=2)
         index = step_index(self, timestep)
@@ -412,9 +382,7 @@ class LMS(_Sigmas):
         if len(self.derivatives) > order:
             self.derivatives.pop(0)
         self._step_index = index + 1
-        if not return_dict:
-            return result, x0
-        return state.output(prev_sample=result, pred_original_sample=x0)
+        return state.finish(return_dict, result, x0)
 
 
 def _adams(sigmas, i, order):
@@ -464,9 +432,7 @@ class Consistency(_Sigmas):
     def step(self, model_output, timestep, sample, generator=None, return_dict=True):
         state = self._gmfast
         if is_whole(timestep) or not plain(model_output, sample):
-            return state.original["step"](
-                self, model_output, timestep, sample, generator=generator, return_dict=return_dict
-            )
+            return NotImplemented
         if not self.is_scale_input_called:
             state.target.logger.warning(_framework._UNSCALED)
         index = step_index(self, timestep)
@@ -474,6 +440,4 @@ class Consistency(_Sigmas):
         noise = state.draw(model_output, generator) if len(self.timesteps) > 1 else {}
         result = run(plan, index, sample, model_output, **noise)
         self._step_index = index + 1
-        if not return_dict:
-            return (result,)
-        return state.output(prev_sample=result)
+        return state.finish(return_dict, result)
