@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check
-from ..nn import ActNorm, Inverse, Sequential, Transform, naive_inverse
-from .autoregressive import check_label
-from .flow_image import ImageFlow
+from ... import _check
+from ...nn import ActNorm, Inverse, Sequential, Transform, naive_inverse
+from ..base import check_label
+from .image import ImageFlow
 
 
 class VectorFlow(ImageFlow):

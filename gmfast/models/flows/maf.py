@@ -2,9 +2,9 @@
 
 import math
 
-from .. import _check
-from ..nn import MaskedAffineAutoregressive
-from .flow_vector import OfVectors, VectorFlow, stacked
+from ... import _check
+from ...nn import MaskedAffineAutoregressive
+from .vector import OfVectors, VectorFlow, stacked
 
 
 class AffineAutoregressiveFlow(VectorFlow):

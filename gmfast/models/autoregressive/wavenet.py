@@ -9,22 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check, _seed
-from .. import functional as GF
-from ..decode.builder import Builder, Tap, causal_conv_taps, matrix
-from ..nn import CausalConv1d
-from .autoregressive import (
-    Progress,
-    check_label,
-    check_request,
-    evaluating,
-    kept,
-    labels_of,
-    reporting,
-    sample_cached,
-)
+from ... import _check, _seed
+from ... import functional as GF
+from ..._progress import Progress, reporting
+from ...decode.builder import Builder, Tap, causal_conv_taps, matrix
+from ...nn import CausalConv1d
+from ..base import check_label, evaluating
+from ..networks.labels import label_embedding
 from .heads import make_head
-from .image import label_embedding
+from .sampling import check_request, kept, labels_of, sample_cached
 
 
 class Layer(nn.Module):

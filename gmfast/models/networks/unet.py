@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check
+from ... import _check
 
 
 class UNet(nn.Module):

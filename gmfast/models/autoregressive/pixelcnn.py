@@ -8,9 +8,9 @@ the stack, what lies further to the right than the first layer's reach plus the 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check
-from ..decode.builder import Builder, masked_conv_taps
-from ..nn import MaskedConv2d
+from ... import _check
+from ...decode.builder import Builder, masked_conv_taps
+from ...nn import MaskedConv2d
 from .image import ImageModel
 
 

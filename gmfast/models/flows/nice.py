@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check
-from ..nn import ActNorm, AffineCoupling, Permute, Sequential, Transform
-from ..nn.transform import no_log_det
-from .flow_image import ImageFlow, add_label
-from .image import label_embedding
+from ... import _check
+from ...nn import ActNorm, AffineCoupling, Permute, Sequential, Transform
+from ...nn.transform import no_log_det
+from ..networks.labels import add_label, label_embedding
+from .image import ImageFlow
 
 BASES = ("logistic", "normal")
 

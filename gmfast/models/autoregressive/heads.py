@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _check, _philox
-from .. import functional as GF
+from ... import _check, _philox
+from ... import functional as GF
 
 
 class Categorical:

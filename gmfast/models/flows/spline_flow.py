@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check
-from ..nn import (
+from ... import _check
+from ...nn import (
     ActNorm,
     Inverse,
     InvertibleConv1x1,
@@ -17,9 +17,8 @@ from ..nn import (
     Squeeze2d,
     Transform,
 )
-from .flow_image import add_label
-from .flow_vector import OfVectors, VectorFlow, stacked
-from .image import label_embedding
+from ..networks.labels import add_label, label_embedding
+from .vector import OfVectors, VectorFlow, stacked
 
 
 class ResidualMLP(nn.Module):

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .. import _check, decode
-from .._progress import Progress, reporting
+from ... import _check, decode
+from ..._progress import Progress, reporting
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

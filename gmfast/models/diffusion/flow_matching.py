@@ -4,9 +4,9 @@ https://arxiv.org/abs/2209.03003."""
 import torch
 from torch import Tensor
 
-from .. import _check
-from .. import functional as GF
-from .diffusion_image import OdeImageDiffusion, unet_arguments
+from ... import _check
+from ... import functional as GF
+from .image import OdeImageDiffusion, unet_arguments
 
 TIMES = ("uniform", "logit_normal")
 

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from .. import _check, diffusion
-from .. import functional as GF
-from .diffusion_image import unet_arguments
+from ... import _check, diffusion
+from ... import functional as GF
+from .image import unet_arguments
 from .variance_exploding import VarianceExploding, check_sigmas
 
 

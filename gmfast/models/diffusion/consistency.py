@@ -6,11 +6,11 @@ import math
 import torch
 from torch import Tensor
 
-from .. import _check, diffusion
-from .. import functional as GF
-from .autoregressive import evaluating
-from .diffusion_image import ImageDiffusion, unet_arguments
+from ... import _check, diffusion
+from ... import functional as GF
+from ..base import evaluating
 from .edm import EDM
+from .image import ImageDiffusion, unet_arguments
 from .variance_exploding import check_sigmas
 
 

@@ -12,11 +12,12 @@ rows above are known in full, so the vertical stack mixes their colours freely.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check
-from .. import functional as GF
-from ..decode.builder import Builder, Tap, When, conv_taps, masked_conv_taps, matrix
-from ..nn import MaskedConv2d
-from .image import ImageModel, down_shift, label_embedding
+from ... import _check
+from ... import functional as GF
+from ...decode.builder import Builder, Tap, When, conv_taps, masked_conv_taps, matrix
+from ...nn import MaskedConv2d
+from ..networks.labels import label_embedding
+from .image import ImageModel, down_shift
 
 
 class VerticalConv2d(nn.Conv2d):

@@ -6,10 +6,10 @@ import math
 import torch
 from torch import Tensor
 
-from .. import _check, _seed, diffusion
-from .. import functional as GF
-from ..diffusion import COLUMNS
-from .diffusion_image import ImageDiffusion, unet_arguments
+from ... import _check, _seed, diffusion
+from ... import functional as GF
+from ...diffusion import COLUMNS
+from .image import ImageDiffusion, unet_arguments
 
 SCHEDULES = ("linear", "cosine")
 PREDICTIONS = ("epsilon", "x0", "v")

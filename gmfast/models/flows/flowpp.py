@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check
-from .. import functional as GF
-from ..nn import (
+from ... import _check
+from ... import functional as GF
+from ...nn import (
     ActNorm,
     Inverse,
     InvertibleConv1x1,
@@ -16,9 +16,9 @@ from ..nn import (
     Squeeze2d,
     Transform,
 )
-from ..nn.transform import no_log_det
-from .flow_image import ImageFlow, add_label
-from .image import label_embedding
+from ...nn.transform import no_log_det
+from ..networks.labels import add_label, label_embedding
+from .image import ImageFlow
 
 
 class Checkerboard(Transform):

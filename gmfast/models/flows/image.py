@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .. import _check, _seed
-from .. import functional as GF
-from ..nn import Transform
-from .autoregressive import check_label, evaluating, labels_of
+from ... import _check, _seed
+from ... import functional as GF
+from ...nn import Transform
+from ..base import check_label, evaluating
+from .sampling import labels_of
 
 
 class ImageFlow(nn.Module):
@@ -195,10 +196,3 @@ class ImageFlow(nn.Module):
     def dtype(x: Tensor) -> torch.dtype:
         """What levels and noise are computed in: half precision does not tell levels apart."""
         return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def add_label(h: Tensor, embedding: nn.Embedding | None, label: Tensor | None) -> Tensor:
-    """`h (B, C, *S)` and the label's bias for each channel, where there are classes."""
-    if embedding is None:
-        return h
-    return h + embedding(label).view(*h.shape[:2], *[1] * (h.dim() - 2))

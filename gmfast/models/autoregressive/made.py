@@ -8,20 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check, _philox, _seed
-from ..decode.builder import Builder, Tap, Value
-from ..nn import MaskedMLP
-from .autoregressive import (
-    Progress,
-    check_label,
-    check_request,
-    evaluating,
-    kept,
-    labels_of,
-    reporting,
-    sample_cached,
-)
+from ... import _check, _philox, _seed
+from ..._progress import Progress, reporting
+from ...decode.builder import Builder, Tap, Value
+from ...nn import MaskedMLP
+from ..base import check_label, evaluating
 from .heads import make_head
+from .sampling import check_request, kept, labels_of, sample_cached
 
 
 class MADE(nn.Module):

@@ -4,19 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check, _seed
-from ..decode.builder import Builder, Value
-from .autoregressive import (
-    Progress,
-    check_label,
-    check_request,
-    evaluating,
-    kept,
-    labels_of,
-    sample_cached,
-    sample_naive,
-)
+from ... import _check, _seed
+from ..._progress import Progress
+from ...decode.builder import Builder, Value
+from ..base import check_label, evaluating
 from .heads import make_head
+from .sampling import check_request, kept, labels_of, sample_cached, sample_naive
 
 
 class ImageModel(nn.Module):
@@ -149,15 +142,6 @@ class ImageModel(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
         return check_label(label, len(x), self.num_labels)
-
-
-def label_embedding(num_labels: int | None, channels: int) -> nn.Embedding | None:
-    """A bias for each class, small enough to start with that classes begin alike; None without classes."""
-    if num_labels is None:
-        return None
-    embedding = nn.Embedding(num_labels, channels)
-    nn.init.normal_(embedding.weight, 0.0, 0.05)
-    return embedding
 
 
 def down_shift(x: Tensor) -> Tensor:

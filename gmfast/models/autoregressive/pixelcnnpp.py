@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from .. import _check
-from .. import functional as GF
-from ..decode.builder import Builder, Tap, Value, When, conv_taps, matrix
-from .image import ImageModel, down_shift, label_embedding
+from ... import _check
+from ... import functional as GF
+from ...decode.builder import Builder, Tap, Value, When, conv_taps, matrix
+from ..networks.labels import label_embedding
+from .image import ImageModel, down_shift
 
 
 def normalized(layer: nn.Module, init_scale: float = 1.0) -> nn.Module:

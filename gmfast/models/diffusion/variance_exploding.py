@@ -4,8 +4,8 @@ import math
 
 from torch import Tensor
 
-from .. import functional as GF
-from .diffusion_image import OdeImageDiffusion
+from ... import functional as GF
+from .image import OdeImageDiffusion
 
 
 class VarianceExploding(OdeImageDiffusion):

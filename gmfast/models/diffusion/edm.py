@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .. import diffusion
-from .. import functional as GF
-from .diffusion_image import unet_arguments
+from ... import diffusion
+from ... import functional as GF
+from .image import unet_arguments
 from .variance_exploding import VarianceExploding, check_sigmas
 
 

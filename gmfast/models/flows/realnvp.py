@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from .. import _check
-from ..nn import ActNorm, AffineCoupling, Inverse, Permute, Sequential, Split, Squeeze2d, Transform
-from .flow_image import ImageFlow, add_label
-from .image import label_embedding
+from ... import _check
+from ...nn import ActNorm, AffineCoupling, Inverse, Permute, Sequential, Split, Squeeze2d, Transform
+from ..networks.labels import add_label, label_embedding
+from .image import ImageFlow
 
 SCALE_MAPS = ("tanh", "atan")
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .. import _check, _seed, diffusion
-from .. import functional as GF
-from .autoregressive import Progress, check_label, evaluating, labels_of
+from ... import _check, _seed, diffusion
+from ... import functional as GF
+from ..._progress import Progress
+from ..base import check_label, evaluating
+from ..networks.unet import UNet
 from .ode import ode_log_prob
-from .unet import UNet
+from .sampling import labels_of
 
 
 class ImageDiffusion(nn.Module):

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check
-from ..nn import ActNorm, AffineCoupling, Inverse, InvertibleConv1x1, Sequential, Split, Squeeze2d, Transform
-from .flow_image import ImageFlow, add_label
-from .image import label_embedding
+from ... import _check
+from ...nn import ActNorm, AffineCoupling, Inverse, InvertibleConv1x1, Sequential, Split, Squeeze2d, Transform
+from ..networks.labels import add_label, label_embedding
+from .image import ImageFlow
 
 COUPLINGS = ("affine", "additive")
 

@@ -1,0 +1,1 @@
+"""Autoregressive models: an exact likelihood, and sampling value by value through decode programs."""

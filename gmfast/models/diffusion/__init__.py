@@ -1,0 +1,1 @@
+"""Diffusion, score and flow-matching models: images from noise, step by step."""

@@ -1,0 +1,1 @@
+"""Networks that models of several families are made of."""
