@@ -1,8 +1,8 @@
 """The contract of every model: what training, the commands and the decode programs rely on.
 
-A family of models is a package beside this file, a paper a file in it. A model derives from `Model` and from the
-mix-ins of what it can do, such as `Likelihood` or `Cached`; nothing asks it with `hasattr`. `registry.py` names it
-for the command.
+A family of models is a package beside this file, a paper a file in it. A model derives from `Model` and from
+the mix-ins of what it can do, such as `Likelihood` or `Cached`; nothing asks it with `hasattr`. `registry.py`
+names it for the command.
 """
 
 import inspect
@@ -48,7 +48,7 @@ class Player:
         optimizer: Makes the optimiser from the parameters and a learning rate.
         lr: Factor of the run's learning rate.
         ratio: Training steps per update; `due` says at which steps the update comes.
-        ema: Whether evaluation and sampling use the running average of the parameters; else their last values.
+        ema: Whether evaluation and sampling use the parameters' running average; else their last values.
     """
 
     parameters: Iterable[nn.Parameter]
@@ -90,7 +90,7 @@ class Model(nn.Module, ABC):
         modalities: Kinds of data that the class can model: "images", "sound", "vectors", ...
         family: Noun phrase for messages, such as "flow".
         data: Data set that the command trains on unless told otherwise.
-        settings: By data set, the settings of `gmfast train` that train the model in minutes on two CPU cores:
+        settings: By data set, settings of `gmfast train` with which it takes minutes on two CPU cores:
             `batch_size`, `lr`, `size` and the constructor's `options`. The key None stands for any data set.
         requires: By name, models that the model can be built on (`build_on`), such as a teacher.
         metrics: By name, the units of what `evaluate` returns; the first is the one that training reports.
@@ -122,8 +122,8 @@ class Model(nn.Module, ABC):
         except TypeError:  # unpickling, which restores the config; or a call that `__init__` refuses itself
             return model
         bound.apply_defaults()
-        (own, *_), config = bound.arguments, {}
-        for name, value in list(bound.arguments.items())[1:]:
+        config = {}
+        for name, value in list(bound.arguments.items())[1:]:  # without self
             var_keyword = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
             config |= {**cls._network_options(), **value} if var_keyword else {name: value}
         object.__setattr__(model, "_config", {name: _frozen(value) for name, value in config.items()})
@@ -165,6 +165,11 @@ class Model(nn.Module, ABC):
         """The constructor's arguments that the data decide: samples of `shape` with `num_levels` values."""
         return {"image_shape": shape, "num_levels": num_levels}
 
+    @classmethod
+    def settings_for(cls, data: str, *, encoding: str | None = None) -> dict[str, Any]:
+        """Settings that suit a data set, by `settings`; `encoding` is that of sound."""
+        return dict(cls.settings.get(data) or cls.settings.get(None, {}))
+
     @property
     def modality(self) -> str:
         """Kind of data that this instance models: one of `modalities`."""
@@ -199,6 +204,10 @@ class Model(nn.Module, ABC):
 
     def prepare(self, batch: Batch) -> None:
         """Initialise what depends on data, before the first training step; by default nothing does."""
+
+    def standardize(self, mean: Tensor, std: Tensor) -> None:
+        """Set the constants `(D,)` that real-valued data are standardised with; models of vectors have it."""
+        raise ValueError(f"standardize: expected a model of vectors, got {type(self).__name__}")
 
     def build_on(self, **models: "Model") -> None:
         """Set the models that this one is built on, by their names in `requires`.
@@ -329,7 +338,7 @@ class Compresses(ABC):
 
 
 def bits_per_dim(log_prob: Tensor, x: Tensor) -> Tensor:
-    """Bits per dimension, `(B,)`, of samples `x (B, *S)` whose log-probabilities are `log_prob (B,)`, in nats."""
+    """Bits per dimension, `(B,)`, of samples `x (B, *S)` with log-probabilities `log_prob (B,)`, in nats."""
     return -log_prob / (x[0].numel() * math.log(2)) if len(x) else log_prob
 
 

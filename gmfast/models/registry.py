@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Registry(MutableMapping):
     """Model classes by name, imported when they are looked up.
 
-    Names are understood in other spellings too: `PixelCNN++`, `pixel-cnn-pp` and `PixelCNNPP` are `pixelcnnpp`.
+    Other spellings are understood too: `PixelCNN++`, `pixel-cnn-pp` and `PixelCNNPP` are `pixelcnnpp`.
 
     Args:
         models: By name, "module:Class", the module relative to `gmfast.models`.

@@ -16,7 +16,7 @@ def label_embedding(num_labels: int | None, channels: int) -> nn.Embedding | Non
 
 
 def add_label(h: Tensor, embedding: nn.Embedding | None, label: Tensor | None) -> Tensor:
-    """Features `h (B, C, *S)` plus the embedding of `label (B,)`, broadcast over positions; `h` without one."""
+    """Add the embedding of `label (B,)` to features `h (B, C, *S)` at every position, where there is one."""
     if embedding is None:
         return h
     return h + embedding(label).view(*h.shape[:2], *[1] * (h.dim() - 2))
