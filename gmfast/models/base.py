@@ -178,10 +178,12 @@ class Model(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
         return next(self.parameters()).dtype
 
     # ---- Training

@@ -22,8 +22,8 @@ class Settings:
     Fields that are None take what the model's class suggests for the data (`Model.settings_for`), and so do
     `options` that are not given.
 
-    The optimiser's defaults are those of PixelCNN++ (Salimans et al., 2017, arXiv:1701.05517): Adam with betas
-    (0.95, 0.9995), a learning rate that decays by 0.999995 each step, and Polyak averaging with 0.9995.
+    The optimiser's defaults are those of PixelCNN++ (Salimans et al., 2017, arXiv:1701.05517): Adam with
+    betas (0.95, 0.9995), a learning rate that decays by 0.999995 each step, and Polyak averaging with 0.9995.
 
     Attributes:
         model: Name in `gmfast.models.MODELS`, in any spelling.

@@ -95,8 +95,9 @@ class Trainer:
 
     @classmethod
     def resume(cls, out: Path, device: str | None = None, **settings) -> "Trainer":
-        """Resume the run in `out` from its last checkpoint. Metrics of later steps are dropped: they will be
-        computed again.
+        """Resume the run in `out` from its last checkpoint.
+
+        Metrics of later steps are dropped: they will be computed again.
 
         Args:
             out: The run's folder.
@@ -262,8 +263,10 @@ class Trainer:
             average.copy_(last)
 
     def _batch(self) -> Batch:
-        """The batch of the current step: each epoch is a permutation of its own, without what is left over
-        after its last full batch."""
+        """The batch of the current step.
+
+        Each epoch is a permutation of its own, without what is left over after its last full batch.
+        """
         samples, size = self.dataset.train, self.settings.batch_size
         epoch, position = divmod(self.step, len(samples) // size)
         generator = torch.Generator().manual_seed(seed_of(self.settings.seed, "epoch", epoch))
