@@ -1,6 +1,6 @@
-"""Sound as tensors: files, companding, and a picture.
+"""Sound as tensors: files and companding.
 
-A wave is float (T,) in [-1, 1].
+A waveform is float `(T,)` in [-1, 1].
 """
 
 import math
@@ -16,19 +16,20 @@ SUFFIXES = {".wav", ".flac", ".ogg", ".aif", ".aiff"}
 
 
 def mulaw_encode(x: Tensor, mu: int = 255) -> Tensor:
-    """μ-law companding of `x` in [-1, 1], to [-1, 1]: `sign(x) log(1 + mu |x|) / log(1 + mu)`.
+    """Compress the range of `x` in [-1, 1] by the μ-law: `sign(x) log(1 + mu |x|) / log(1 + mu)`, in [-1, 1].
 
-    The continuous form of ITU-T G.711; WaveNet then rounds to `mu + 1` levels (`gmfast.data.from_unit`)."""
+    The continuous form of ITU-T G.711; WaveNet then rounds to `mu + 1` levels (`gmfast.data.from_unit`).
+    """
     return x.sign() * torch.log1p(mu * x.abs()) / math.log1p(mu)
 
 
 def mulaw_decode(y: Tensor, mu: int = 255) -> Tensor:
-    """The inverse of `mulaw_encode`: `sign(y) ((1 + mu)^|y| - 1) / mu`."""
+    """Invert `mulaw_encode`: `sign(y) ((1 + mu)^|y| - 1) / mu`."""
     return y.sign() * torch.expm1(y.abs() * math.log1p(mu)) / mu
 
 
 class Encoding(NamedTuple):
-    """How a wave becomes classes: its values, still in [-1, 1], are rounded to `num_levels`."""
+    """Map between a waveform and values in [-1, 1] that are rounded to `num_levels` classes."""
 
     num_levels: int
     encode: Callable[[Tensor], Tensor]
@@ -42,10 +43,18 @@ ENCODINGS = {
 
 
 def read(path: Path, rate: int | None = None) -> tuple[Tensor, int]:
-    """The wave in a sound file and its rate in Hz. Channels are averaged; with `rate` it is resampled.
+    """Read a sound file that libsndfile knows: WAV of 8 to 32 bits or floats, FLAC, Ogg, AIFF.
 
-    WAV of 8, 16, 24 and 32 bits and of floats, FLAC, Ogg and AIFF: what libsndfile reads. Raises ValueError
-    for what it does not, and for samples that are not finite."""
+    Args:
+        path: The file; its channels are averaged.
+        rate: Sample rate to resample to, in Hz; None: the file's own.
+
+    Returns:
+        The waveform and its sample rate in Hz.
+
+    Raises:
+        ValueError: For a file that cannot be read, and for samples that are not finite.
+    """
     import soundfile
 
     try:
@@ -64,25 +73,7 @@ def read(path: Path, rate: int | None = None) -> tuple[Tensor, int]:
 
 
 def write(path: Path, x: Tensor, rate: int) -> None:
-    """Writes the wave as a 16-bit WAV file."""
+    """Write a waveform as a 16-bit WAV file."""
     import soundfile
 
     soundfile.write(path, x.cpu().numpy(), rate, subtype="PCM_16", format="WAV")
-
-
-def picture(path: Path, x: Tensor, rate: int) -> None:
-    """Writes a PNG of the wave above its spectrogram."""
-    from matplotlib.figure import Figure
-    from scipy.signal import spectrogram
-
-    x = x.cpu().numpy()
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(np.arange(len(x)) / rate, x, linewidth=0.5)
-    above.set(ylim=(-1, 1), ylabel="amplitude")
-    window = min(256, len(x))
-    frequencies, times, power = spectrogram(x, rate, "hann", nperseg=window, noverlap=window * 3 // 4)
-    decibels = 10 * np.log10(power + 1e-12)  # per Hz; silence is a floor
-    below.pcolormesh(times, frequencies, decibels, vmin=decibels.max() - 80, shading="nearest")
-    below.set(xlabel="seconds", ylabel="Hz")
-    figure.savefig(path, format="png")

@@ -25,10 +25,10 @@ def check_data(model: Model, dataset: Dataset, conditional: bool = False) -> Non
             raise ValueError(
                 f"data: expected sound, as the model has, got {dataset.name}, which is {dataset.items}"
             )
-    elif not fits or dataset.shape != model.image_shape:
+    elif not fits or dataset.image_shape != model.image_shape:
         raise ValueError(
             f"data: expected {model.modality} of shape {model.image_shape}, as the model has, got "
-            f"{dataset.items} of shape {dataset.shape}"
+            f"{dataset.items} of shape {dataset.image_shape}"
         )
     if conditional and dataset.heldout_labels is None:
         raise ValueError(f"data: expected labels for a conditional model, but {dataset.name} has none")

@@ -120,7 +120,7 @@ def build_model(settings: Settings, dataset: Dataset) -> Model:
         raise ValueError(
             f"data: expected {expected} for {settings.model}, but {dataset.name} is {dataset.items}"
         )
-    from_data = cls.data_arguments(dataset.shape, dataset.num_levels)
+    from_data = cls.data_arguments(dataset.image_shape, dataset.num_levels)
     if "num_labels" in defaults:
         from_data["num_labels"] = dataset.num_labels if settings.conditional else None
     names = ", ".join(name for name in defaults if name not in from_data)

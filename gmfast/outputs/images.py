@@ -1,21 +1,62 @@
-"""Batches of images as one picture."""
+"""Images as one picture: a grid, or held-out images with their completions."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..data import Dataset, from_unit
+from . import base
+
+
+class Output(base.Output):
+    """A PNG with a grid of images."""
+
+    count = 16
+    default = "samples.png"
+    options = frozenset({"complete", "compare", "weights"})
+
+    def write(self, out: Path, samples: Tensor) -> list[Path]:
+        """Write a grid of images `(n, C, H, W)` in [-1, 1]."""
+        levels = self.model.num_levels
+        image_grid(from_unit(samples, levels), levels).save(out, "PNG")
+        return [out]
+
+    def write_completions(self, out: Path, originals: Tensor, keep: Tensor, samples: Tensor) -> list[Path]:
+        """Write held-out images beside their completions.
+
+        Args:
+            out: The file.
+            originals: Integers `(n, C, H, W)`.
+            keep: Booleans `(H, W)`, true where an image was given.
+            samples: Completions `(n * D, C, H, W)` in [-1, 1], those of an image one after another.
+        """
+        levels = self.model.num_levels
+        completions = from_unit(samples, levels).unflatten(0, (len(originals), -1))
+        completion_grid(originals, keep, completions, levels).save(out, "PNG")
+        return [out]
+
+    def baseline(self, dataset: Dataset, conditional: bool) -> tuple[str, float]:
+        """A histogram of each subpixel."""
+        return "per-pixel histogram", dataset.histogram_bits_per_dim(conditional)
+
 
 def image_grid(
     images: Tensor, num_levels: int = 256, *, columns: int | None = None, tile: int = 48
 ) -> Image.Image:
-    """`images`, integers (N, C, H, W) below `num_levels` with C = 1 or 3, in rows of `columns` (by default as
-    square as can be) with a thin line between them. Small images are enlarged to about `tile` pixels, each
-    staying square.
+    """Draw images in rows, with a thin line between them.
 
-    Raises ValueError for an empty batch or another number of channels.
+    Args:
+        images: Integers `(N, C, H, W)` below `num_levels`, C = 1 or 3.
+        num_levels: Number of values of a subpixel.
+        columns: Images in a row; by default the grid is as square as can be.
+        tile: Size in pixels that small images are enlarged to, about; their pixels stay square.
+
+    Raises:
+        ValueError: For an empty batch or another number of channels.
     """
     if images.dim() != 4 or not len(images) or images.shape[1] not in (1, 3):
         raise ValueError(
@@ -38,8 +79,14 @@ def image_grid(
 
 
 def completion_grid(images: Tensor, keep: Tensor, completions: Tensor, num_levels: int = 256) -> Image.Image:
-    """A row for each of `images` (N, C, H, W): the image, what is given of it (where `keep`, booleans (H, W),
-    is true), and its `completions` (N, D, C, H, W). Integers below `num_levels`, as for `image_grid`."""
+    """Draw a row for each image: the image, the part of it that was given, and its completions.
+
+    Args:
+        images: Integers `(N, C, H, W)` below `num_levels`.
+        keep: Booleans `(H, W)`, true where an image was given.
+        completions: Integers `(N, D, C, H, W)`.
+        num_levels: Number of values of a subpixel.
+    """
     paper = torch.tensor([0.28, 0.36, 0.47])[:, None, None] * (num_levels - 1)  # a blue that no level has
     given = torch.where(keep, images.expand(-1, 3, -1, -1), paper)
     panels = {

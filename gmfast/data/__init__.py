@@ -1,0 +1,11 @@
+"""Data of every modality: what ships with packages, and what lies in local files.
+
+`load` returns a `Dataset`; `to_unit` and `from_unit` map between its integers and the [-1, 1] of the models.
+"""
+
+from .dataset import Dataset, from_unit, to_unit
+from .load import BUILT_IN, load
+from .sound import RECORDINGS
+from .vectors import TABLES, TOYS
+
+__all__ = ["BUILT_IN", "RECORDINGS", "TABLES", "TOYS", "Dataset", "from_unit", "load", "to_unit"]
