@@ -24,8 +24,7 @@ def load(
     Args:
         name_or_path: A built-in name or a path:
 
-            - `digits`: scikit-learn's 1797 real digits, 8x8, 17 levels, 10 classes; the last fifth is held
-            out.
+            - `digits`: scikit-learn's 1797 real digits, 8x8, 17 levels, 10 classes; a fifth is held out.
             - `binary-digits`: the same with 2 levels, 1 where the level is 8 or more.
             - `photos`: `size` x `size` crops of scikit-learn's two photographs. Training crops come from the
               left three quarters of each; the right quarter, cut into tiles, is held out.

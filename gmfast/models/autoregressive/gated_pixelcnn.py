@@ -1,13 +1,15 @@
 """Gated PixelCNN: van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves and Kavukcuoglu, 2016,
 https://arxiv.org/abs/1606.05328.
 
-Two stacks of features run through the network. At a pixel, the vertical one has seen the rows up to the
-pixel's own, to both sides; moved down by a row it enters the horizontal one, which besides has seen what is
-left of the pixel in its row. Together they see every earlier pixel: there is no blind spot.
+Two stacks of features run through the network. The receptive field of the vertical stack is the rows up to
+the pixel's own, to both sides; shifted down by a row it enters the horizontal stack, which also sees the
+pixels to the left. Together they see every earlier pixel: there is no blind spot.
 
 Colours that are predicted one by one fall into ordered groups of features in the horizontal stack alone: the
 rows above are known in full, so the vertical stack mixes their colours freely.
 """
+
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,13 +18,15 @@ from ... import _check
 from ... import functional as GF
 from ...decode.builder import Builder, Tap, When, conv_taps, masked_conv_taps, matrix
 from ...nn import MaskedConv2d
-from ..networks.labels import label_embedding
+from ..networks.labels import add_label, label_embedding
 from .image import ImageModel, down_shift
 
 
 class VerticalConv2d(nn.Conv2d):
-    """A convolution that sees `kernel_size // 2` rows above its own and its own, to both sides: the upper
-    part of a square kernel. Zero padding keeps the image's size."""
+    """Upper part of a square convolution: `kernel_size // 2` rows above the pixel's own, and its own.
+
+    Zero padding keeps the image's size.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
         above = kernel_size // 2
@@ -33,9 +37,11 @@ class VerticalConv2d(nn.Conv2d):
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks (figure 2). v and h are p features each; those of the `first` layer are the
-    image, of which h does not see its own pixel (mask type A). After the `last` layer v and h are None:
-    nobody looks at them."""
+    """One layer of both stacks (figure 2), p features each.
+
+    The `first` layer takes the image, of which the horizontal stack does not see its own pixel (mask type A).
+    The `last` layer returns None for both stacks, which nothing reads.
+    """
 
     def __init__(
         self,
@@ -68,7 +74,7 @@ class GatedLayer(nn.Module):
     def forward(
         self, v: Tensor, h: Tensor, label: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Returns v, h and what the layer adds to the output, (B, p, H, W) each."""
+        """Return the vertical stack, the horizontal stack and the skip output, `(B, p, H, W)` each."""
         v = self.vertical(v)
         y = self._gate_h(self.horizontal(h) + down_shift(self.above(v)), label)
         if self.last:
@@ -77,45 +83,58 @@ class GatedLayer(nn.Module):
         return self._gate_v(v, label), residual if self.first else h + residual, self.skip(y)
 
     def _gate_v(self, y: Tensor, label: Tensor | None) -> Tensor:
-        return GF.gated_activation(_add_label(y, self.embed_v, label))
+        return GF.gated_activation(add_label(y, self.embed_v, label))
 
     def _gate_h(self, y: Tensor, label: Tensor | None) -> Tensor:
-        """The two halves of each group of colours gate that group."""
-        y = _add_label(y, self.embed_h, label).unflatten(1, (self.groups, -1))
+        """Gate each group of colours by its own two halves."""
+        y = add_label(y, self.embed_h, label).unflatten(1, (self.groups, -1))
         return GF.gated_activation(y, dim=2).flatten(1, 2)
 
 
-def _add_label(y: Tensor, embedding: nn.Embedding | None, label: Tensor | None) -> Tensor:
-    if embedding is None:
-        return y
-    return y + embedding(label)[:, :, None, None]
+def _settings(nr_filters: int, nr_out_filters: int) -> dict:
+    return {
+        "lr": 0.002,
+        "options": {
+            "nr_layers": 5,
+            "nr_filters": nr_filters,
+            "kernel_size": 3,
+            "nr_out_filters": nr_out_filters,
+        },
+    }
 
 
 class GatedPixelCNN(ImageModel):
-    """Gated PixelCNN (van den Oord et al., 2016), with classes or without. The defaults, 20 layers of 384
-    features with 5×5 filters, are of the size of the published models.
+    """Gated PixelCNN (van den Oord et al., 2016, arXiv:1606.05328), with classes or without.
 
-    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`.
+    The defaults, 20 layers of 384 features with 5×5 filters, are of the size of the published models. Images
+    are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`.
 
     Args:
         image_shape: (C, H, W); C is 1 or 3.
-        nr_layers: gated layers; the first has a kernel of 7.
-        nr_filters: features p of each stack.
-        kernel_size: of the other layers, odd: k//2 + 1 rows of k for the vertical stack, as far to the left
-            for the horizontal one.
-        nr_out_filters: features between the two last layers.
+        nr_layers: Number of gated layers; the first has a kernel of 7.
+        nr_filters: Features p of each stack.
+        kernel_size: Kernel size k of the other layers, odd: k//2 + 1 rows of k for the vertical stack, as far
+            to the left for the horizontal one.
+        nr_out_filters: Features between the two last layers.
         head: "categorical", a softmax over the levels of each colour given the ones before it; "mixture", a
             mixture of discretized logistics that couples the colours itself (Salimans et al., 2017,
             arXiv:1701.05517); "bernoulli" for two levels.
-        nr_logistic_mix: components of the mixture head.
-        num_levels: values a subpixel can take.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        nr_logistic_mix: Components of the mixture head.
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
 
     Without the mixture head, the horizontal stack's features of colour images fall into three equal groups,
     R, G and B, which see each other in that order: `nr_filters` and `nr_out_filters` are then multiples of 3.
 
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For values out of range, naming the argument.
     """
+
+    settings: ClassVar = {
+        "digits": _settings(32, 64),
+        "binary-digits": _settings(32, 64),
+        "photos": {"size": 16, "batch_size": 32, **_settings(48, 96)},
+    }
 
     def __init__(
         self,
@@ -134,17 +153,6 @@ class GatedPixelCNN(ImageModel):
         self.check_grouped(nr_filters=nr_filters, nr_out_filters=nr_out_filters)
         if kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number from 3, got {kernel_size}")
-        self.config = {
-            "image_shape": self.image_shape,
-            "nr_layers": nr_layers,
-            "nr_filters": nr_filters,
-            "kernel_size": kernel_size,
-            "nr_out_filters": nr_out_filters,
-            "head": head,
-            "nr_logistic_mix": nr_logistic_mix,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
         channels, groups = self.image_shape[0], self.channel_groups
         self.layers = nn.ModuleList(
             GatedLayer(
@@ -162,11 +170,15 @@ class GatedPixelCNN(ImageModel):
         self.conv_out = MaskedConv2d(nr_out_filters, self.head.num_params(channels), 1, channel_groups=groups)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """The head's parameters at every pixel given the pixels, and for groups the colours, before it.
+        """Head parameters at every pixel given the pixels, and for groups the colours, before it.
 
-        `x (B, C, H, W)` in [-1, 1], `label (B,)` integers for a conditional model. Returns `(B, P, H, W)`:
-        for the categorical head P = C·num_levels logits, colour after colour; for the mixture as
-        `discretized_logistic_mixture_nll` takes them.
+        Args:
+            x: Images `(B, C, H, W)` in [-1, 1].
+            label: Class indices `(B,)` for a conditional model.
+
+        Returns:
+            `(B, P, H, W)`: for the categorical head P = C·num_levels logits, colour by colour; for the
+            mixture as `gmfast.functional.discretized_logistic_mixture_nll` takes them.
         """
         label = self.check_input(x, label)
         v, h, out = x, x, 0
@@ -176,13 +188,16 @@ class GatedPixelCNN(ImageModel):
         return self.conv_out(F.relu(self.hidden(F.relu(out))))
 
     def decoder(self) -> Builder:
-        """The model as a decode program. Of the vertical stack, which is moved down by a row before anybody
-        looks at it, row r is computed as row r + 1 begins; so its layers begin with row 1."""
+        """The model as a decode program.
+
+        The vertical stack is only read shifted down by a row: its row r is computed when row r + 1 begins, so
+        its layers begin with row 1.
+        """
         channels, *size = self.image_shape
         builder = Builder(*size)
         x, params = builder.value(channels), builder.value(self.conv_out.out_channels)
         above = When(whole_row=True, first_row=1)
-        below = []  # of each layer: what the vertical stack says to the horizontal one
+        below = []  # by layer, the vertical stack's input to the horizontal one
         v = x
         for layer in self.layers:
             conv = layer.vertical
@@ -233,7 +248,7 @@ class GatedPixelCNN(ImageModel):
                     taps, bias = masked_conv_taps(y, layer.residual, group)
                     residual = None if layer.first else h[own]
                     builder.layer(taps, bias, residual=residual, out=horizontal[i + 1][own])
-            # What skips is summed once, over the features of all layers.
+            # One layer sums the skip connections of all layers.
             builder.layer(skips, skip_bias, activation="relu", out=total[own])
             for source, conv, made, activation in (
                 (total, self.hidden, hidden, "relu"),

@@ -1,8 +1,7 @@
-"""What an autoregressive model predicts at a position: the parameters of a distribution over its values.
+"""Output heads of autoregressive models: distributions of a position's values, given a network's output.
 
-Values are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. A head states how
-many parameters it wants for `channels` values at a position, turns them into nats, and draws from them with
-noise keyed by (seed, sample, position). `sample(…, position=p)` takes params (B, P, 1) of position p alone.
+Values are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. Noise is keyed by
+(seed, sample, position); `sample(..., position=p)` takes params `(B, P, 1)` of position p alone.
 """
 
 import math
@@ -17,10 +16,10 @@ from ... import functional as GF
 
 
 class Categorical:
-    """A softmax over the levels for each channel; `params (B, C * num_levels, *S)`, channel after channel."""
+    """Softmax over the levels of each channel; `params (B, C * num_levels, *S)`, channel by channel."""
 
     name = "categorical"
-    #: Whether the channels of a position are drawn together, because its parameters say how they depend.
+    #: Whether the channels of a position are drawn together: the parameters couple them.
     joint = False
 
     def __init__(self, num_levels: int):
@@ -32,11 +31,17 @@ class Categorical:
         self.num_levels = num_levels
 
     def num_params(self, channels: int) -> int:
+        """Number of parameters for `channels` values at a position."""
         return channels * self.num_levels
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
-        """Nats at each position, (B, *S); float32 for half params. Values between two levels count as the
-        nearest. Raises ValueError for values beyond [-1, 1], which are looked at on the CPU only."""
+        """Negative log-likelihood at each position, `(B, *S)`, in nats; float32 for half-precision params.
+
+        Values between two levels count as the nearest.
+
+        Raises:
+            ValueError: For values beyond [-1, 1], which are checked on the CPU only.
+        """
         levels = ((x + 1) * ((self.num_levels - 1) / 2)).round().long()
         if levels.device.type == "cpu" and levels.numel() and not torch.compiler.is_compiling():
             low, high = levels.aminmax()
@@ -49,14 +54,16 @@ class Categorical:
         return F.cross_entropy(logits, levels, reduction="none").sum(1)
 
     def bits_per_dim(self, x: Tensor, params: Tensor) -> Tensor:
-        """The batch's mean over all values, a scalar."""
+        """Negative log-likelihood of the batch in bits per dimension, a scalar."""
         return self.nll(x, params).sum() / (x.numel() * math.log(2))
 
     def sample(
         self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0, position: int = 0
     ) -> Tensor:
-        """A draw at each position, (B, C, *S), by inverse CDF; float64 for float64 params, else float32.
-        `seed`: int64 on params' device."""
+        """Draw at each position by the inverse CDF, `(B, C, *S)`; float64 for float64 params, else float32.
+
+        `seed` is an int64 tensor on the params' device.
+        """
         logits = _wide(params).unflatten(1, (channels, self.num_levels))
         uniform = _philox.uniform(
             seed, len(params), params.shape[2:], channels, logits.dtype, params.device, position
@@ -68,7 +75,7 @@ class Categorical:
 
 
 class Bernoulli(Categorical):
-    """One logit for each channel of two levels; `params (B, C, *S)`."""
+    """One logit for each channel with two levels; `params (B, C, *S)`."""
 
     name = "bernoulli"
 
@@ -78,22 +85,27 @@ class Bernoulli(Categorical):
         super().__init__(2)
 
     def num_params(self, channels: int) -> int:
+        """Number of parameters for `channels` values at a position."""
         return channels
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
+        """Negative log-likelihood at each position, `(B, *S)`, in nats."""
         logits = _wide(params)
         return -F.logsigmoid(torch.where(x > 0, logits, -logits)).sum(1)
 
     def sample(
         self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0, position: int = 0
     ) -> Tensor:
+        """Draw at each position, `(B, C, *S)`."""
         logits = torch.stack([torch.zeros_like(params), params], 2).flatten(1, 2)
         return super().sample(logits, channels, seed=seed, temperature=temperature, position=position)
 
 
 class LogisticMixture:
-    """A mixture of K discretized logistics at each position, its channels (1 or 3) coupled as in PixelCNN++;
-    `params` as `gmfast.functional.discretized_logistic_mixture_nll` takes them."""
+    """Mixture of K discretized logistics at each position, its 1 or 3 channels coupled as in PixelCNN++.
+
+    `params` are laid out as `gmfast.functional.discretized_logistic_mixture_nll` takes them.
+    """
 
     name, joint = "mixture", True
 
@@ -103,18 +115,19 @@ class LogisticMixture:
         self.log_scale_min = min(-7.0, -7.0 - math.log((num_levels - 1) / 255))
 
     def num_params(self, channels: int) -> int:
+        """Number of parameters for `channels` values at a position."""
         if channels not in (1, 3):
             raise ValueError(f"channels: expected 1 or 3 for a logistic mixture, got {channels}")
         return (3 if channels == 1 else 10) * self.num_components
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
-        """Nats at each position, (B, *S)."""
+        """Negative log-likelihood at each position, `(B, *S)`, in nats."""
         return GF.discretized_logistic_mixture_nll(
             x, params, num_classes=self.num_levels, log_scale_min=self.log_scale_min
         )
 
     def bits_per_dim(self, x: Tensor, params: Tensor) -> Tensor:
-        """The batch's mean over all values, a scalar; loss and gradient in one pass."""
+        """Negative log-likelihood of the batch in bits per dimension, a scalar; its gradient in one pass."""
         return GF.discretized_logistic_mixture_nll(
             x,
             params,
@@ -126,7 +139,7 @@ class LogisticMixture:
     def sample(
         self, params: Tensor, channels: int, *, seed: Tensor, temperature: float = 1.0, position: int = 0
     ) -> Tensor:
-        """A draw at each position, (B, C, *S)."""
+        """Draw at each position, `(B, C, *S)`."""
         if position:  # the operation counts from 0: draw at all positions up to this one, and keep the last
             params = params.expand(-1, -1, position + 1)
         draws = GF.discretized_logistic_mixture_sample(
@@ -140,11 +153,15 @@ class LogisticMixture:
         return draws[:, :, -1:] if position else draws
 
 
-def make_head(
-    name: str, num_levels: int, nr_logistic_mix: int, names: Sequence[str] = ()
-) -> Categorical | LogisticMixture:
-    """The head called `name`, which must be one of `names` (by default any). Raises ValueError, naming a
-    model's argument."""
+Head = Categorical | LogisticMixture
+
+
+def make_head(name: str, num_levels: int, nr_logistic_mix: int, names: Sequence[str] = ()) -> Head:
+    """Make the head called `name`, one of `names`; by default any.
+
+    Raises:
+        ValueError: For another name, or numbers of levels or components that it cannot have.
+    """
     names = names or tuple(HEADS)
     if name not in names:
         raise ValueError(f"head: expected one of {', '.join(names)}, got {name!r}")
@@ -154,9 +171,9 @@ def make_head(
 
 
 def _wide(params: Tensor) -> Tensor:
-    """In float32 at least: half precision is too coarse for likelihoods and for draws."""
+    """Params in float32 at least: half precision is too coarse for likelihoods and for draws."""
     return params if params.dtype == torch.float64 else params.float()
 
 
-#: The names that models take for `head=`.
+#: Heads by the names that models take for `head=`.
 HEADS = {"categorical": Categorical, "bernoulli": Bernoulli, "mixture": LogisticMixture}

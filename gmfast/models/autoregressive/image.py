@@ -1,25 +1,33 @@
-"""What the autoregressive image models share: checks, likelihood, sampling and completion."""
+"""Autoregressive models of images: likelihood, sampling and completion in raster order."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ... import _check, _seed
 from ..._progress import Progress
 from ...decode.builder import Builder, Value
-from ..base import check_label, evaluating
+from ..base import Cached, Likelihood, Model, check_image_shape, evaluating
 from .heads import make_head
-from .sampling import check_request, kept, labels_of, sample_cached, sample_naive
+from .sampling import check_method, place_given, sample_cached, sample_naive
 
 
-class ImageModel(nn.Module):
-    """An exact likelihood for images, pixel after pixel in raster order and colour after colour.
+class ImageModel(Cached, Likelihood, Model):
+    """An exact likelihood of images, pixel by pixel in raster order and channel by channel.
 
-    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. A model gives
-    its constructor's arguments to `config` and writes `forward(x, label)`, the head's parameters at every
-    pixel given the pixels before it; `x` and `label` go through `check_input` first, which returns the labels
-    to use. Its `decoder()` is the same as a decode program (`gmfast.decode.Builder`).
+    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. A model defines
+    `forward(x, label)`, the head's parameters at every pixel given the pixels before it, which calls
+    `check_input` first, and the same as a decode program in `decoder`.
+
+    Args:
+        image_shape: (C, H, W); C is 1 or 3.
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
+        head: Name of the output head (`heads.HEADS`).
+        nr_logistic_mix: Components of the mixture head.
     """
+
+    modalities = frozenset({"images"})
+    family = "model that draws value after value"
 
     def __init__(
         self,
@@ -29,24 +37,21 @@ class ImageModel(nn.Module):
         head: str,
         nr_logistic_mix: int,
     ):
-        super().__init__()
-        image_shape = tuple(image_shape)
-        if len(image_shape) != 3 or image_shape[0] not in (1, 3):
-            raise ValueError(f"image_shape: expected (C, H, W) with C = 1 or 3, got {image_shape}")
-        if min(image_shape) < 1:
-            raise ValueError(f"image_shape: expected positive H and W, got {image_shape}")
-        if num_labels is not None:
-            _check.at_least(1, num_labels=num_labels)
-        self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
+        super().__init__(num_levels, num_labels)
+        self.image_shape = check_image_shape(image_shape, channels=(1, 3))
         self.head = make_head(head, num_levels, nr_logistic_mix)
 
     @property
     def channel_groups(self) -> int:
-        """Into how many ordered groups features fall: one for each colour that is predicted by itself."""
+        """Number of ordered groups of features: one for each colour that is predicted by itself."""
         return 1 if self.head.joint else self.image_shape[0]
 
     def check_grouped(self, **sizes: int) -> None:
-        """Raises ValueError for numbers of features that do not fall into `channel_groups` equal groups."""
+        """Check that numbers of features are multiples of `channel_groups`.
+
+        Raises:
+            ValueError: For the first that is not, naming it.
+        """
         for name, value in sizes.items():
             if value < 1 or value % self.channel_groups:
                 raise ValueError(
@@ -55,7 +60,7 @@ class ImageModel(nn.Module):
                 )
 
     def draw_group(self, builder: Builder, params: Value, x: Value, group: int) -> None:
-        """Appends the draw of a group's colours to a decode program."""
+        """Append the draw of a group's channels to a decode program."""
         channels = self.image_shape[0]
         own = channels // self.channel_groups
         builder.draw(
@@ -68,11 +73,11 @@ class ImageModel(nn.Module):
         )
 
     def log_prob(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Log-probability of each image, (B,), in nats."""
+        """Log-probability of each image, `(B,)`, in nats."""
         return -self.head.nll(x, self(x, label)).flatten(1).sum(1)
 
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood of the batch, a scalar in bits per dimension."""
+        """Negative log-likelihood of the batch in bits per dimension, a scalar."""
         return self.head.bits_per_dim(x, self(x, label))
 
     @torch.no_grad()
@@ -89,61 +94,49 @@ class ImageModel(nn.Module):
         progress: Progress = False,
         weights: str | None = None,
     ) -> Tensor:
-        """Draws `n` images, (n, C, H, W) in [-1, 1].
+        """Draw `n` images, `(n, C, H, W)` in [-1, 1].
+
+        The model is in eval mode meanwhile and in its former mode afterwards, also when Ctrl-C ends it.
 
         Args:
-            n: how many; 0 is allowed.
-            seed: an int, an int64 tensor, or a `torch.Generator`; image i is the same whatever `n` is.
-            method: "cached" compiles the model (`gmfast.decode.compile`) and takes each pixel from what is
-                remembered of those before it, in float32 where the model is in half precision. "naive" takes
-                a full forward pass for each value to be drawn: a pixel, or a colour where the head predicts
-                each by itself. Their noise is the same, and so are the images, unless a draw lies within
-                rounding of the boundary between two levels.
-            label: one class or (n,) of them, for a conditional model.
-            temperature: below 1 sharpens each pixel's distribution.
-            given, mask: completion. Where `mask` is not zero, the values of `given` (in [-1, 1]) are kept;
-                every other value is drawn given those before it in raster order. When what is kept comes
-                first in that order, as the upper rows do, this is a draw from the model given all of it.
-                Both expand to (n, C, H, W).
-            progress: True shows a bar; a function is called now and then with how much is done and of how
-                much.
-            weights: "bfloat16" rounds the weights to it, half the memory to read at each pixel; only with
-                "cached".
+            n: Number of images, 0 or more.
+            seed: An int, an int64 tensor, or a `torch.Generator`; image i is the same for any `n`.
+            method: "cached" compiles the model (`gmfast.decode.compile`) and computes each pixel from the
+                cached features of those before it, in float32 where the model is in half precision. "naive"
+                takes a full forward pass for each value that is drawn: a pixel, or a channel where the head
+                predicts each by itself. Their noise is the same, and so are the images, unless a draw lies
+                within rounding of the boundary between two levels.
+            label: One class or `(n,)` of them, for a conditional model.
+            temperature: Factor of the noise; below 1 sharpens each pixel's distribution.
+            given: Completion: values in [-1, 1] of a shape that expands to (n, C, H, W).
+            mask: Nonzero where a value of `given` is kept; every other value is drawn given those before it
+                in raster order. When the kept values come first in that order, as the upper rows do, this is
+                a draw from the model given all of them.
+            progress: True shows a bar; a function is called with the numbers of positions done and to do.
+            weights: "bfloat16" rounds the weights to it, half the memory to read; only with "cached".
 
-        The model is in eval mode meanwhile and in its former mode afterwards, when Ctrl-C ends it too.
-
-        Raises ValueError or TypeError, naming the argument.
+        Raises:
+            ValueError: For values, naming the argument. TypeError: For types.
         """
-        check_request(n, method, temperature, weights, "images")
-        weight = next(self.parameters())
-        label = labels_of(label, n, self.num_labels, weight.device)
-        seed = _seed.as_tensor(seed, weight.device)
-        x, keep = kept(given, mask, weight.new_zeros(n, *self.image_shape))
+        check_method(method, weights)
+        request = self.request(n, seed=seed, label=label, temperature=temperature)
+        empty = next(self.parameters()).new_zeros(n, *self.image_shape)
+        x, keep = place_given(given, mask, empty)
         if self.head.joint and (keep != keep[:, :1]).any():
             raise ValueError(
                 "mask: expected the same for all colours of a pixel, because this head draws them together, "
                 "got colours that differ"
             )
-        options = {"seed": seed, "temperature": temperature, "progress": progress}
+        options = {"seed": request.seed, "temperature": temperature, "progress": progress}
         with evaluating(self):
             if method == "cached":
-                return sample_cached(self, x, keep, label=label, weights=weights, **options)
+                return sample_cached(self, x, keep, label=request.label, weights=weights, **options)
             channels, height, width = self.image_shape
             colours = [slice(None)] if self.head.joint else [slice(c, c + 1) for c in range(channels)]
             order = [(position, colour) for position in range(height * width) for colour in colours]
-            return sample_naive(lambda x: self(x, label), self.head, x, keep, order, **options)
-
-    def check_input(self, x: Tensor, label: Tensor | None) -> Tensor | None:
-        """The labels as int64. Raises ValueError or TypeError for what is not a batch of images and its
-        labels."""
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
-            expected = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
-        return check_label(label, len(x), self.num_labels)
+            return sample_naive(lambda x: self(x, request.label), self.head, x, keep, order, **options)
 
 
 def down_shift(x: Tensor) -> Tensor:
-    """Moves the image one row down; zeros enter at the top."""
+    """Shift images one row down; zeros enter at the top."""
     return F.pad(x, (0, 0, 1, -1))

@@ -3,40 +3,55 @@
 import math
 from collections.abc import Iterator
 from random import Random
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ... import _check, _philox, _seed
+from ... import _check, _philox
 from ..._progress import Progress, reporting
 from ...decode.builder import Builder, Tap, Value
 from ...nn import MaskedMLP
-from ..base import check_label, evaluating
+from ..base import Cached, Likelihood, Model, evaluating
 from .heads import make_head
-from .sampling import check_request, kept, labels_of, sample_cached
+from .sampling import check_method, place_given, sample_cached
+
+_DIGITS = {"lr": 0.003, "options": {"num_orders": 16, "nr_logistic_mix": 5}}
 
 
-class MADE(nn.Module):
-    """The masked autoencoder for distribution estimation: an exact likelihood in one pass of a multilayer
-    perceptron, whose masks leave each value the ones before it in some order. One set of weights serves
-    several orders, and the model is the average of what they say: a mixture of as many models.
+class MADE(Cached, Likelihood, Model):
+    """Masked autoencoder for distribution estimation (Germain et al., 2015, arXiv:1502.03509).
+
+    An exact likelihood in one pass of a multilayer perceptron whose masks let each value depend on those
+    before it in some order. One set of weights serves several orders, and the model is the mixture of their
+    distributions.
 
     Values are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`.
 
     Args:
-        image_shape: any shape of one sample; its D values are numbered in raster order.
-        hidden: sizes of the hidden layers; none for a linear model.
-        num_orders: how many orders; the first is the raster order, the others are random.
-        head: distribution of a value: "bernoulli" (the paper's; 2 levels), "categorical" or "mixture" (of
+        image_shape: Shape of one sample, of any rank; its D values are numbered in raster order.
+        hidden: Sizes of the hidden layers; none for a linear model.
+        num_orders: Number of orders; the first is the raster order, the others are random.
+        head: Distribution of a value: "bernoulli" (the paper's; 2 levels), "categorical" or "mixture" (of
             discretized logistics).
-        nr_logistic_mix: components of the mixture.
-        order_seed: decides the random orders. They are part of the state dict.
-        num_levels: values a value can take.
-        num_labels: number of classes to condition on, which every unit sees; None for an unconditional model.
+        nr_logistic_mix: Components of the mixture.
+        order_seed: Seed of the random orders, which are part of the state dict.
+        num_levels: Number of levels of a value.
+        num_labels: Number of classes to condition on, which every unit sees; None for an unconditional model.
 
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For values out of range, naming the argument.
     """
+
+    modalities = frozenset({"images"})
+    family = "model that draws value after value"
+    settings: ClassVar = {
+        "digits": _DIGITS,
+        "binary-digits": {"lr": 0.003, "options": {"num_orders": 16, "head": "bernoulli"}},
+        # Its layers grow with the square of the number of values: small photos.
+        "photos": {"size": 8, "lr": 0.003, "options": {"nr_logistic_mix": 5}},
+    }
 
     def __init__(
         self,
@@ -49,66 +64,60 @@ class MADE(nn.Module):
         num_levels: int = 256,
         num_labels: int | None = None,
     ):
-        super().__init__()
+        super().__init__(num_levels, num_labels)
         image_shape, hidden = tuple(image_shape), tuple(hidden)
         for name, sizes, low in (("image_shape", image_shape, 1), ("hidden", hidden, 0)):
             if len(sizes) < low or not all(isinstance(size, int) and size > 0 for size in sizes):
                 raise ValueError(f"{name}: expected positive integers, got {sizes}")
         _check.at_least(1, num_orders=num_orders)
-        if num_labels is not None:
-            _check.at_least(1, num_labels=num_labels)
-        self.config = {
-            "image_shape": image_shape,
-            "hidden": hidden,
-            "num_orders": num_orders,
-            "head": head,
-            "nr_logistic_mix": nr_logistic_mix,
-            "order_seed": order_seed,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
-        self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
+        self.image_shape = image_shape
         self.num_values, self.num_orders = math.prod(image_shape), num_orders
         self.head = make_head(head, num_levels, nr_logistic_mix)
         self.net = MaskedMLP(self.num_values, hidden, self.head.num_params(1), num_labels or 0)
         raster, random = range(self.num_values), Random(order_seed)
         orders = [raster] + [random.sample(raster, self.num_values) for _ in range(num_orders - 1)]
-        # (num_orders, D): the index of the value of each rank.
+        # (num_orders, D): by order and rank, the index of the value.
         self.register_buffer("orders", torch.tensor([list(order) for order in orders]))
 
     def forward(self, x: Tensor, label: Tensor | None = None, order: int = 0) -> Tensor:
         """Parameters of every value's distribution given the values before it in an order.
 
-        `x (B, *image_shape)` in [-1, 1], `label (B,)` integers for a conditional model. Returns
-        `(B, P, *image_shape)`, the P parameters of the head for one channel.
+        Args:
+            x: Samples `(B, *image_shape)` in [-1, 1].
+            label: Class indices `(B,)` for a conditional model.
+            order: Index of the order.
+
+        Returns:
+            `(B, P, *image_shape)`, the P parameters of the head for one channel.
         """
         self._check_order(order)
-        if tuple(x.shape[1:]) != self.image_shape:
-            expected = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
-        params = self.net(x.flatten(1), self.orders[order], self._context(label, len(x)))
+        label = self.check_input(x, label)
+        context = None
+        if label is not None:
+            context = F.one_hot(label, self.num_labels).to(self.net.direct.weight.dtype)
+        params = self.net(x.flatten(1), self.orders[order], context)
         return params.transpose(1, 2).unflatten(2, self.image_shape)
 
     def log_prob(self, x: Tensor, label: Tensor | None = None, order: int | None = None) -> Tensor:
-        """Log-probability of each sample, (B,), in nats: in one order, or by default the logarithm of the
-        probability averaged over all orders."""
+        """Log-probability of each sample, `(B,)`, in nats, in one order or, with None, of the mixture of all."""
         if order is not None:
             return -self.head.nll(x.unsqueeze(1), self(x, label, order)).flatten(1).sum(1)
         log_probs = [self.log_prob(x, label, order) for order in range(self.num_orders)]
         return torch.logsumexp(torch.stack(log_probs), 0) - math.log(self.num_orders)
 
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood of the batch, a scalar in bits per dimension: in training mode of one
-        order, drawn from torch's global generator; else of the average over all orders, as in `log_prob`."""
+        """Negative log-likelihood of the batch in bits per dimension, a scalar.
+
+        In training mode of one order, drawn from torch's global generator; else of the mixture of all, as in
+        `log_prob`.
+        """
         if self.training:
             order = int(torch.randint(self.num_orders, (), device="cpu"))
             return self.head.bits_per_dim(x.unsqueeze(1), self(x, label, order))
         return -self.log_prob(x, label).mean() / (self.num_values * math.log(2))
 
     def decoder(self, order: int = 0) -> Builder:
-        """The model as a decode program for one of its orders: one position, with a draw for each value."""
+        """The model as a decode program for one of its orders: a single position with a draw for each value."""
         self._check_order(order)
         builder = Builder(1, 1)
         x, params = builder.value(self.num_values), builder.value(self.head.num_params(1))
@@ -132,15 +141,29 @@ class MADE(nn.Module):
         progress: Progress = False,
         weights: str | None = None,
     ) -> Tensor:
-        """Draws `n` samples, (n, *image_shape) in [-1, 1], value by value. Arguments are those of
-        `ImageModel.sample`, and `order`: one for all samples, or by default one drawn for each of them, so
-        that samples follow what `log_prob` gives.
+        """Draw `n` samples, `(n, *image_shape)` in [-1, 1], value by value.
 
-        method="cached" does the arithmetic of one pass, for each order by a program of its own. A drawn value
-        is conditioned on the given ones before it in the order: name one in which they come first (a model of
-        several orders asks for it).
+        Arguments are those of `PixelCNN.sample`, and `order`. method="cached" does the arithmetic of one
+        pass, by a decode program for each order.
+
+        Args:
+            n: Number of samples, 0 or more.
+            order: Index of the order for all samples; None: one is drawn for each of them, so that samples
+                follow `log_prob`. A drawn value is conditioned on the given ones before it in the order, so
+                that a model of several orders needs one in which they come first.
+            seed: As in `PixelCNN.sample`.
+            method: "cached" or "naive".
+            label: One class or `(n,)` of them, for a conditional model.
+            temperature: Factor of the noise.
+            given: Values that are kept where `mask` is not zero.
+            mask: Nonzero where a value is given.
+            progress: As in `PixelCNN.sample`.
+            weights: Dtype that weights are rounded to.
+
+        Raises:
+            ValueError: For values, naming the argument. TypeError: For types.
         """
-        check_request(n, method, temperature, weights, "samples")
+        check_method(method, weights)
         if order is not None:
             self._check_order(order)
         elif given is not None and self.num_orders > 1:
@@ -148,10 +171,9 @@ class MADE(nn.Module):
                 f"order: expected an integer from 0 to {self.num_orders - 1} with given, because it decides "
                 "which values are conditioned on the given ones, got None"
             )
-        device = self.orders.device
-        seed = _seed.as_tensor(seed, device)
-        label = labels_of(label, n, self.num_labels, device)
-        x, keep = kept(given, mask, self.net.direct.weight.new_zeros(n, *self.image_shape))
+        request = self.request(n, seed=seed, label=label, temperature=temperature)
+        seed, label, device = request.seed, request.label, self.orders.device
+        x, keep = place_given(given, mask, self.net.direct.weight.new_zeros(n, *self.image_shape))
         flat, keep, samples = x.flatten(1), keep.flatten(1), torch.arange(n, device=device)  # flat is a view
         chosen = self._draw_orders(n, seed) if order is None else torch.full_like(samples, order)
         members = [(order, samples[chosen == order]) for order in chosen.unique().tolist()]
@@ -180,7 +202,7 @@ class MADE(nn.Module):
                         for order, own in members:
                             own_params = self(x[own], label if label is None else label[own], order)
                             params[own] = own_params.flatten(2).to(params.dtype)
-                        # To the head all values are positions of one channel.
+                        # For the head, all values are positions of one channel.
                         draw = self.head.sample(params, 1, **noise).squeeze(1)
                         flat[samples, index] = torch.where(
                             kept_here, flat[samples, index], draw[samples, index].to(flat.dtype)
@@ -189,16 +211,9 @@ class MADE(nn.Module):
         return x
 
     def _draw_orders(self, n: int, seed: Tensor) -> Tensor:
-        """The order of each of `n` samples, (n,): a function of the seed and the sample's index, in noise
-        that no value uses."""
+        """Order of each of `n` samples, `(n,)`, keyed by seed and sample, from noise that no value uses."""
         word = _philox.words(seed, n, (), 2**32 - 1, seed.device)[0].flatten()
         return (word * self.num_orders) >> 32
-
-    def _context(self, label: Tensor | None, count: int) -> Tensor | None:
-        label = check_label(label, count, self.num_labels)
-        if label is None:
-            return None
-        return F.one_hot(label, self.num_labels).to(self.net.direct.weight.dtype)
 
     def _check_order(self, order: int) -> None:
         _check.integer("order", order)
@@ -207,11 +222,12 @@ class MADE(nn.Module):
 
 
 def _append_steps(builder: Builder, net: MaskedMLP, x: Value, params: Value, order: Tensor) -> Iterator[None]:
-    """Appends to a decode program, for one value of the order after another, what computes the numbers
-    about it: `x` holds the values so far in their order, and `params` gets the numbers.
+    """Append the layers for one value of the order after another, yielding after each.
 
-    Hidden units are computed in blocks. A block begins when its first unit is due, with all that is known
-    by then, and adds what becomes known until its last unit is complete.
+    `x` holds the values drawn so far in their order, and `params` gets the value's parameters. Hidden units
+    are
+    computed in blocks: a block begins when its first unit is due, with the inputs known by then, and adds
+    later inputs until its last unit is complete.
     """
     block = 32
     embeddings = [None] * len(net.layers)
@@ -227,7 +243,7 @@ def _append_steps(builder: Builder, net: MaskedMLP, x: Value, params: Value, ord
     direct = net.direct.weight[:, order]
     sums = [builder.value(layer.out_features) for layer in hidden]
     units = [builder.value(layer.out_features) for layer in hidden]
-    seen = [[None] * -(-layer.out_features // block) for layer in hidden]  # inputs, by each block
+    seen = [[None] * -(-layer.out_features // block) for layer in hidden]  # inputs added, by block
 
     for rank, index in enumerate(order.tolist()):
         below, known = x, rank

@@ -1,9 +1,11 @@
 """PixelCNN: van den Oord, Kalchbrenner and Kavukcuoglu, 2016, https://arxiv.org/abs/1601.06759.
 
-A stack of masked convolutions, each of which sees the pixels before its own. It has the blind spot that
-Gated PixelCNN was made to remove: a 3×3 layer looks one column to the right for each row up, so however deep
-the stack, what lies further to the right than the first layer's reach plus the rows above is never seen.
+A stack of masked convolutions. It has the blind spot that Gated PixelCNN was made to remove: a 3×3 layer's
+receptive field grows by one column to the right for each row up, so that pixels further to the right are
+never seen, however deep the stack.
 """
+
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from .image import ImageModel
 
 
 class ResidualBlock(nn.Module):
-    """`x + conv1x1(relu(conv3x3(relu(conv1x1(relu(x))))))` on 2h features, h of them inside (figure 5)."""
+    """Residual block `x + conv1x1(relu(conv3x3(relu(conv1x1(relu(x))))))`, h of 2h features inside."""
 
     def __init__(self, nr_filters: int, channel_groups: int):
         super().__init__()
@@ -27,29 +29,44 @@ class ResidualBlock(nn.Module):
         return x + self.expand(F.relu(self.conv(F.relu(self.reduce(F.relu(x))))))
 
 
-class PixelCNN(ImageModel):
-    """PixelCNN (van den Oord et al., 2016). The defaults are of the size of the published CIFAR-10 model,
-    with numbers of features that three colours divide.
+_DIGITS = {"lr": 0.002, "options": {"nr_resnet": 4, "nr_filters": 24, "nr_out_filters": 64}}
 
-    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. The model is
-    not class-conditional: every `label` is None.
+
+class PixelCNN(ImageModel):
+    """PixelCNN (van den Oord et al., 2016, arXiv:1601.06759).
+
+    The defaults are of the size of the published CIFAR-10 model, with numbers of features that three colours
+    divide. Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. The
+    model is not class-conditional: every `label` is None.
 
     Args:
         image_shape: (C, H, W); C is 1 or 3.
-        nr_resnet: residual blocks.
-        nr_filters: features h inside a block; 2h run from block to block.
-        nr_out_filters: features between the two last layers.
+        nr_resnet: Number of residual blocks.
+        nr_filters: Features h inside a block; 2h between blocks.
+        nr_out_filters: Features between the two last layers.
         head: "categorical", a softmax over the levels of each colour given the ones before it; "mixture", a
             mixture of discretized logistics that couples the colours itself (Salimans et al., 2017,
             arXiv:1701.05517); "bernoulli" for two levels.
-        nr_logistic_mix: components of the mixture head.
-        num_levels: values a subpixel can take.
+        nr_logistic_mix: Components of the mixture head.
+        num_levels: Number of values of a subpixel.
 
     Without the mixture head, features of colour images fall into three equal groups, R, G and B, which see
     each other in that order: `nr_filters` and `nr_out_filters` are then multiples of 3.
 
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For values out of range, naming the argument.
     """
+
+    settings: ClassVar = {
+        "digits": _DIGITS,
+        "binary-digits": _DIGITS,
+        "photos": {
+            "size": 16,
+            "batch_size": 32,
+            "lr": 0.002,
+            "options": {"nr_resnet": 4, "nr_filters": 36, "nr_out_filters": 96},
+        },
+    }
 
     def __init__(
         self,
@@ -64,15 +81,6 @@ class PixelCNN(ImageModel):
         super().__init__(image_shape, num_levels, None, head, nr_logistic_mix)
         _check.at_least(0, nr_resnet=nr_resnet)
         self.check_grouped(nr_filters=nr_filters, nr_out_filters=nr_out_filters)
-        self.config = {
-            "image_shape": self.image_shape,
-            "nr_resnet": nr_resnet,
-            "nr_filters": nr_filters,
-            "nr_out_filters": nr_out_filters,
-            "head": head,
-            "nr_logistic_mix": nr_logistic_mix,
-            "num_levels": num_levels,
-        }
         channels, groups = self.image_shape[0], self.channel_groups
         self.conv_in = MaskedConv2d(channels, 2 * nr_filters, 7, mask_type="A", channel_groups=groups)
         self.blocks = nn.ModuleList(ResidualBlock(nr_filters, groups) for _ in range(nr_resnet))
@@ -80,10 +88,15 @@ class PixelCNN(ImageModel):
         self.conv_out = MaskedConv2d(nr_out_filters, self.head.num_params(channels), 1, channel_groups=groups)
 
     def forward(self, x: Tensor, label: None = None) -> Tensor:
-        """The head's parameters at every pixel given the pixels, and for groups the colours, before it.
+        """Head parameters at every pixel given the pixels, and for groups the colours, before it.
 
-        `x (B, C, H, W)` in [-1, 1]. Returns `(B, P, H, W)`: for the categorical head P = C·num_levels logits,
-        colour after colour; for the mixture as `discretized_logistic_mixture_nll` takes them.
+        Args:
+            x: Images `(B, C, H, W)` in [-1, 1].
+            label: None.
+
+        Returns:
+            `(B, P, H, W)`: for the categorical head P = C·num_levels logits, colour by colour; for the
+            mixture as `gmfast.functional.discretized_logistic_mixture_nll` takes them.
         """
         self.check_input(x, label)
         y = self.conv_in(x)
@@ -107,7 +120,7 @@ class PixelCNN(ImageModel):
         for group in range(self.channel_groups):
 
             def layer(source, conv, made, activated=None, residual=None, group=group):
-                """A group's channels of a convolution; its sums are stored rectified in `activated`."""
+                """Append a group's channels of a convolution; `activated` gets the ReLU of its sums."""
                 first = group * conv.out_channels // self.channel_groups
                 taps, bias = masked_conv_taps(source, conv, group)
                 out, activated, residual = (v and v[first] for v in (made, activated, residual))

@@ -1,12 +1,13 @@
 """PixelCNN++: Salimans, Karpathy, Chen and Kingma, 2017, https://arxiv.org/abs/1701.05517.
 
-Two streams of features run through the network. At a pixel, stream u has seen the rows above; stream ul
-has seen the rows above and, in the pixel's own row, what is left of it. Convolutions that look only up, or
-only up and left, keep it so: their inputs are padded at the top (and left), so nothing is masked and no dead
-tap is computed. Downsampling, upsampling and the short-cuts between them form a U-Net.
+Two streams of features run through the network. The receptive field of stream u is the rows above; that of
+stream ul also has the pixels to the left in the pixel's own row. Convolutions that look only up, or only up
+and
+left, keep it so: their inputs are padded at the top (and left), so nothing is masked and no dead tap is
+computed. Downsampling, upsampling and the skip connections between them form a U-Net.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,16 @@ from torch.nn.utils.parametrizations import weight_norm
 from ... import _check
 from ... import functional as GF
 from ...decode.builder import Builder, Tap, Value, When, conv_taps, matrix
+from ..base import Batch
 from ..networks.labels import label_embedding
 from .image import ImageModel, down_shift
 
 
 def normalized(layer: nn.Module, init_scale: float = 1.0) -> nn.Module:
-    """`layer` with weight normalisation (Salimans & Kingma, 2016, arXiv:1602.07868): one gain per output
-    channel. `initialize` will give its outputs the standard deviation `init_scale`."""
+    """Add weight normalisation, one gain per output channel (Salimans and Kingma, 2016, arXiv:1602.07868).
+
+    `PixelCNNPP.initialize` gives the layer's outputs the standard deviation `init_scale`.
+    """
     nn.init.normal_(layer.weight, 0.0, 0.05)
     nn.init.zeros_(layer.bias)
     layer = weight_norm(layer, dim=1 if isinstance(layer, nn.ConvTranspose2d) else 0)
@@ -31,7 +35,7 @@ def normalized(layer: nn.Module, init_scale: float = 1.0) -> nn.Module:
 
 
 def down_shifted_conv(in_channels, out_channels, kernel_size=(2, 3), stride=1, init_scale=1.0):
-    """Sees the pixel's row and the rows above, to both sides."""
+    """Convolution over the pixel's row and the rows above, to both sides."""
     height, width = kernel_size
     pad = nn.ZeroPad2d((width // 2, width // 2, height - 1, 0))
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride)
@@ -39,7 +43,7 @@ def down_shifted_conv(in_channels, out_channels, kernel_size=(2, 3), stride=1, i
 
 
 def down_right_shifted_conv(in_channels, out_channels, kernel_size=(2, 2), stride=1, init_scale=1.0):
-    """Sees the pixel itself, what is above it, and what is left of these."""
+    """Convolution over the pixel itself, the pixels above it, and those to their left."""
     height, width = kernel_size
     pad = nn.ZeroPad2d((width - 1, 0, height - 1, 0))
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride)
@@ -47,14 +51,14 @@ def down_right_shifted_conv(in_channels, out_channels, kernel_size=(2, 2), strid
 
 
 def down_shifted_deconv(channels):
-    """Doubles height and width; an output row sees input rows up to its own."""
+    """Transposed convolution that doubles height and width; an output row sees input rows up to its own."""
     return normalized(
         nn.ConvTranspose2d(channels, channels, (2, 3), 2, padding=(0, 1), output_padding=(0, 1))
     )
 
 
 def down_right_shifted_deconv(channels):
-    """Doubles height and width; an output pixel sees the input pixel it lies in."""
+    """Transposed convolution that doubles height and width; an output pixel sees the pixel it lies in."""
     return normalized(nn.ConvTranspose2d(channels, channels, 2, 2))
 
 
@@ -64,13 +68,16 @@ def nin(in_channels, out_channels):
 
 
 def right_shift(x: Tensor) -> Tensor:
-    """Moves the image one column right; zeros enter at the left."""
+    """Shift images one column right; zeros enter at the left."""
     return F.pad(x, (1, -1))
 
 
 class GatedResnet(nn.Module):
-    """`x + a * sigmoid(b)`, with `a, b` from two convolutions of x, a short-cut from `aux_channels` channels
-    of another layer before the second one, and the label's embedding added before the gate."""
+    """Gated residual layer `x + a * sigmoid(b)`, with `a, b` from two convolutions of x.
+
+    A skip connection from `aux_channels` channels of another layer enters before the second convolution, and
+    the label's embedding before the gate.
+    """
 
     def __init__(self, conv, nr_filters: int, aux_channels: int, dropout: float, num_labels: int | None):
         super().__init__()
@@ -91,9 +98,10 @@ class GatedResnet(nn.Module):
 
 
 class Block(nn.Module):
-    """One gated residual layer of each stream: u first, then ul, which looks at u.
+    """One gated residual layer of each stream: u first, then ul, which reads u.
 
-    On the way down (`skip`) both also look at the layer of the same resolution on the way up."""
+    In the second half of the U-Net (`skip`) both also read a layer of the first half.
+    """
 
     def __init__(self, nr_filters: int, skip: bool, dropout: float, num_labels: int | None):
         super().__init__()
@@ -109,7 +117,7 @@ class Block(nn.Module):
 
 
 class Resample(nn.Module):
-    """A strided layer of each stream."""
+    """One strided layer of each stream."""
 
     def __init__(self, u: nn.Module, ul: nn.Module):
         super().__init__()
@@ -120,39 +128,52 @@ class Resample(nn.Module):
 
 
 class Features(NamedTuple):
-    """What a decode program stores of a layer: its features, and their concatenated ELU."""
+    """Values of a layer in a decode program: its features, and their concatenated ELU."""
 
     raw: Value
     elu: Value
 
 
 def shifted_taps(value: Value, conv: nn.Conv2d, both_sides: bool) -> list[Tap]:
-    """The taps of a down-shifted convolution, or of one that is shifted down and right."""
+    """Taps of a down-shifted convolution (`both_sides`), or of one that is shifted down and right."""
     height, width = conv.kernel_size
     return conv_taps(value, conv.weight, 1 - height, -(width // 2) if both_sides else 1 - width)
 
 
-class PixelCNNPP(ImageModel):
-    """PixelCNN++ (Salimans et al., 2017): an exact likelihood for images, pixel after pixel in raster order
-    and colour after colour, with a mixture of discretized logistics at each pixel. The defaults are the
-    published CIFAR-10 model.
+_DIGITS = {"options": {"nr_resnet": 1, "nr_filters": 32, "nr_logistic_mix": 5, "dropout": 0.3}}
 
-    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`.
+
+class PixelCNNPP(ImageModel):
+    """PixelCNN++ (Salimans et al., 2017, arXiv:1701.05517): a discretized logistic mixture at each pixel.
+
+    The defaults are the published CIFAR-10 model. Images are floats in [-1, 1], class `v` of `num_levels` at
+    `2 * v / (num_levels - 1) - 1`.
 
     Args:
         image_shape: (C, H, W); C is 1 or 3, H and W are multiples of 4.
-        nr_resnet: residual layers per resolution.
-        nr_filters: feature channels of each stream.
-        nr_logistic_mix: mixture components K.
-        dropout: probability inside the residual layers.
-        num_levels: values a subpixel can take.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        nr_resnet: Residual layers per resolution.
+        nr_filters: Features of each stream.
+        nr_logistic_mix: Mixture components K.
+        dropout: Dropout probability inside the residual layers.
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
 
-    Weights are normalised. Call `initialize` once with a batch before training, as the paper does: it sets
-    gains and biases from the data. Whether that happened is part of the state dict.
+    Weights are normalised. Call `initialize` (or `prepare`) once with a batch before training, as the paper
+    does: it sets gains and biases from the data. Whether that happened is part of the state dict.
 
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For values out of range, naming the argument.
     """
+
+    settings: ClassVar = {
+        "digits": _DIGITS,
+        "binary-digits": _DIGITS,
+        "photos": {
+            "size": 16,
+            "batch_size": 32,
+            "options": {"nr_resnet": 1, "nr_filters": 32, "dropout": 0.0},
+        },
+    }
 
     def __init__(
         self,
@@ -172,19 +193,11 @@ class PixelCNNPP(ImageModel):
         _check.at_least(1, nr_resnet=nr_resnet, nr_filters=nr_filters)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
-        self.config = {
-            "image_shape": self.image_shape,
-            "nr_resnet": nr_resnet,
-            "nr_filters": nr_filters,
-            "nr_logistic_mix": nr_logistic_mix,
-            "dropout": dropout,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
 
         def blocks(count, skip):
             return nn.ModuleList(Block(nr_filters, skip, dropout, num_labels) for _ in range(count))
 
+        self.nr_filters = nr_filters
         in_channels = image_shape[0] + 1
         self.u_input = down_shifted_conv(in_channels, nr_filters, (2, 3))
         self.ul_input_above = down_shifted_conv(in_channels, nr_filters, (1, 3))
@@ -209,8 +222,13 @@ class PixelCNNPP(ImageModel):
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Parameters of every pixel's mixture given the pixels before it.
 
-        `x (B, C, H, W)` in [-1, 1], `label (B,)` integers for a conditional model. Returns `(B, 10K, H, W)`,
-        or `(B, 3K, H, W)` for one channel, laid out as `discretized_logistic_mixture_nll` takes them.
+        Args:
+            x: Images `(B, C, H, W)` in [-1, 1].
+            label: Class indices `(B,)` for a conditional model.
+
+        Returns:
+            `(B, 10K, H, W)`, or `(B, 3K, H, W)` for one channel, laid out as
+            `gmfast.functional.discretized_logistic_mixture_nll` takes them.
         """
         label = self.check_input(x, label)
         # A channel of ones tells the image from the zeros of the padding.
@@ -236,15 +254,18 @@ class PixelCNNPP(ImageModel):
         return self.nin_out(F.elu(ul))
 
     def decoder(self) -> Builder:
-        """The model as a decode program. Stream u, which sees whole rows above only, is computed a row at a
-        time; a layer at half resolution runs at every second row and column."""
+        """The model as a decode program.
+
+        Stream u, which sees whole rows only, is computed a row at a time; a layer at half resolution runs at
+        every second row and column.
+        """
         channels, *size = self.image_shape
         builder = Builder(*size)
         x = builder.value(channels + 1)  # the last one is 1: it tells the image from what is around it
-        features = self.config["nr_filters"]
+        features = self.nr_filters
 
         def stored(scale):
-            """A layer's features, and their concatenated ELU."""
+            """Values of a layer at a scale."""
             return Features(builder.value(features, scale), builder.value(2 * features, scale))
 
         def append(taps, bias, out, when, **form):
@@ -298,8 +319,10 @@ class PixelCNNPP(ImageModel):
             return out
 
         def stream_input(convs, whole_row):
-            """Convolutions of the image, moved by a row or column, where zeros enter. So the bias is a weight
-            of the ones: it comes with the pixel that the convolution's own place is moved from."""
+            """Append convolutions of the image that are shifted by a row or column, where zeros enter.
+
+            The bias is a weight of the ones, so that it is shifted too.
+            """
             taps = []
             for conv, row, column in convs:
                 weight = conv.weight.clone()
@@ -341,9 +364,11 @@ class PixelCNNPP(ImageModel):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, label: Tensor | None = None) -> None:
-        """Sets every gain and bias so that each channel of each layer has mean 0 and standard deviation 1
-        over the batch `x` (0.1 before a gate). Does nothing when the model was initialised before, in this
-        process or in the one that saved its state dict."""
+        """Set gains and biases so that each channel of each layer is standardised over the batch `x`.
+
+        The standard deviation is 1, and 0.1 before a gate. Does nothing when the model was initialised
+        before, in this process or in the one that saved its state dict.
+        """
         if self.initialized:
             return
 
@@ -356,7 +381,7 @@ class PixelCNNPP(ImageModel):
             layer.bias.copy_((layer.bias - mean) * scale)
             return (y - mean[:, None, None]) * scale[:, None, None]
 
-        # Layer after layer in one pass: each is measured on inputs that are standardised already.
+        # In one pass: the inputs that a layer is measured on are standardised already.
         hooks = [
             layer.register_forward_hook(standardize)
             for layer in self.modules()
@@ -368,3 +393,7 @@ class PixelCNNPP(ImageModel):
             for hook in hooks:
                 hook.remove()
         self.initialized.fill_(True)
+
+    def prepare(self, batch: Batch) -> None:
+        """Initialise the weights from a batch, as `initialize`."""
+        self.initialize(*batch)

@@ -1,72 +1,45 @@
-"""What autoregressive models share: checks of their arguments, and sampling, by a decode program or with one
-full pass for each position."""
+"""Sampling of autoregressive models: by a decode program, or by one full pass for each position."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import _check, decode
 from ..._progress import Progress, reporting
+from ..base import Cached
+from .heads import Head
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+METHODS = ("cached", "naive")
 
 
-def check_label(label: Tensor | None, count: int, num_labels: int | None) -> Tensor | None:
-    """`label` as int64. Raises ValueError unless it is `count` integers below `num_labels`, or None where
-    that is None.
+def check_method(method: str, weights: str | None) -> None:
+    """Check the sampling method, and that `weights` are those of the cached one.
 
-    Values are looked at on the CPU only: elsewhere the host would have to wait for the device.
+    Raises:
+        ValueError: For another method, and for `weights` with "naive".
     """
-    if num_labels is None:
-        if label is not None:
-            raise ValueError("label: expected None, because the model is not conditional, got labels")
-        return None
-    if label is None:
-        raise ValueError(f"label: expected {count} integers below {num_labels}, got None")
-    if not isinstance(label, Tensor):
-        raise TypeError(f"label: expected a tensor of {count} integers, got {type(label).__name__}")
-    if label.shape != (count,) or label.dtype not in INTEGERS:
-        raise ValueError(f"label: expected {count} integers, got {label.dtype} of shape {tuple(label.shape)}")
-    label = label.long()
-    if label.device.type == "cpu" and count and not torch.compiler.is_compiling():
-        low, high = label.aminmax()
-        if low < 0 or high >= num_labels:
-            raise ValueError(
-                f"label: expected integers from 0 to {num_labels - 1}, "
-                f"got values from {int(low)} to {int(high)}"
-            )
-    return label
-
-
-def check_request(n: int, method: str, temperature: float, weights: str | None, what: str) -> None:
-    """Raises ValueError or TypeError for what no model can be asked to sample."""
-    _check.integer("n", n)
-    if n < 0:
-        raise ValueError(f"n: expected a number of {what}, got {n}")
-    if method not in ("cached", "naive"):
+    if method not in METHODS:
         raise ValueError(f'method: expected "cached" or "naive", got {method!r}')
     if method == "naive" and weights is not None:
         raise ValueError(f'weights: expected None with method="naive", got {weights!r}')
-    _check.number("temperature", temperature, 0, 1e30)
 
 
-def labels_of(label: Tensor | int | None, n: int, num_labels: int | None, device) -> Tensor | None:
-    """One class, or one for each of `n` samples, as the latter, int64."""
-    if label is not None:
-        label = torch.as_tensor(label)
-        label = label.expand(n) if label.dim() == 0 else label
-    label = check_label(label, n, num_labels)
-    return None if label is None else label.to(device)
+def place_given(given: Tensor | None, mask: Tensor | None, empty: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill `empty` with the given values that are kept.
 
+    Args:
+        given: Values in [-1, 1] of a shape that expands to that of `empty`; None: nothing is kept.
+        mask: Nonzero where values are kept, likewise.
+        empty: Zeros `(n, *S)`, changed in place.
 
-def kept(given: Tensor | None, mask: Tensor | None, empty: Tensor) -> tuple[Tensor, Tensor]:
-    """`empty` (n, *S), zeros, with what is given where it is kept, and booleans that say where that is: where
-    `mask` is not zero. Both expand to that shape; with neither nothing is kept.
+    Returns:
+        `empty`, and booleans of its shape that are true where a value is kept.
 
-    Raises ValueError for one without the other, for shapes and for values to keep outside [-1, 1] (which are
-    looked at on the CPU only), TypeError for integers and for what is no tensor."""
+    Raises:
+        ValueError: For one of `given` and `mask` without the other, shapes, and values to keep outside [-1,
+            1], which are checked on the CPU only. TypeError: For integers, and for what is no tensor.
+    """
     shape = tuple(empty.shape)
     if given is None:
         if mask is not None:
@@ -88,7 +61,7 @@ def kept(given: Tensor | None, mask: Tensor | None, empty: Tensor) -> tuple[Tens
     keep = (mask.to(empty.device) != 0).expand(shape)
     empty.copy_(torch.where(keep, given.to(empty), empty))
     if empty.device.type == "cpu":
-        wrong = ~(empty.abs() <= 1 + 1e-6)  # which NaN is too; levels may round to a little over 1
+        wrong = ~(empty.abs() <= 1 + 1e-6)  # true of NaN too; levels may round to a little over 1
         if wrong.any():
             raise ValueError(
                 f"given: expected values in [-1, 1] where mask keeps them, got {empty[wrong][0].item()}"
@@ -96,21 +69,9 @@ def kept(given: Tensor | None, mask: Tensor | None, empty: Tensor) -> tuple[Tens
     return empty, keep
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, and each of its modules in its own former mode afterwards."""
-    were_training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in were_training:
-            module.training = training
-
-
 @torch.no_grad()
 def sample_cached(
-    model: nn.Module,
+    model: Cached,
     x: Tensor,
     keep: Tensor,
     *,
@@ -123,11 +84,21 @@ def sample_cached(
     local: Tensor | None = None,
     **options,
 ) -> Tensor:
-    """What `sample_naive` returns, by a decode program: in float32 where the model is in half precision. `x`
-    may change.
+    """Draw the samples of `sample_naive` by a decode program; half-precision models run in float32.
 
-    `weights` and `options` are those of `gmfast.decode.compile`, `samples` and `local` those of
-    `Program.sample`."""
+    Args:
+        model: The model.
+        x: `(n, C, *S)`, holding the given values; it may change.
+        keep: Booleans like `x`, true where a value is given.
+        seed: int64 tensor `()`.
+        temperature: Factor of the noise.
+        label: Class indices `(n,)`.
+        weights: Dtype that weights are rounded to, as in `gmfast.decode.compile`.
+        progress: As in `Model.sample`.
+        samples: Indices of the samples in the noise, as in `Program.sample`.
+        local: Local features, likewise.
+        **options: Arguments of the model's `decoder`.
+    """
     program = decode.compile(model, weights=weights, **options).start(len(x), label)
     flat = x.flatten(2).to(program.dtype).contiguous()
     with reporting(progress, flat.shape[2], "position") as advance:
@@ -146,7 +117,7 @@ def sample_cached(
 @torch.no_grad()
 def sample_naive(
     params_of: Callable[[Tensor], Tensor],
-    head,
+    head: Head,
     x: Tensor,
     keep: Tensor,
     order: Sequence[tuple[int, slice]],
@@ -155,14 +126,25 @@ def sample_naive(
     temperature: float = 1.0,
     progress: Progress = False,
 ) -> Tensor:
-    """Fills `x` (n, C, *S) in place and returns it.
+    """Draw samples with one full pass for each position, in place.
 
-    Positions and channels come in `order`: (flat index into S, slice of channels). Where `keep` is true x
-    holds what is given, and stays. `params_of(x)` gives the head's parameters at every position. Noise is
-    keyed by (seed, sample, position), so drawing at all positions and keeping one gives each position noise
-    of its own.
+    Noise is keyed by (seed, sample, position), so drawing at all positions and keeping one gives each
+    position noise of its own.
+
+    Args:
+        params_of: The head's parameters at every position of `x`.
+        head: The head.
+        x: Contiguous `(n, C, *S)`, holding the given values.
+        keep: Booleans like `x`, true where a value is given.
+        order: Positions and channels in the order they are drawn in: index into the flattened S, and a slice.
+        seed: int64 tensor `()`.
+        temperature: Factor of the noise.
+        progress: As in `Model.sample`.
+
+    Returns:
+        `x`.
     """
-    flat, keep = x.flatten(2), keep.flatten(2)  # x is contiguous: a view
+    flat, keep = x.flatten(2), keep.flatten(2)
     with reporting(progress, len(order), "draw") as advance:
         for position, channels in order:
             keep_here = keep[:, channels, position]
