@@ -29,6 +29,9 @@ class Registry(MutableMapping):
             found = self._models[name] = getattr(import_module(f"{__package__}.{module}"), cls)
         return found
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._models
+
     def __setitem__(self, name: str, model: "str | type[Model]") -> None:
         self._models[name] = model
 

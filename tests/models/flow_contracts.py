@@ -10,7 +10,7 @@ import pytest
 import torch
 from models.image_contracts import images
 
-from gmfast.models.autoregressive import evaluating
+from gmfast.models.base import evaluating
 
 
 def jacobian_log_det(function, x):

@@ -8,7 +8,7 @@ from models.image_contracts import images
 
 import gmfast.functional as GF
 from gmfast.models import FlowPP
-from gmfast.models.flowpp import Checkerboard
+from gmfast.models.flows.flowpp import Checkerboard
 
 
 class TestFlowPP(FlowContracts):

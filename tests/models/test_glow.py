@@ -5,7 +5,7 @@ from models.flow_contracts import FlowContracts, Reversible
 from models.image_contracts import images
 
 from gmfast.models import Glow
-from gmfast.models.glow import NormalizedConv2d
+from gmfast.models.flows.glow import NormalizedConv2d
 
 
 class TestGlow(FlowContracts, Reversible):

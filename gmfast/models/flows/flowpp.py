@@ -1,5 +1,8 @@
 """Flow++: Ho, Chen, Srinivas, Duan and Abbeel, 2019, https://arxiv.org/abs/1902.00275."""
 
+from collections.abc import Iterator
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,18 +21,33 @@ from ...nn import (
 )
 from ...nn.transform import no_log_det
 from ..networks.labels import add_label, label_embedding
-from .image import ImageFlow
+from .image import PHOTOS, ImageFlow
+
+_OPTIONS = {
+    "num_couplings": (4, 2, 3),
+    "num_filters": 32,
+    "num_blocks": 1,
+    "num_components": 4,
+    "dequantizer_couplings": 2,
+    "dequantizer_filters": 16,
+    "dequantizer_blocks": 1,
+}
+_DIGITS = {"lr": 0.002, "options": {**_OPTIONS, "dropout": 0.1}}
 
 
 class Checkerboard(Transform):
-    """`(B, C, H, W)` to `(B, 2C, H, W/2)`: the fields of a checkerboard, as channels. Its own row keeps a
-    pixel; where row plus column is even it comes first."""
+    """Checkerboard squeeze, `(B, C, H, W)` to `(B, 2C, H, W/2)`: the two fields become channels.
 
-    def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+    A pixel stays in its row. The field where row plus column is even comes first.
+    """
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Squeeze `x (B, C, H, W)`; the log-determinant is 0."""
         left, right = x.unflatten(3, (-1, 2)).unbind(4)
         return torch.cat(self._exchange_in_odd_rows(left, right), 1), no_log_det(x)
 
-    def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Unsqueeze `z (B, 2C, H, W/2)`; the log-determinant is 0."""
         left, right = self._exchange_in_odd_rows(*z.chunk(2, 1))
         return torch.stack([left, right], 4).flatten(3), no_log_det(z)
 
@@ -43,12 +61,21 @@ class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each pixel."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x (B, C, H, W)`."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class GatedConv(nn.Module):
-    """`x + a * sigmoid(b)`, with `a, b` from two convolutions of x; the label is a bias of the first one, and
-    the context a summand."""
+    """Gated residual convolution: `x + a * sigmoid(b)`, with `a, b` from two convolutions of x.
+
+    The first convolution adds a class embedding, or a 1×1 convolution of the context.
+
+    Args:
+        channels: Number of channels.
+        dropout: Probability of dropout between the convolutions.
+        num_labels: Number of classes, or None.
+        num_context: Channels of the context; with 0 the context is the label.
+    """
 
     def __init__(self, channels: int, dropout: float, num_labels: int | None, num_context: int):
         super().__init__()
@@ -59,13 +86,21 @@ class GatedConv(nn.Module):
         self.second = nn.Conv2d(2 * channels, 2 * channels, 1)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Map `x (B, C, H, W)` to its shape; `context` is `(B, num_context, H, W)` or the label."""
         h = self.first(GF.concat_elu(x))
         h = h + self.context(context) if self.context is not None else add_label(h, self.embedding, context)
         return x + F.glu(self.second(self.dropout(GF.concat_elu(h))), 1)
 
 
 class GatedAttention(nn.Module):
-    """`x + a * sigmoid(b)`, with `a, b` from attention between all pixels, each of which knows its place."""
+    """Gated self-attention between pixels, with a learned position embedding: `x + a * sigmoid(b)`.
+
+    Args:
+        channels: Number of channels, a multiple of `num_heads`.
+        size: Height and width.
+        num_heads: Number of attention heads.
+        dropout: Probability of dropout after the attention.
+    """
 
     def __init__(self, channels: int, size: tuple[int, int], num_heads: int, dropout: float):
         super().__init__()
@@ -75,6 +110,7 @@ class GatedAttention(nn.Module):
         self.num_heads, self.dropout = num_heads, nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `x (B, C, H, W)` to features of its shape."""
         qkv = self.project(x + self.place).flatten(2)
         query, key, value = (
             part.unflatten(1, (self.num_heads, -1)).transpose(2, 3) for part in qkv.chunk(3, 1)
@@ -85,9 +121,21 @@ class GatedAttention(nn.Module):
 
 
 class AttentionNetwork(nn.Module):
-    """Blocks of a gated convolution and gated attention, each followed by layer normalisation, between a
-    first convolution and a last one that begins near zero. The context is the label, or with `num_context`
-    that many channels."""
+    """Conditioner of a coupling: gated convolutions and gated attention, each before layer normalisation.
+
+    The weights of the last convolution are near zero at first, its bias zero.
+
+    Args:
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        size: Height and width.
+        num_filters: Channels of the blocks, a multiple of `num_heads`.
+        num_blocks: Number of blocks.
+        num_heads: Number of attention heads.
+        dropout: Probability of dropout.
+        num_labels: Number of classes, or None.
+        num_context: Channels of the context; with 0 the context is the label.
+    """
 
     def __init__(
         self,
@@ -118,6 +166,7 @@ class AttentionNetwork(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`; `context` is as in `GatedConv`."""
         h = self.input(x)
         for conv, first_norm, attention, second_norm in self.blocks:
             h = second_norm(attention(first_norm(conv(h, context))))
@@ -125,8 +174,16 @@ class AttentionNetwork(nn.Module):
 
 
 def coupling(channels: int, size: tuple[int, int], num_components: int, **network) -> Transform:
-    """A coupling of the last half of the channels. Its mixtures begin with means apart: components that are
-    alike stay so."""
+    """Logistic mixture coupling of the last half of the channels.
+
+    The mixtures' means are spread over [-1, 1] at first: components that are equal would stay equal.
+
+    Args:
+        channels: Number of channels.
+        size: Height and width.
+        num_components: Number of logistics in a mixture.
+        network: Arguments of `AttentionNetwork`.
+    """
     half, num_params = channels // 2, 2 + 3 * num_components
     network = AttentionNetwork(channels - half, num_params * half, size, **network)
     with torch.no_grad():
@@ -136,13 +193,20 @@ def coupling(channels: int, size: tuple[int, int], num_components: int, **networ
 
 
 def exchange(channels: int) -> Permute:
-    """The last half of the channels first."""
+    """Permutation that puts the last half of the channels first."""
     return Permute([*range(channels - channels // 2, channels), *range(channels - channels // 2)])
 
 
 class Dequantizer(nn.Module):
-    """A density of the noise within levels, given the image: a flow from normal noise to (0, 1), of couplings
-    whose networks see features of the image."""
+    """Variational dequantization: a flow from normal noise to (0, 1), conditioned on features of the image.
+
+    Args:
+        image_shape: (C, H, W), with even W.
+        num_couplings: Number of couplings.
+        num_components: Number of logistics in a mixture.
+        num_filters: Channels of the features and of the couplings' networks.
+        network: `num_blocks`, `num_heads` and `dropout` of `AttentionNetwork`.
+    """
 
     def __init__(
         self,
@@ -177,46 +241,59 @@ class Dequantizer(nn.Module):
         self.transform = Sequential(*transforms, Inverse(self.split))
 
     def forward(self, unit: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """`unit`, the image in [-1, 1], and standard normal noise to u in (0, 1) and its log-density (B,)."""
+        """Map standard normal noise to dequantization noise.
+
+        Args:
+            unit: Images `(B, C, H, W)` in [-1, 1].
+            noise: Standard normal noise of the same shape.
+
+        Returns:
+            Noise u in (0, 1), at least float32, and its log-density given the image, `(B,)`, in nats.
+        """
         first, *blocks = self.features
         h = first(self.split(unit)[0])
         for block in blocks:
             h = block(h, None)
         t, log_det = self.transform(noise, h)
-        t = t.to(torch.promote_types(t.dtype, torch.float32))  # halves do not tell places within a level
+        t = t.to(torch.promote_types(t.dtype, torch.float32))  # halves do not resolve a level
         log_det = log_det + (F.logsigmoid(t) + F.logsigmoid(-t)).flatten(1).sum(1)
         return torch.sigmoid(t), GF.gaussian_log_prob(noise) - log_det
 
 
 class FlowPP(ImageFlow):
-    """Flow++ (Ho et al., 2019): couplings by the CDFs of logistic mixtures, whose networks have gated
-    convolutions and attention, and noise within the levels that a flow of its own learns. The defaults are
-    the published CIFAR-10 model.
+    """Flow++ (Ho et al., 2019): mixture-of-logistics couplings with attention, variational dequantization.
 
-    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`; `log_prob` and
-    `loss` bound the likelihood (`gmfast.models.flow_image.ImageFlow`). The density `q(u | x)` of the noise is
-    learned to make the bound tight: `log p(x + u) - log q(u | x)`.
+    Images and likelihood are as in `gmfast.models.flows.image.ImageFlow`, but a flow learns the density
+    `q(u | x)` of the dequantization noise, which tightens the bound `log p(x + u) - log q(u | x)`. The
+    defaults are the published CIFAR-10 model.
+
+    Activation normalisation and an invertible 1×1 convolution (Glow, arXiv:1807.03039) precede each coupling.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of 4.
-        num_couplings: of the fields of a checkerboard, then, at half the size, of halves of the channels,
-            then of a checkerboard again.
-        num_filters: channels of a coupling's network, a multiple of `num_heads`.
-        num_blocks: gated convolutions with attention in it.
-        num_components: logistics in a mixture.
-        num_heads: of the attention.
-        dropout: probability inside the networks.
-        dequantizer_couplings, dequantizer_filters, dequantizer_blocks: of the noise's flow. Without couplings
-            the noise is uniform.
-        alpha: keeps the logits of values finite.
-        num_levels: values a subpixel can take.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        num_couplings: Numbers of couplings: of checkerboard fields; at half the size, of halves of the
+            channels; and there of checkerboard fields again.
+        num_filters: Channels of a coupling's network, a multiple of `num_heads`.
+        num_blocks: Number of blocks, of a gated convolution and attention, of a coupling's network.
+        num_components: Number of logistics in a mixture.
+        num_heads: Number of attention heads.
+        dropout: Probability of dropout in the networks, in [0, 1).
+        dequantizer_couplings: Number of couplings of the dequantization flow; with 0 the noise is uniform.
+        dequantizer_filters: Channels of the dequantization flow's networks, a multiple of `num_heads`.
+        dequantizer_blocks: Number of blocks of the dequantization flow's networks.
+        alpha: Keeps the logits of values finite.
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
 
-    Before a coupling come activation normalisation and an invertible 1×1 convolution (Glow,
-    arXiv:1807.03039).
-
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For an argument out of its range, naming it. TypeError: For its type.
     """
+
+    settings: ClassVar = {
+        "digits": _DIGITS,
+        "binary-digits": _DIGITS,
+        "photos": {**PHOTOS, "lr": 0.002, "options": {**_OPTIONS, "dropout": 0.0}},
+    }
 
     def __init__(
         self,
@@ -256,27 +333,12 @@ class FlowPP(ImageFlow):
                 raise ValueError(f"{name}: expected a multiple of num_heads={num_heads}, got {filters}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
-        self.config = {
-            "image_shape": self.image_shape,
-            "num_couplings": num_couplings,
-            "num_filters": num_filters,
-            "num_blocks": num_blocks,
-            "num_components": num_components,
-            "num_heads": num_heads,
-            "dropout": dropout,
-            "dequantizer_couplings": dequantizer_couplings,
-            "dequantizer_filters": dequantizer_filters,
-            "dequantizer_blocks": dequantizer_blocks,
-            "alpha": alpha,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
         channels, height, width = self.image_shape
         self.noise_shape = (4 * channels, height // 2, width // 2)
         common = {"num_heads": num_heads, "dropout": dropout}
         network = {"num_filters": num_filters, "num_blocks": num_blocks, "num_labels": num_labels, **common}
 
-        def couplings(count, channels, size):
+        def couplings(count: int, channels: int, size: tuple[int, int]) -> Iterator[Transform]:
             for i in range(count):
                 if i > 0:
                     yield exchange(channels)
@@ -307,11 +369,14 @@ class FlowPP(ImageFlow):
             )
 
     def dequantize(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-        """Images to continuous values, and the log-determinant less the log-density of the noise, (B,)."""
+        """Map images to continuous values, with learned noise within a level.
+
+        Returns:
+            Values of the shape of `x` and the log-determinant `(B,)`, less the log-density of the noise.
+        """
         if self.dequantizer is None:
             return super().dequantize(x, seed)
-        dtype = next(self.parameters()).dtype
-        noise = GF.standard_normal(x.shape, seed=seed, dtype=dtype, device=x.device)
-        u, log_density = self.dequantizer(x.to(dtype), noise)
+        noise = GF.standard_normal(x.shape, seed=seed, dtype=self.dtype, device=x.device)
+        u, log_density = self.dequantizer(x.to(self.dtype), noise)
         y, log_det = self.continuous(x, u)
         return y, log_det - log_density

@@ -1,5 +1,7 @@
 """Glow: Kingma and Dhariwal, 2018, https://arxiv.org/abs/1807.03039."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,14 +9,18 @@ from torch import Tensor, nn
 from ... import _check
 from ...nn import ActNorm, AffineCoupling, Inverse, InvertibleConv1x1, Sequential, Split, Squeeze2d, Transform
 from ..networks.labels import add_label, label_embedding
-from .image import ImageFlow
+from .image import PHOTOS, ImageFlow
 
 COUPLINGS = ("affine", "additive")
 
+_DIGITS = {"lr": 0.002, "options": {"num_scales": 2, "num_steps": 8, "width": 64, "alpha": 0.05}}
+
 
 class NormalizedConv2d(ActNorm):
-    """A convolution that keeps the size, and the normalisation of its result, `(conv(x) + shift) *
-    exp(log_scale)`: one convolution whose weights have the scales in them."""
+    """Convolution of the same size with activation normalisation: `(conv(x) + shift) * exp(log_scale)`.
+
+    The scales are folded into the weights, so that it costs one convolution.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int):
         super().__init__(outputs)
@@ -22,6 +28,7 @@ class NormalizedConv2d(ActNorm):
         nn.init.normal_(self.weight, 0.0, 0.05)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`."""
         padding = self.weight.shape[2] // 2
         if self.training and not self._known_initialized:
             self._first_batch(F.conv2d(x, self.weight, padding=padding), inverse=False)
@@ -30,7 +37,7 @@ class NormalizedConv2d(ActNorm):
 
 
 class ZeroConv2d(nn.Module):
-    """A 3×3 convolution that begins at zero, with a learned gain `exp(3 * log_gain)` of each channel."""
+    """3×3 convolution, zero at first, with a learned gain `exp(3 * log_gain)` of each channel."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -38,13 +45,20 @@ class ZeroConv2d(nn.Module):
         self.bias, self.log_gain = (nn.Parameter(torch.zeros(outputs)) for _ in range(2))
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`; the label is ignored."""
         gain = torch.exp(3 * self.log_gain)
         return F.conv2d(x, self.weight * gain.view(-1, 1, 1, 1), self.bias * gain, padding=1)
 
 
 class CouplingNetwork(nn.Module):
-    """Rectified convolutions of 3×3 and 1×1, and one of 3×3 that begins at zero; the label is a bias of the
-    first one."""
+    """Convolutions of 3×3, 1×1 and 3×3; the first adds a class embedding, the last is zero at first.
+
+    Args:
+        inputs: Number of input channels.
+        width: Number of hidden channels.
+        outputs: Number of output channels.
+        num_labels: Number of classes, or None.
+    """
 
     def __init__(self, inputs: int, width: int, outputs: int, num_labels: int | None):
         super().__init__()
@@ -54,13 +68,14 @@ class CouplingNetwork(nn.Module):
         self.embedding = label_embedding(num_labels, width)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`."""
         # In place: a convolution's gradient does not need its result.
         h = F.relu(add_label(self.first(x), self.embedding, label), inplace=True)
         return self.out(F.relu(self.second(h), inplace=True))
 
 
 class Prior(nn.Module):
-    """Parameters of an affine map of all channels: numbers for each channel, and for each class more."""
+    """Mean and log-scale of the last scale's prior: one pair for each channel, plus one for each class."""
 
     def __init__(self, channels: int, num_labels: int | None):
         super().__init__()
@@ -72,37 +87,44 @@ class Prior(nn.Module):
             nn.init.zeros_(self.embedding.weight)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Broadcast the parameters over `x (B, _, H, W)`: `(B, 2 * channels, H, W)`."""
         params = self.params if self.embedding is None else self.params + self.embedding(label)
         params = (params * torch.exp(3 * self.log_gain)).expand(len(x), -1)
         return params[:, :, None, None].expand(-1, -1, *x.shape[2:])
 
 
 class Glow(ImageFlow):
-    """Glow (Kingma & Dhariwal, 2018): at each scale, steps of activation normalisation, an invertible 1×1
-    convolution and an affine coupling; then half of the channels leave, under a prior that the others
-    determine. The defaults are the published CIFAR-10 model.
+    """Glow (Kingma & Dhariwal, 2018): multi-scale steps of ActNorm, invertible 1×1 convolution and coupling.
 
-    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`; `log_prob` and
-    `loss` bound the likelihood (`gmfast.models.flow_image.ImageFlow`).
+    After the steps of each scale but the last, half of the channels are factored out, under a prior
+    conditioned on the others. Images and likelihood are as in `gmfast.models.flows.image.ImageFlow`. The
+    defaults are the published CIFAR-10 model.
+
+    Convolutions are zero-padded. Class embeddings are added to the prior's parameters at the last scale, as
+    published, and to the first layer of the couplings' networks.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of `2 ** num_scales`.
-        num_scales: the paper's L.
-        num_steps: at each scale, the paper's K.
-        width: channels within a coupling's network.
+        num_scales: Number of scales, the paper's L.
+        num_steps: Number of steps at each scale, the paper's K.
+        width: Hidden channels of a coupling's network.
         coupling: "affine" or "additive".
-        lu: parametrise the 1×1 convolutions by an LU decomposition.
-        alpha: 0, as published: values are taken as they are; else the logits that RealNVP takes.
-        reversible: memory for training that does not grow with the number of steps, at the cost of computing
-            activations again (`gmfast.nn.Sequential`).
-        num_levels: values a subpixel can take.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        lu: Whether the 1×1 convolutions are parametrised by an LU decomposition.
+        alpha: 0, as published, models the values themselves; otherwise their logits, as RealNVP does.
+        reversible: Whether training recomputes activations, so that its memory does not grow with the number
+            of steps (`gmfast.nn.Sequential`).
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
 
-    Convolutions take zeros around the image. Classes shift and scale the prior of what is left at the last
-    scale, as published, and are biases of the couplings' networks.
-
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For an argument out of its range, naming it. TypeError: For its type.
     """
+
+    settings: ClassVar = {
+        "digits": _DIGITS,
+        "binary-digits": _DIGITS,
+        "photos": {**PHOTOS, "lr": 0.002, "options": {"num_scales": 2, "num_steps": 8, "width": 96}},
+    }
 
     def __init__(
         self,
@@ -121,20 +143,8 @@ class Glow(ImageFlow):
         super().__init__(image_shape, num_levels, num_labels, alpha, 2**num_scales)
         if coupling not in COUPLINGS:
             raise ValueError(f"coupling: expected {' or '.join(COUPLINGS)}, got {coupling!r}")
-        self.config = {
-            "image_shape": self.image_shape,
-            "num_scales": num_scales,
-            "num_steps": num_steps,
-            "width": width,
-            "coupling": coupling,
-            "lu": lu,
-            "alpha": alpha,
-            "reversible": reversible,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
 
-        def step(channels):
+        def step(channels: int) -> list[Transform]:
             half = channels // 2
             additive = coupling == "additive"
             network = CouplingNetwork(channels - half, width, half if additive else 2 * half, num_labels)
@@ -145,8 +155,8 @@ class Glow(ImageFlow):
                 AffineCoupling(network, additive=additive, **affine),
             ]
 
-        def scale(number, channels) -> Transform:
-            """Keeps the shape of its input."""
+        def scale(number: int, channels: int) -> Transform:
+            """Scale `number` and those after it, from an input to noise of its shape."""
             transforms = [Squeeze2d()]
             for _ in range(num_steps):
                 transforms += step(4 * channels)

@@ -1,36 +1,51 @@
-"""What the flows of images share: dequantization, likelihood and sampling."""
+"""Base of the flows of images: dequantization, a bound of the likelihood, and sampling."""
 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import _check, _seed
 from ... import functional as GF
 from ...nn import Transform
-from ..base import check_label, evaluating
-from .sampling import labels_of
+from ..base import Batch, Likelihood, Model, check_image_shape, evaluating
+
+#: Size and batch of the photographs that train in minutes.
+PHOTOS = {"size": 16, "batch_size": 32}
 
 
-class ImageFlow(nn.Module):
-    """A normalizing flow of images: a density of continuous values, and by it a bound of the likelihood of
-    images, which have levels.
+class ImageFlow(Likelihood, Model):
+    """Normalizing flow of images: a density of continuous values, which bounds the likelihood of levels.
 
-    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. Level v becomes
-    `v + u` with noise u in (0, 1), and what the model says of an image is the density there, in units of a
-    level: by Jensen's inequality `log_prob` is at most the log of the image's probability on average over the
-    noise (Theis et al., 2016, arXiv:1511.01844), and so bits per dimension compare with those of an exact
-    likelihood, from above.
+    Images are floats in [-1, 1], level `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. Dequantization
+    adds noise u in (0, 1) to each level, and an image's likelihood is the density at `v + u`, in units of a
+    level. By Jensen's inequality the expectation of `log_prob` over the noise is at most the image's
+    log-probability (Theis et al., 2016, arXiv:1511.01844): bits per dimension bound those of an exact
+    likelihood from above.
 
-    A model gives its constructor's arguments to `config` and `transform`, from continuous values to noise,
-    whose shape is `noise_shape`. It may have a `base_log_prob` and a `noise` of its own, and `dequantize`.
+    A subclass sets `transform`, and `noise_shape` where it is not `image_shape`. It may override the base
+    distribution (`base_log_prob` and `noise`) and `dequantize`.
+
+    Attributes:
+        transform: From continuous values to noise; the context of its conditioners is the label, int64
+            `(B,)`, or None.
+        noise_shape: Shape of one sample's noise.
 
     Args:
-        alpha: the continuous values are logits of `alpha + (1 - 2 * alpha) * (v + u) / num_levels` (Dinh et
-            al., 2017, arXiv:1605.08803). 0: they are `(v + u) / num_levels - 0.5`.
+        image_shape: (C, H, W).
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
+        alpha: In [0, 0.5). Continuous values are logits of `alpha + (1 - 2 * alpha) * (v + u) / num_levels`
+            (Dinh et al., 2017, arXiv:1605.08803); with 0 they are `(v + u) / num_levels - 0.5`.
+        multiple: Power of two that H and W must be multiples of.
+
+    Raises:
+        ValueError: For an argument out of its range, naming it. TypeError: For its type.
     """
 
-    #: From continuous values to noise; the context of its conditioners is the label, int64 (B,), or None.
+    modalities = frozenset({"images"})
+    family = "flow"
+
     transform: Transform
     noise_shape: tuple[int, ...]
 
@@ -42,38 +57,60 @@ class ImageFlow(nn.Module):
         alpha: float,
         multiple: int = 1,
     ):
-        super().__init__()
-        image_shape = tuple(image_shape)
-        if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(f"image_shape: expected positive (C, H, W), got {image_shape}")
-        if any(size % multiple for size in image_shape[1:]):
-            raise ValueError(
-                f"image_shape: expected H and W to be multiples of {multiple}, which are halved "
-                f"{multiple.bit_length() - 1} times, got {image_shape}"
-            )
-        _check.at_least(2, num_levels=num_levels)
-        if num_labels is not None:
-            _check.at_least(1, num_labels=num_labels)
+        super().__init__(num_levels, num_labels)
+        _check.integer("num_levels", num_levels)
         if not 0 <= alpha < 0.5:
             raise ValueError(f"alpha: expected a number from 0 to below 0.5, got {alpha}")
-        self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
+        self.image_shape = self.noise_shape = check_image_shape(image_shape, multiple=multiple)
         self.alpha = alpha
-        self.noise_shape = image_shape
 
-    def forward(self, x: Tensor, label: Tensor | None = None, *, seed=None) -> tuple[Tensor, Tensor]:
-        """Images to noise `(B, *noise_shape)` and the log-determinant (B,), in nats, from levels on.
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Map images to noise.
 
-        `seed` is of the noise that fills the levels: an int, an int64 tensor, or a `torch.Generator`; None
-        draws one from torch's global generator."""
+        Args:
+            x: `(B, C, H, W)` in [-1, 1].
+            label: Class indices `(B,)` for a conditional model.
+            seed: Of the dequantization noise: an int, an int64 tensor, a `torch.Generator`, or None to draw
+                one from torch's.
+
+        Returns:
+            Noise `(B, *noise_shape)` and the log-determinant `(B,)`, in nats, dequantization included.
+
+        Raises:
+            ValueError: For shapes and values, naming the argument. TypeError: For types.
+        """
         label = self.check_input(x, label)
         y, log_det = self.dequantize(x, _seed.as_tensor(seed, x.device))
         z, more = self.transform(y, label)
         return z, log_det + more
 
-    def log_prob(self, x: Tensor, label: Tensor | None = None, *, seed=None, num_samples: int = 1) -> Tensor:
-        """A lower bound of each image's log-probability, (B,), in nats: an estimate from `num_samples` draws
-        of the noise, whose density is averaged (Burda et al., 2016, arXiv:1509.00519). The bound is tighter
-        with more of them, at their cost in time and memory. `seed` as in `forward`."""
+    def log_prob(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+        num_samples: int = 1,
+    ) -> Tensor:
+        """Lower bound of each image's log-probability, `(B,)`, in nats.
+
+        Args:
+            x: `(B, C, H, W)` in [-1, 1].
+            label: Class indices `(B,)` for a conditional model.
+            seed: Of the dequantization noise, as in `forward`.
+            num_samples: Number of draws of the noise, whose densities are averaged: an importance-weighted
+                bound (Burda et al., 2016, arXiv:1509.00519). More of them make it tighter, at a proportional
+                cost in time and memory.
+
+        Raises:
+            ValueError: For shapes and values, naming the argument. TypeError: For types.
+        """
         _check.at_least(1, num_samples=num_samples)
         if num_samples > 1:
             label = self.check_input(x, label)
@@ -86,8 +123,10 @@ class ImageFlow(nn.Module):
         return log_prob.unflatten(0, (-1, num_samples)).logsumexp(1) - math.log(num_samples)
 
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """An upper bound of the batch's negative log-likelihood, a scalar in bits per dimension, with noise
-        from torch's global generator."""
+        """Negative log-likelihood of the batch, or its upper bound, a scalar in bits per dimension.
+
+        The dequantization noise is seeded from torch's global generator.
+        """
         return -self.log_prob(x, label).sum() / (x.numel() * math.log(2))
 
     @torch.no_grad()
@@ -99,35 +138,34 @@ class ImageFlow(nn.Module):
         label: Tensor | int | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Draws `n` images, (n, C, H, W) in [-1, 1], in one pass.
+        """Draw `n` images, `(n, C, H, W)` in [-1, 1], in one pass.
+
+        Values beyond the lowest or the highest level are clamped to it. The model samples in eval mode and
+        returns to its former mode.
 
         Args:
-            n: how many; 0 is allowed.
-            seed: an int, an int64 tensor, or a `torch.Generator`; image i is the same whatever `n` is, unless
-                a value lies within rounding of the boundary between two levels.
-            label: one class or (n,) of them, for a conditional model.
-            temperature: what the noise is multiplied by; below 1 sharpens.
+            n: Number of images, 0 or more.
+            seed: An int, an int64 tensor, a `torch.Generator`, or None to draw one from torch's. Image i does
+                not depend on `n`, unless a value lies within rounding of the boundary between two levels.
+            label: One class or `(n,)` of them, for a conditional model.
+            temperature: Factor of the noise; below 1 sharpens.
 
-        Values beyond the lowest or the highest level become these. The model is in eval mode meanwhile and in
-        its former mode afterwards.
-
-        Raises ValueError or TypeError, naming the argument.
+        Raises:
+            ValueError: For values, naming the argument. TypeError: For types.
         """
-        _check.integer("n", n)
-        if n < 0:
-            raise ValueError(f"n: expected a number of images, got {n}")
-        _check.number("temperature", temperature, 0, 1e30)
-        weight = next(self.parameters())
-        label = labels_of(label, n, self.num_labels, weight.device)
+        request = self.request(n, seed=seed, label=label, temperature=temperature)
         with evaluating(self):
-            z = self.noise(n, _seed.as_tensor(seed, weight.device), weight.dtype, weight.device)
-            y, _ = self.transform.inverse(z if temperature == 1 else z * temperature, label)
+            z = self.noise(n, request.seed, self.dtype, self.device)
+            y, _ = self.transform.inverse(z if temperature == 1 else z * temperature, request.label)
         return self.quantize(y)
+
+    def prepare(self, batch: Batch) -> None:
+        """Initialise the activation normalisation (`initialize`) from the batch."""
+        self.initialize(*batch)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, label: Tensor | None = None) -> None:
-        """Initialises what takes its first values from data (`gmfast.nn.ActNorm`) from the batch `x`. The
-        first batch that is trained on does the same."""
+        """Initialise each `gmfast.nn.ActNorm` from the batch `x`, as the first training step would."""
         were_training = self.training
         self.train()
         try:
@@ -136,35 +174,51 @@ class ImageFlow(nn.Module):
             self.train(were_training)
 
     def base_log_prob(self, z: Tensor) -> Tensor:
-        """Log-density of noise, (B,), in nats."""
+        """Log-density of noise `z (B, *noise_shape)` under the base distribution, `(B,)`, in nats."""
         return GF.gaussian_log_prob(z)
 
     def noise(self, n: int, seed: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Draws from the base distribution, (n, *noise_shape)."""
+        """Draw from the base distribution, `(n, *noise_shape)`."""
         return GF.standard_normal((n, *self.noise_shape), seed=seed, dtype=dtype, device=device)
 
     def dequantize(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-        """Images to continuous values, uniform within a level, and the log-determinant (B,)."""
-        normal = GF.standard_normal(x.shape, seed=seed, dtype=self.dtype(x), device=x.device)
+        """Map images to continuous values, uniform within a level.
+
+        Returns:
+            Values of the shape of `x` and the log-determinant `(B,)`, less the log-density of the noise.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)  # half precision does not separate levels
+        normal = GF.standard_normal(x.shape, seed=seed, dtype=dtype, device=x.device)
         u = torch.special.ndtr(normal)  # uniform noise, keyed by the sample as the normal is
-        # 1 - u would be 0 for a draw in 30 million.
+        # Without the clamp u is 1 once in 30 million draws.
         return self.continuous(x, u.clamp(max=1 - torch.finfo(u.dtype).eps / 2))
 
     def continuous(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """What the transform takes of images and noise in (0, 1), and the log-determinant (B,) of it as a
-        function of the noise."""
+        """Map images and dequantization noise to the input of `transform`.
+
+        Args:
+            x: `(B, C, H, W)` in [-1, 1].
+            u: Noise in (0, 1), of the shape of `x`.
+
+        Returns:
+            Values of the shape of `x` and the log-determinant `(B,)` of the map from the noise.
+        """
         levels = self.levels(x).to(u.dtype)
         if self.alpha == 0:
             y = (levels + u) / self.num_levels - 0.5
             log_det = u.new_full((len(x),), -x[0].numel() * math.log(self.num_levels) if len(x) else 0.0)
         else:
             y, log_det = GF.dequantize_logit(levels, num_levels=self.num_levels, alpha=self.alpha, noise=u)
-        return y.to(next(self.parameters()).dtype), log_det
+        return y.to(self.dtype), log_det
 
     def levels(self, x: Tensor) -> Tensor:
-        """The classes of images, as floating point numbers. Values between two levels count as the nearest.
-        Raises ValueError for values beyond [-1, 1], which are looked at on the CPU only."""
-        levels = ((x.to(self.dtype(x)) + 1) * ((self.num_levels - 1) / 2)).round()
+        """Levels of images in [-1, 1], rounded to the nearest, as floating point numbers.
+
+        Raises:
+            ValueError: For values outside [-1, 1], which are checked on the CPU only.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)  # half precision does not separate levels
+        levels = ((x.to(dtype) + 1) * ((self.num_levels - 1) / 2)).round()
         if levels.device.type == "cpu" and levels.numel() and not torch.compiler.is_compiling():
             low, high = levels.aminmax()
             if not (low >= 0 and high < self.num_levels):
@@ -175,24 +229,9 @@ class ImageFlow(nn.Module):
         return levels
 
     def quantize(self, y: Tensor) -> Tensor:
-        """Continuous values to images on the levels' grid."""
+        """Map continuous values to images in [-1, 1], each value at a level."""
         if self.alpha == 0:
             levels = ((y + 0.5) * self.num_levels).floor().clamp(0, self.num_levels - 1)
         else:
             levels, _ = GF.dequantize_logit(y, num_levels=self.num_levels, alpha=self.alpha, inverse=True)
         return 2 * levels / (self.num_levels - 1) - 1
-
-    def check_input(self, x: Tensor, label: Tensor | None) -> Tensor | None:
-        """The labels as int64. Raises ValueError or TypeError for what is not a batch of images and its
-        labels."""
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
-            expected = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
-        return check_label(label, len(x), self.num_labels)
-
-    @staticmethod
-    def dtype(x: Tensor) -> torch.dtype:
-        """What levels and noise are computed in: half precision does not tell levels apart."""
-        return torch.float64 if x.dtype == torch.float64 else torch.float32

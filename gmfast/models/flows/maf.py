@@ -1,16 +1,27 @@
 """MAF: Papamakarios, Pavlakou and Murray, 2017, https://arxiv.org/abs/1705.07057."""
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 from ... import _check
 from ...nn import MaskedAffineAutoregressive
-from .vector import OfVectors, VectorFlow, stacked
+from .vector import PLANE, VECTORS, OfVectors, VectorFlow, stacked
+
+_IMAGES = {"lr": 0.002, "options": {"hidden": (128, 128)}}
+_POINTS = {**VECTORS, "options": {"num_transforms": 8}}
 
 
 class AffineAutoregressiveFlow(VectorFlow):
-    """What MAF and IAF share: all but the direction of their transforms."""
+    """Base of MAF and IAF, which differ in the direction of their transforms (`inverted`)."""
 
-    inverted: bool
+    settings: ClassVar = {
+        "digits": _IMAGES,
+        "binary-digits": _IMAGES,
+        "photos": {"size": 8, **_IMAGES},  # layers grow with the square of the number of values
+        **dict.fromkeys(PLANE, _POINTS),
+    }
+    inverted: ClassVar[bool]
 
     def __init__(
         self,
@@ -24,18 +35,9 @@ class AffineAutoregressiveFlow(VectorFlow):
     ):
         super().__init__(image_shape, num_levels, num_labels, alpha)
         _check.at_least(1, num_transforms=num_transforms)
-        self.config = {
-            "image_shape": self.image_shape,
-            "hidden": tuple(hidden),
-            "num_transforms": num_transforms,
-            "activation": activation,
-            "alpha": alpha,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
         values = math.prod(self.image_shape)
 
-        def make(order):
+        def make(order: Sequence[int]) -> MaskedAffineAutoregressive:
             return MaskedAffineAutoregressive(
                 values, tuple(hidden), order=order, num_context=num_labels or 0, activation=activation
             )
@@ -44,26 +46,26 @@ class AffineAutoregressiveFlow(VectorFlow):
 
 
 class MAF(AffineAutoregressiveFlow):
-    """Masked autoregressive flow: `z_i = x_i·s_i + t_i`, s_i and t_i computed from the values before x_i by a
-    masked network, several times, the order of the values turned around each time.
+    """Masked autoregressive flow: `z_i = x_i * s_i + t_i`, s_i and t_i functions of the values before x_i.
 
-    The density is one pass. Sampling goes value by value, each hidden unit computed once: the arithmetic of
-    one pass (`gmfast.nn.MaskedAffineAutoregressive`).
+    Each transform is a masked network; successive ones take the values in opposite orders. The density is one
+    pass. Sampling goes value by value and computes each hidden unit once: the arithmetic of one pass
+    (`gmfast.nn.MaskedAffineAutoregressive`). In place of the paper's batch normalisation an `ActNorm`
+    precedes each network.
 
     Data are real-valued vectors, or images as vectors of dequantized logits (`VectorFlow`).
 
     Args:
-        image_shape: (D,), or (C, H, W) of images.
-        hidden: sizes of each network's hidden layers.
-        num_transforms: how many networks.
+        image_shape: (D,) for real-valued data, (C, H, W) for images.
+        hidden: Sizes of each network's hidden layers.
+        num_transforms: Number of transforms.
         activation: "relu", "tanh", "elu" or "silu".
-        alpha: keeps the logits of images finite.
-        num_levels: values a subpixel can take; None for real-valued data.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        alpha: Keeps the logits of images finite.
+        num_levels: Number of values of a subpixel; None for real-valued data.
+        num_labels: Number of classes to condition on; None for an unconditional model.
 
-    Where the paper has batch normalisation there is `ActNorm`, before each network.
-
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For an argument out of its range, naming it. TypeError: For its type.
     """
 
     inverted = False

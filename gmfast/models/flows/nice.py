@@ -1,6 +1,7 @@
 """NICE: Dinh, Krueger and Bengio, 2014, https://arxiv.org/abs/1410.8516."""
 
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,19 @@ from .image import ImageFlow
 
 BASES = ("logistic", "normal")
 
+_SETTINGS = {"lr": 0.001, "options": {"num_couplings": 8, "hidden": 256, "num_hidden": 2, "alpha": 0.05}}
+
 
 class MLP(nn.Module):
-    """Rectified layers, whose last one begins at zero; the label is a bias of the first one."""
+    """Multilayer perceptron with ReLUs; the first layer adds a class embedding, the last is zero at first.
+
+    Args:
+        inputs: Number of input features.
+        hidden: Units of each hidden layer.
+        num_hidden: Number of hidden layers.
+        outputs: Number of output features.
+        num_labels: Number of classes, or None.
+    """
 
     def __init__(self, inputs: int, hidden: int, num_hidden: int, outputs: int, num_labels: int | None):
         super().__init__()
@@ -28,6 +39,7 @@ class MLP(nn.Module):
         self.embedding = label_embedding(num_labels, hidden)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Map `x (B, inputs)` to `(B, outputs)`."""
         for i, layer in enumerate(self.hidden):
             x = layer(x)
             x = F.relu(add_label(x, self.embedding, label) if i == 0 else x)
@@ -35,41 +47,49 @@ class MLP(nn.Module):
 
 
 class Flatten(Transform):
-    """`(B, *shape)` to (B, D)."""
+    """Samples `(B, *shape)` as vectors `(B, D)`."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
         self.shape = shape
 
-    def forward(self, x, context=None):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Flatten `x`; the log-determinant is 0."""
         return x.flatten(1), no_log_det(x)
 
-    def inverse(self, z, context=None):
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Unflatten `z`; the log-determinant is 0."""
         return z.unflatten(1, self.shape), no_log_det(z)
 
 
 class NICE(ImageFlow):
-    """NICE (Dinh et al., 2014): additive couplings of an image's values, the even-numbered and the odd ones
-    in turns, and a scale for each value at the end. The defaults are the published CIFAR-10 model.
+    """NICE (Dinh et al., 2014): additive couplings of an image's even-numbered and odd-numbered values.
 
-    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`; `log_prob` and
-    `loss` bound the likelihood (`gmfast.models.flow_image.ImageFlow`).
+    The couplings change the two halves in turns; a scale for each value comes last. Images and likelihood are
+    as in `gmfast.models.flows.image.ImageFlow`. The defaults are the published CIFAR-10 model.
+
+    The last scales are those of an `ActNorm`, which centres each value too (the paper has scales alone) and
+    is initialised from the first batch.
 
     Args:
-        image_shape: (C, H, W), of at least two values.
-        num_couplings: at least 2, for every value to change; the paper has 4.
-        hidden: units of each of a coupling's `num_hidden` layers.
-        num_hidden: rectified layers of a coupling.
-        base: of the noise, "logistic" or "normal".
-        alpha: 0, as published: values are taken as they are; else the logits that RealNVP takes.
-        num_levels: values a subpixel can take.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        image_shape: (C, H, W), with at least two values.
+        num_couplings: Number of couplings, 4 in the paper; at least 2, so that every value changes.
+        hidden: Units of each hidden layer of a coupling's network.
+        num_hidden: Number of hidden layers of a coupling's network.
+        base: Base distribution, "logistic" or "normal".
+        alpha: 0, as published, models the values themselves; otherwise their logits, as RealNVP does.
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
 
-    The scales at the end are those of an `ActNorm`, which centres each value too (the paper's has scales
-    alone): they begin at the deviations that the first batch has.
-
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For an argument out of its range, naming it. TypeError: For its type.
     """
+
+    settings: ClassVar = {
+        "digits": _SETTINGS,
+        "binary-digits": _SETTINGS,
+        "photos": {"size": 8, **_SETTINGS},  # layers grow with the square of the number of values
+    }
 
     def __init__(
         self,
@@ -91,36 +111,28 @@ class NICE(ImageFlow):
         if base not in BASES:
             raise ValueError(f"base: expected {' or '.join(BASES)}, got {base!r}")
         self.base = base
-        self.config = {
-            "image_shape": self.image_shape,
-            "num_couplings": num_couplings,
-            "hidden": hidden,
-            "num_hidden": num_hidden,
-            "base": base,
-            "alpha": alpha,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
         self.noise_shape = (values,)
         changed = values // 2
         kept = values - changed
         transforms = [Flatten(self.image_shape), Permute([*range(0, values, 2), *range(1, values, 2)])]
         for i in range(num_couplings):
-            if i > 0:  # what has changed comes first, for the others to follow it
+            if i > 0:  # the half that changed comes first, to condition the other
                 transforms.append(Permute([*range(kept, values), *range(kept)]))
             network = MLP(kept, hidden, num_hidden, changed, num_labels)
             transforms.append(AffineCoupling(network, additive=True))
         self.transform = Sequential(*transforms, ActNorm(values))
 
     def base_log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of noise `z (B, D)` under the base distribution, `(B,)`, in nats."""
         if self.base == "normal":
             return super().base_log_prob(z)
-        z = z.to(self.dtype(z))
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
         return (F.logsigmoid(z) + F.logsigmoid(-z)).sum(1)
 
-    def noise(self, n, seed, dtype, device) -> Tensor:
+    def noise(self, n: int, seed: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Draw from the base distribution, `(n, D)`."""
         if self.base == "normal":
             return super().noise(n, seed, dtype, device)
         z = super().noise(n, seed, torch.promote_types(dtype, torch.float32), device)
-        # By the CDFs, which are equal.
+        # The logistic quantile of the normal CDF.
         return (torch.special.log_ndtr(z) - torch.special.log_ndtr(-z)).to(dtype)

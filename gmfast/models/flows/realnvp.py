@@ -1,5 +1,7 @@
 """RealNVP: Dinh, Sohl-Dickstein and Bengio, 2017, https://arxiv.org/abs/1605.08803."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,13 +10,15 @@ from torch.nn.utils.parametrizations import weight_norm
 from ... import _check
 from ...nn import ActNorm, AffineCoupling, Inverse, Permute, Sequential, Split, Squeeze2d, Transform
 from ..networks.labels import add_label, label_embedding
-from .image import ImageFlow
+from .image import PHOTOS, ImageFlow
 
 SCALE_MAPS = ("tanh", "atan")
 
+_DIGITS = {"lr": 0.002, "options": {"num_blocks": 2, "num_filters": 24}}
+
 
 class ResidualBlock(nn.Module):
-    """`x` and what two rectified 3×3 convolutions make of it."""
+    """Residual block of two weight-normalised 3×3 convolutions, each after a ReLU."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -22,13 +26,22 @@ class ResidualBlock(nn.Module):
         self.second = weight_norm(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `x (B, C, H, W)` to features of its shape."""
         return x + self.second(F.relu(self.first(F.relu(x))))
 
 
 class ResidualNetwork(nn.Module):
-    """Residual blocks of rectified, weight-normalised convolutions (Salimans & Kingma, 2016,
-    arXiv:1602.07868) between a first one and a last one of 1×1, which begins at zero; the label is a bias of
-    the first."""
+    """Residual network of weight-normalised convolutions (Salimans & Kingma, 2016, arXiv:1602.07868).
+
+    The first convolution adds a class embedding; the last, of 1×1, is zero at first.
+
+    Args:
+        inputs: Number of input channels.
+        channels: Number of channels of the blocks.
+        num_blocks: Number of residual blocks.
+        outputs: Number of output channels.
+        num_labels: Number of classes, or None.
+    """
 
     def __init__(self, inputs: int, channels: int, num_blocks: int, outputs: int, num_labels: int | None):
         super().__init__()
@@ -40,40 +53,46 @@ class ResidualNetwork(nn.Module):
         self.embedding = label_embedding(num_labels, channels)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`."""
         h = add_label(self.input(x), self.embedding, label)
         return self.out(F.relu(self.blocks(h)))
 
 
 def checkerboard(height: int, width: int, odd: bool) -> Tensor:
-    """1 where row plus column is even, or odd; (1, H, W)."""
+    """Checkerboard mask `(1, H, W)`: 1 where row plus column is even, or where it is odd."""
     return ((torch.arange(height)[:, None] + torch.arange(width) + odd) % 2 == 0).float()[None]
 
 
 class RealNVP(ImageFlow):
-    """RealNVP (Dinh et al., 2017): affine couplings of the fields of a checkerboard, then of halves of the
-    channels, at several scales; half of the values leave at each. The defaults are the published CIFAR-10
-    model.
+    """RealNVP (Dinh et al., 2017): multi-scale affine couplings with checkerboard and channel masks.
 
-    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`; `log_prob` and
-    `loss` bound the likelihood (`gmfast.models.flow_image.ImageFlow`).
+    At each scale but the last, half of the values are factored out. Images and likelihood are as in
+    `gmfast.models.flows.image.ImageFlow`. The defaults are the published CIFAR-10 model.
+
+    In place of the paper's batch normalisation an `ActNorm` follows each coupling, so that the density of a
+    sample does not depend on its batch, and networks have weight normalisation alone.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of `2 ** (num_scales - 1)`.
-        num_scales: the paper has 2 for images of 32×32.
-        num_blocks: residual blocks in a coupling's network.
-        num_filters: its channels; twice as many at each scale than at the one before.
-        scale_map: how a log-scale is bounded, "tanh" or "atan" (`gmfast.functional.affine_coupling`).
-        alpha: keeps the logits of values finite.
-        reversible: memory for training that does not grow with the number of couplings, at the cost of
-            computing activations again (`gmfast.nn.Sequential`).
-        num_levels: values a subpixel can take.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        num_scales: Number of scales; the paper has 2 for images of 32×32.
+        num_blocks: Number of residual blocks of a coupling's network.
+        num_filters: Channels of a coupling's network at the first scale; each scale doubles them.
+        scale_map: Bound of the log-scales, "tanh" or "atan" (`gmfast.functional.affine_coupling`).
+        alpha: Keeps the logits of values finite.
+        reversible: Whether training recomputes activations, so that its memory does not grow with the number
+            of couplings (`gmfast.nn.Sequential`).
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
 
-    Where the paper has batch normalisation, couplings are followed by `ActNorm`, whose density at a sample
-    does not depend on the others of its batch, and networks are normalised by weight alone.
-
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For an argument out of its range, naming it. TypeError: For its type.
     """
+
+    settings: ClassVar = {
+        "digits": _DIGITS,
+        "binary-digits": _DIGITS,
+        "photos": {**PHOTOS, "lr": 0.002, "options": {"num_blocks": 2, "num_filters": 32}},
+    }
 
     def __init__(
         self,
@@ -98,24 +117,13 @@ class RealNVP(ImageFlow):
                 f"num_scales: expected the last scale of {self.image_shape} to have two pixels or more, "
                 f"got {num_scales}"
             )
-        self.config = {
-            "image_shape": self.image_shape,
-            "num_scales": num_scales,
-            "num_blocks": num_blocks,
-            "num_filters": num_filters,
-            "scale_map": scale_map,
-            "alpha": alpha,
-            "reversible": reversible,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
 
-        def coupling(channels, filters, mask=None):
+        def coupling(channels: int, filters: int, mask: Tensor | None = None) -> AffineCoupling:
             seen, changed = (channels // 2, channels // 2) if mask is None else (channels, channels)
             network = ResidualNetwork(seen, filters, num_blocks, 2 * changed, num_labels)
             return AffineCoupling(network, scale_map=scale_map, mask=mask)
 
-        def scale(number, channels, height, width) -> Transform:
+        def scale(number: int, channels: int, height: int, width: int) -> Transform:
             last, filters = number == num_scales - 1, num_filters * 2**number
             transforms = []
             for i in range(4 if last else 3):

@@ -1,6 +1,8 @@
 """Neural spline flows: Durkan, Bekasov, Murray and Papamakarios, 2019, https://arxiv.org/abs/1906.04032."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,22 @@ from ...nn import (
     Transform,
 )
 from ..networks.labels import add_label, label_embedding
-from .vector import OfVectors, VectorFlow, stacked
+from .image import PHOTOS
+from .vector import PLANE, VECTORS, OfVectors, VectorFlow, stacked
+
+_IMAGES = {"lr": 0.002, "options": {"num_transforms": 4, "width": 48}}
 
 
 class ResidualMLP(nn.Module):
-    """Residual blocks of two rectified layers between a first layer, which sees the context too, and a last
-    one, which begins at zero."""
+    """Residual multilayer perceptron with ReLUs; the first layer sees the context, the last is zero at first.
+
+    Args:
+        inputs: Number of input features.
+        outputs: Number of output features.
+        width: Units of each layer.
+        num_blocks: Number of residual blocks, of two layers each.
+        num_context: Number of features of the context.
+    """
 
     def __init__(self, inputs: int, outputs: int, width: int, num_blocks: int, num_context: int = 0):
         super().__init__()
@@ -37,6 +49,7 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map `x (B, inputs)` and `context (B, num_context)` to `(B, outputs)`."""
         h = self.input(x if context is None else torch.cat([x, context], 1))
         for block in self.blocks:
             h = h + block(h)
@@ -44,7 +57,15 @@ class ResidualMLP(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """The same of 3×3 convolutions; the label is a bias of the first layer's channels."""
+    """Residual network of convolutions; the first adds a class embedding, the last is zero at first.
+
+    Args:
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        width: Channels of each layer.
+        num_blocks: Number of residual blocks, of two convolutions each.
+        num_labels: Number of classes, or None.
+    """
 
     def __init__(self, inputs: int, outputs: int, width: int, num_blocks: int, num_labels: int | None):
         super().__init__()
@@ -64,6 +85,7 @@ class ResidualConv(nn.Module):
         self.embedding = label_embedding(num_labels, width)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`."""
         h = add_label(self.input(x), self.embedding, label)
         for block in self.blocks:
             h = h + block(h)
@@ -71,31 +93,40 @@ class ResidualConv(nn.Module):
 
 
 class SplineFlow(VectorFlow):
-    """Neural spline flow: monotonic rational-quadratic splines of the values, whose bins a network computes
-    from other values.
+    """Neural spline flow: monotonic rational-quadratic splines, whose bins depend on other values.
 
-    The data's shape chooses the network. Real-valued vectors (D,): couplings of half of the values, given by
-    a residual multilayer perceptron, each after a learned linear map; with `autoregressive`, splines of every
-    value given those before it, which samples value by value (and is what a single value, D = 1, gets).
-    Images (C, H, W), as dequantized logits: couplings of channels, given by a residual convolutional network,
-    each after an invertible 1×1 convolution, with pixels in twos squeezed into channels (as long as height
-    and width are even) `num_scales` times, `num_transforms` couplings at each.
+    Real-valued vectors (D,) have couplings of half of the values, conditioned by a residual multilayer
+    perceptron, each after a learned linear map. With `autoregressive`, and for D = 1, each value has a spline
+    conditioned on the values before it, and sampling goes value by value.
+
+    Images (C, H, W), as dequantized logits, have couplings of channels, conditioned by a residual
+    convolutional network, each after an invertible 1×1 convolution. Each of the `num_scales` scales first
+    squeezes squares of 2×2 pixels into channels, as long as height and width are even.
 
     Args:
-        image_shape: (D,), or (C, H, W) of images.
-        num_transforms: couplings, or autoregressive transforms; of images at each scale.
-        num_bins: of a spline.
-        bound: splines reach from -bound to bound; beyond, values pass as they are.
-        width: of the networks.
-        num_blocks: residual blocks of a coupling's network. Autoregressive: hidden layers.
-        autoregressive: for vectors only.
-        num_scales: for images only.
-        alpha: keeps the logits of images finite.
-        num_levels: values a subpixel can take; None for real-valued data.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        image_shape: (D,) for real-valued data, (C, H, W) for images.
+        num_transforms: Number of couplings or autoregressive transforms; for images, at each scale.
+        num_bins: Number of bins of a spline.
+        bound: Splines act in [-bound, bound], the identity outside.
+        width: Units or channels of the networks' layers.
+        num_blocks: Number of residual blocks of a coupling's network, or of hidden layers of an
+            autoregressive one.
+        autoregressive: Whether transforms are autoregressive; for vectors only.
+        num_scales: Number of scales; for images only.
+        alpha: Keeps the logits of images finite.
+        num_levels: Number of values of a subpixel; None for real-valued data.
+        num_labels: Number of classes to condition on; None for an unconditional model.
 
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For an argument out of its range, naming it. TypeError: For its type.
     """
+
+    settings: ClassVar = {
+        "digits": _IMAGES,
+        "binary-digits": _IMAGES,
+        "photos": {**PHOTOS, **_IMAGES},
+        **dict.fromkeys(PLANE, VECTORS),
+    }
 
     def __init__(
         self,
@@ -118,19 +149,6 @@ class SplineFlow(VectorFlow):
         _check.at_least(0, num_blocks=num_blocks)
         if not bound > 0:
             raise ValueError(f"bound: expected a positive number, got {bound}")
-        self.config = {
-            "image_shape": self.image_shape,
-            "num_transforms": num_transforms,
-            "num_bins": num_bins,
-            "bound": bound,
-            "width": width,
-            "num_blocks": num_blocks,
-            "autoregressive": autoregressive,
-            "num_scales": num_scales,
-            "alpha": alpha,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
         spline = {"num_bins": num_bins, "bound": float(bound)}
         if num_levels is not None:
             if autoregressive:
@@ -142,7 +160,7 @@ class SplineFlow(VectorFlow):
         values = math.prod(self.image_shape)
         if autoregressive or values == 1:
 
-            def make(order):
+            def make(order: Sequence[int]) -> MaskedSplineAutoregressive:
                 return MaskedSplineAutoregressive(
                     values, (width,) * num_blocks, order=order, num_context=num_labels or 0, **spline
                 )
@@ -158,8 +176,17 @@ class SplineFlow(VectorFlow):
         self.transform = OfVectors(transform, num_labels)
 
 
-def _couplings(channels: int, count: int, network, spline: dict) -> Sequential:
-    """`count` times ActNorm, a linear map of the channels and a coupling; `network(seen, outputs)`."""
+def _couplings(
+    channels: int, count: int, network: Callable[[int, int], nn.Module], spline: dict[str, Any]
+) -> Sequential:
+    """Stack `count` times an ActNorm, a linear map of the channels and a spline coupling.
+
+    Args:
+        channels: Number of channels.
+        count: Number of couplings.
+        network: Makes a conditioner from its numbers of inputs and outputs.
+        spline: `num_bins` and `bound`.
+    """
     changed, num_params = channels // 2, 3 * spline["num_bins"] - 1
     transforms = []
     for _ in range(count):
@@ -179,8 +206,9 @@ def _of_images(
     width: int,
     num_blocks: int,
     num_labels: int | None,
-    spline: dict,
+    spline: dict[str, Any],
 ) -> Transform:
+    """Stack the scales of images of `shape`; the arguments are those of `SplineFlow` and `_couplings`."""
     channels, transforms, squeezes = shape[0], [], 0
     for _ in range(num_scales):
         if not any(size % 2 ** (squeezes + 1) for size in shape[1:]):

@@ -1,54 +1,82 @@
-"""What the flows of vectors share: real-valued data, and images as vectors."""
+"""Base of the flows of vectors, which take images too, and transforms of vectors."""
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ... import _check
 from ...nn import ActNorm, Inverse, Sequential, Transform, naive_inverse
-from ..base import check_label
+from ..base import Model
 from .image import ImageFlow
+
+#: Data sets of points of the plane.
+PLANE = ("moons", "circles", "swiss-roll", "checkerboard", "gaussians", "spirals")
+#: Batch and learning rate for them, whose networks are small.
+VECTORS = {"batch_size": 256, "lr": 0.003}
 
 
 class VectorFlow(ImageFlow):
-    """A normalizing flow of real-valued vectors, with an exact density; or of images, as `ImageFlow` says.
+    """Normalizing flow of real-valued vectors, with an exact density, or of images (`ImageFlow`).
 
-    With `num_levels` None a sample is D real numbers, and what the transform sees of them is standardised:
-    `(x - mean) / std`, by constants that `standardize` sets, from the training data. They are part of the
-    model and of its density: `log_prob` is that of the numbers as they come (their standardised density less
-    `sum(log(std))`), `loss` is in bits per dimension of it (which may be negative, as a density may exceed
-    1), and samples are in the data's units.
+    With `num_levels` None a sample is D real numbers, which the transform sees standardised, as
+    `(x - mean) / std` (`standardize`). The constants are part of the model and of its density: `log_prob` is
+    that of the numbers in the data's units (the standardised density less `sum(log(std))`), `loss` is in bits
+    per dimension of it, negative where the density exceeds 1, and samples are in the data's units.
+
+    Attributes:
+        mean: Per-feature mean, `(D,)`; real-valued data only.
+        std: Per-feature standard deviation, `(D,)`; real-valued data only.
+
+    Args:
+        image_shape: (D,) for real-valued data, (C, H, W) for images.
+        num_levels: Number of values of a subpixel; None for real-valued data.
+        num_labels: Number of classes to condition on; None for an unconditional model.
+        alpha: Keeps the logits of images finite (`ImageFlow`).
+
+    Raises:
+        ValueError: For an argument out of its range, naming it. TypeError: For its type.
     """
 
-    #: `gmfast train` gives such a model real-valued data.
-    real_valued = True
+    modalities = frozenset({"images", "vectors"})
+    data = "moons"
 
     def __init__(
         self,
         image_shape: tuple[int, ...],
         num_levels: int | None,
         num_labels: int | None,
-        alpha: float | None,
+        alpha: float,
     ):
-        image_shape = tuple(image_shape)
         if num_levels is not None:
             super().__init__(image_shape, num_levels, num_labels, alpha)
             return
-        nn.Module.__init__(self)
+        Model.__init__(self, num_levels, num_labels)
+        image_shape = tuple(image_shape)
         if len(image_shape) != 1 or image_shape[0] < 1:
             raise ValueError(
                 f"image_shape: expected (D,) for real-valued data (num_levels None), got {image_shape}"
             )
-        if num_labels is not None:
-            _check.at_least(1, num_labels=num_labels)
-        self.image_shape, self.num_levels, self.num_labels = image_shape, None, num_labels
-        self.noise_shape = image_shape
+        self.image_shape = self.noise_shape = image_shape
         self.register_buffer("mean", torch.zeros(image_shape))
         self.register_buffer("std", torch.ones(image_shape))
 
+    @property
+    def modality(self) -> str:
+        """Kind of data that this instance models: "vectors" or "images"."""
+        return "vectors" if self.num_levels is None else "images"
+
     @torch.no_grad()
     def standardize(self, mean: Tensor, std: Tensor) -> None:
-        """Sets what real-valued data are standardised with, (D,) each; `std` is positive."""
+        """Set the constants that real-valued data are standardised with.
+
+        Args:
+            mean: Per-feature mean over the training set, `(D,)`.
+            std: Per-feature standard deviation, `(D,)`, positive.
+
+        Raises:
+            ValueError: For shapes and values, naming the argument, and for a model of images.
+        """
         if self.num_levels is not None:
             raise ValueError("standardize: expected a model of real-valued data, got one of images")
         for name, value in (("mean", mean), ("std", std)):
@@ -71,12 +99,19 @@ class VectorFlow(ImageFlow):
         temperature: float = 1.0,
         method: str = "cached",
     ) -> Tensor:
-        """Draws `n` samples, (n, *image_shape): in the data's units, or images in [-1, 1] on the levels'
-        grid.
+        """Draw `n` samples, `(n, *image_shape)`: vectors in the data's units, or images in [-1, 1].
 
-        Arguments are those of `ImageFlow.sample`, and `method`: what an autoregressive transform inverts
-        itself with, "cached", which computes nothing twice, or "naive", one full pass for each value. Both
-        give the same samples to rounding.
+        Args:
+            n: Number of samples, 0 or more.
+            seed: An int, an int64 tensor, a `torch.Generator`, or None to draw one from torch's. Sample i
+                does not depend on `n`, to rounding.
+            label: One class or `(n,)` of them, for a conditional model.
+            temperature: Factor of the noise; below 1 sharpens.
+            method: How an autoregressive transform is inverted: "cached" computes each hidden unit once,
+                "naive" runs a full pass for each value. Both give the same samples to rounding.
+
+        Raises:
+            ValueError: For values, naming the argument. TypeError: For types.
         """
         if method not in ("cached", "naive"):
             raise ValueError(f'method: expected "cached" or "naive", got {method!r}')
@@ -87,38 +122,42 @@ class VectorFlow(ImageFlow):
             return super().sample(n, **options)
 
     def dequantize(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+        """Map samples to continuous values: standardised vectors, or dequantized images.
+
+        Returns:
+            Values of the shape of `x` and the log-determinant `(B,)`.
+        """
         if self.num_levels is not None:
             return super().dequantize(x, seed)
-        dtype = self.dtype(x)
+        dtype = torch.promote_types(x.dtype, torch.float32)
         mean, std = self.mean.to(dtype), self.std.to(dtype)
         y = (x.to(dtype) - mean) / std
-        return y.to(next(self.parameters()).dtype), -std.log().sum().expand(len(x))
+        return y.to(self.dtype), -std.log().sum().expand(len(x))
 
     def quantize(self, y: Tensor) -> Tensor:
+        """Map continuous values to samples: vectors in the data's units, or images in [-1, 1]."""
         return super().quantize(y) if self.num_levels is not None else y * self.std + self.mean
-
-    def check_input(self, x: Tensor, label: Tensor | None) -> Tensor | None:
-        if self.num_levels is not None:
-            return super().check_input(x, label)
-        if x.dim() != 2 or tuple(x.shape[1:]) != self.image_shape:
-            raise ValueError(f"x: expected shape (B, {self.image_shape[0]}), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"x: expected floating point numbers, got {x.dtype}")
-        return check_label(label, len(x), self.num_labels)
 
 
 class OfVectors(Transform):
-    """A transform of vectors (B, D), for samples of any shape; its context is the label, one-hot."""
+    """Transform of vectors `(B, D)` applied to flattened samples of any shape, with one-hot labels.
+
+    Args:
+        transform: Transform of vectors, whose context is `(B, num_labels)` or None.
+        num_labels: Number of classes.
+    """
 
     def __init__(self, transform: Transform, num_labels: int | None):
         super().__init__()
         self.transform, self.num_labels = transform, num_labels
 
-    def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map `x (B, *S)` to noise of its shape and the log-determinant `(B,)`; `context` is the label."""
         z, log_det = self.transform(x.flatten(1), self._one_hot(context, x))
         return z.view_as(x), log_det
 
-    def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map noise `z (B, *S)` back; the arguments are those of `forward`."""
         x, log_det = self.transform.inverse(z.flatten(1), self._one_hot(context, z))
         return x.view_as(z), log_det
 
@@ -126,9 +165,17 @@ class OfVectors(Transform):
         return None if label is None else F.one_hot(label, self.num_labels).to(like.dtype)
 
 
-def stacked(make, num_transforms: int, values: int, inverted: bool) -> Transform:
-    """`num_transforms` autoregressive transforms `make(order)`, in the order of the values and the opposite
-    one by turns, each with an `ActNorm` before it, where the papers have batch normalisation."""
+def stacked(
+    make: Callable[[Sequence[int]], Transform], num_transforms: int, values: int, inverted: bool
+) -> Transform:
+    """Stack autoregressive transforms in alternating orders, each after an `ActNorm`.
+
+    Args:
+        make: Makes a transform of vectors for an order of the values.
+        num_transforms: Number of transforms; the first goes from first value to last, the next one back.
+        values: Number of values of a vector.
+        inverted: Whether to exchange the directions of each transform.
+    """
     transforms = []
     for i in range(num_transforms):
         transform = make(range(values) if i % 2 == 0 else range(values - 1, -1, -1))

@@ -1,0 +1,244 @@
+"""The contract of `gmfast.models.base.Model`, for each model that `MODELS` names."""
+
+import copy
+import inspect
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn.utils.parametrize import is_parametrized
+
+from gmfast.models import MODELS, Model
+from gmfast.models.base import Batch, Cached, Compresses, Guided, Likelihood, Reconstructs, evaluating
+
+MODALITIES = {"images", "sound", "vectors", "text", "strokes", "points", "video"}
+#: Sample shape and number of levels.
+DATA = {"images": ((1, 8, 8), 17), "sound": ((1, 24), 256), "vectors": ((4,), None)}
+
+UNET = {"channels": 4, "multipliers": (1, 2), "num_blocks": 1, "attention": (4,), "dropout": 0.1}
+#: Options of small networks.
+SMALL = {
+    "consistency": UNET,
+    "ddpm": {**UNET, "num_timesteps": 8},
+    "edm": UNET,
+    "energy": {"channels": 4, "num_scales": 2, "langevin_steps": 3, "buffer_size": 16},
+    "flow_matching": UNET,
+    "flowpp": {
+        "num_couplings": (1, 1, 0),
+        "num_filters": 4,
+        "num_blocks": 1,
+        "num_components": 2,
+        "dequantizer_couplings": 1,
+        "dequantizer_filters": 4,
+        "dequantizer_blocks": 1,
+    },
+    "gated_pixelcnn": {"nr_layers": 2, "nr_filters": 4, "nr_out_filters": 8},
+    "glow": {"num_scales": 2, "num_steps": 1, "width": 4},
+    "iaf": {"hidden": (8,), "num_transforms": 2},
+    "made": {"hidden": (8,), "num_orders": 2},
+    "maf": {"hidden": (8,), "num_transforms": 2},
+    "ncsn": {**UNET, "sigma_min": 1.0},
+    "nice": {"num_couplings": 2, "hidden": 4, "num_hidden": 1},
+    "pixelcnn": {"nr_resnet": 1, "nr_filters": 4, "nr_out_filters": 8},
+    "pixelcnnpp": {"nr_resnet": 1, "nr_filters": 4, "nr_logistic_mix": 2},
+    "realnvp": {"num_blocks": 1, "num_filters": 4},
+    "spline_flow": {"num_transforms": 1, "width": 8, "num_blocks": 1},
+    "wavenet": {"num_cycles": 1, "layers_per_cycle": 3, "residual_channels": 4, "skip_channels": 8},
+}
+
+models = pytest.mark.parametrize("name", MODELS)
+
+
+def build(name: str) -> list[tuple[Model, Batch]]:
+    """A small model and a batch, prepared, for each modality of the class, conditional where it can be."""
+    built, cls = [], MODELS[name]
+    for modality in sorted(cls.modalities):
+        shape, levels = DATA[modality]
+        options = {**cls.data_arguments(shape, levels), **SMALL[name]}
+        conditional = "num_labels" in cls.options()
+        torch.manual_seed(0)
+        model = cls(**options, **({"num_labels": 3} if conditional else {}))
+        x = torch.randn(4, *shape)
+        if levels is not None:
+            x = torch.randint(levels, (4, *shape)) * (2 / (levels - 1)) - 1
+        batch = Batch(x, torch.tensor([0, 1, 2, 0]) if conditional else None)
+        model.prepare(batch)
+        assert model.modality == modality
+        built.append((model, batch))
+    return built
+
+
+def label_of(model: Model) -> dict[str, int]:
+    return {} if model.num_labels is None else {"label": 1}
+
+
+@models
+def test_class_attributes(name):
+    cls = MODELS[name]
+    assert issubclass(cls, Model)
+    assert cls.modalities and cls.modalities <= MODALITIES
+    assert isinstance(cls.family, str) and cls.family
+    assert cls.metrics and all(isinstance(unit, str) for unit in cls.metrics.values())
+    assert all(isinstance(description, str) for description in cls.requires.values())
+    assert cls.prepare_size >= 0 and cls.evaluate_size >= 1
+
+
+@models
+def test_settings_name_options_of_the_constructor(name):
+    cls = MODELS[name]
+    for settings in cls.settings.values():
+        assert settings.keys() <= {"batch_size", "lr", "size", "options"}
+        for option, value in settings.get("options", {}).items():
+            assert type(value) is type(cls.options()[option])
+
+
+@models
+def test_config_builds_the_same_model(name):
+    for model, _ in build(name):
+        cls, config = type(model), model.config
+        assert config.keys() == cls.options().keys() and all(config[k] == v for k, v in SMALL[name].items())
+        assert cls(**config).config == config
+        assert cls(**json.loads(json.dumps(config))).config == config  # lists become tuples again
+        again = cls(**config)
+        again.load_state_dict(model.state_dict())
+        config.clear()
+        assert model.config  # what is returned is a copy
+
+
+@models
+def test_copies_keep_config_and_state(name):
+    for model, _ in build(name):
+        copies = [copy.deepcopy(model)]
+        if not any(is_parametrized(module) for module in model.modules()):  # which torch does not pickle
+            copies.append(pickle.loads(pickle.dumps(model)))
+        for again in copies:
+            assert again.config == model.config and again.modality == model.modality
+            assert again.state_dict().keys() == model.state_dict().keys()
+
+
+@models
+def test_options_are_the_constructor_s_arguments(name):
+    cls = MODELS[name]
+    named = {
+        name
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    assert named <= cls.options().keys()
+    assert inspect.Parameter.empty not in cls.options().values()  # the published model is the default
+    shape, levels = DATA[min(cls.modalities)]
+    assert cls.data_arguments(shape, levels).keys() | SMALL[name].keys() <= cls.options().keys()
+
+
+@models
+def test_sample(name):
+    for model, batch in build(name):
+        names = type(model).sample_options()
+        assert "seed" in names and set(names) < inspect.signature(model.sample).parameters.keys()
+        assert ("label" in names) == ("num_labels" in model.options())
+        model.train()
+        x = model.sample(2, seed=7, **label_of(model))
+        assert x.shape == (2, *batch.x.shape[1:]) and x.isfinite().all()
+        assert torch.equal(x, model.sample(2, seed=7, **label_of(model)))
+        assert all(module.training for module in model.modules())
+        with pytest.raises(ValueError, match=f"n: expected a number of {model.modality}, got -1"):
+            model.sample(-1, **label_of(model))
+        with pytest.raises(TypeError, match="seed: expected"):
+            model.sample(1, seed="7", **label_of(model))
+        if model.num_labels is not None:
+            with pytest.raises(
+                ValueError, match="label: expected integers from 0 to 2, got values from 3 to 3"
+            ):
+                model.sample(1, label=3)
+
+
+@models
+def test_evaluate_gives_each_sample_s_metrics(name):
+    for model, batch in build(name):
+        with torch.no_grad(), evaluating(model):
+            metrics = model.evaluate(batch)
+        assert list(metrics) == list(model.metrics)
+        for values in metrics.values():
+            assert values.shape == (4,) and values.isfinite().all()
+
+
+@models
+def test_players_share_no_parameter_and_every_loss_is_a_player_s(name):
+    for model, batch in build(name):
+        players = model.players()
+        parameters = [p for player in players.values() for p in player.parameters]
+        assert len({id(p) for p in parameters}) == len(parameters) > 0
+        assert {id(p) for p in parameters} <= {id(p) for p in model.parameters()}
+        for player, losses in model.training_step(batch, 0):
+            losses["loss"].backward()
+            assert losses["loss"].dim() == 0
+            assert all(p.grad is None or p.grad.isfinite().all() for p in players[player].parameters)
+            assert any(p.grad is not None for p in players[player].parameters)
+
+
+@models
+def test_mix_ins(name):
+    """They stand before `Model` in the method resolution order, to replace what it does by default."""
+    order = MODELS[name].mro()
+    for mix_in in (Likelihood, Cached, Guided, Reconstructs, Compresses):
+        assert mix_in not in order or order.index(mix_in) < order.index(Model)
+
+
+@models
+def test_build_on_takes_what_the_model_requires(name):
+    (model, _), *_ = build(name)
+    with pytest.raises(ValueError, match="nonsense: expected"):
+        model.build_on(nonsense=model)
+
+
+def test_importing_the_package_imports_no_family():
+    code = """
+import sys
+import gmfast.models as models
+
+def loaded():
+    return {name.split(".")[2] for name in sys.modules if name.startswith("gmfast.models.")}
+
+assert loaded() <= {"base", "networks", "registry"}, loaded()
+assert "Glow" in dir(models) and "glow" in models.MODELS and len(list(models.MODELS)) > 10
+assert models.MODELS.resolve("Glow") == "glow"
+assert loaded() <= {"base", "networks", "registry"}, loaded()
+models.Glow
+assert loaded() == {"base", "flows", "networks", "registry"}, loaded()
+assert not hasattr(models, "Gloow")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("PixelCNN++", "pixelcnnpp"),
+        ("pixel-cnn-pp", "pixelcnnpp"),
+        ("PixelCNNPP", "pixelcnnpp"),
+        ("Flow++", "flowpp"),
+        ("Glow", "glow"),
+        ("GLOW", "glow"),
+        ("SplineFlow", "spline_flow"),
+        ("spline flow", "spline_flow"),
+        ("spline-flow", "spline_flow"),
+        ("EnergyModel", "energy"),
+        ("ConsistencyModel", "consistency"),
+    ],
+)
+def test_spellings(spelling, name):
+    assert MODELS.resolve(spelling) == MODELS.resolve(name) == name
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"model: expected one of .*, got 'glwo'; did you mean 'glow'\?"):
+        MODELS.resolve("glwo")
+    with pytest.raises(
+        ValueError, match=r"model: expected one of .*, got 'PixelCNM'; did you mean 'pixelcnn'\?"
+    ):
+        MODELS.resolve("PixelCNM")
+    with pytest.raises(ValueError, match=r"model: expected one of .*, got 'transmogrifier'$"):
+        MODELS.resolve("transmogrifier")
