@@ -344,6 +344,12 @@ def bits_per_dim(log_prob: Tensor, x: Tensor) -> Tensor:
     return -log_prob / (x[0].numel() * math.log(2)) if len(x) else log_prob
 
 
+def quantize(x: Tensor, num_levels: int) -> Tensor:
+    """Round values to the nearest of `num_levels` equally spaced ones from -1 to 1."""
+    scale = (num_levels - 1) / 2
+    return ((x + 1) * scale).round().clamp(0, num_levels - 1) / scale - 1
+
+
 def check_image_shape(
     image_shape: Sequence[int], *, channels: Sequence[int] | None = None, multiple: int = 1
 ) -> tuple[int, int, int]:

@@ -1,40 +1,55 @@
 """Energy-based models: Du and Mordatch, 2019, https://arxiv.org/abs/1903.08689."""
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _check, _seed
 from .. import functional as GF
-from .autoregressive import evaluating, reporting
-from .diffusion_image import ImageDiffusion
+from .._progress import Progress, reporting
+from .base import Batch, Model, check_image_shape, evaluating, quantize
+
+_SMALL = {"channels": 32, "langevin_steps": 20, "buffer_size": 1024}
+_DIGITS = {"lr": 0.0003, "options": {**_SMALL, "num_scales": 2}}
 
 
-class EnergyModel(ImageDiffusion):
-    """An energy of images, learned by making that of data lower than that of what Langevin dynamics finds
-    (Du and Mordatch, 2019, arXiv:1903.08689): implicit generation, from noise or from a buffer of what
-    earlier steps of training found, which the model keeps.
+class EnergyModel(Model):
+    """Energy-based model of images (Du and Mordatch, 2019, arXiv:1903.08689).
 
-    The energy is a residual network's, of weights with spectral normalisation.
+    Training lowers the energy of data and raises that of samples, which Langevin dynamics draws from noise or
+    from a replay buffer of earlier samples. The energy is a residual network with spectral normalisation.
+
+    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`.
 
     Args:
         image_shape: (C, H, W).
-        channels: of the network's first layer, which twice as many follow each time the image is halved.
-        num_scales: resolutions.
-        langevin_steps: in training, at each step of it.
-        step_size: what the gradient of the energy is multiplied by in a step, at most 0.01 of it an element.
-        noise: standard deviation of a step's noise, below that of the dynamics proper, as published.
-        buffer_size: images that the buffer holds.
-        fresh: the share of training's chains that begin with noise.
-        penalty: of the squares of the energies, which keeps them near zero.
-        num_levels: values a subpixel can take.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        channels: Channels of the network at the highest resolution; they double at each lower one.
+        num_scales: Number of resolutions, each half the one before.
+        langevin_steps: Langevin steps at each step of training.
+        step_size: Factor of the energy's gradient in a Langevin step; each gradient is clamped to 0.01.
+        noise: Standard deviation of a step's noise, below that of Langevin dynamics proper, as published.
+        buffer_size: Number of images in the replay buffer.
+        fresh: Share of the chains in training that start from noise.
+        penalty: Weight of the mean squared energies in the loss, which keeps energies near zero.
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
 
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For an argument out of range, naming it.
     """
 
+    modalities = frozenset({"images"})
     family = "energy model"
-    unit = "energy of data less that of samples"
+    settings: ClassVar = {
+        "digits": _DIGITS,
+        "binary-digits": _DIGITS,
+        "photos": {"size": 16, "batch_size": 32, "lr": 0.0003, "options": {**_SMALL, "num_scales": 3}},
+    }
+    metrics: ClassVar = {"loss": "energy of data less that of samples"}
+    evaluate_size = 32
 
     def __init__(
         self,
@@ -50,7 +65,8 @@ class EnergyModel(ImageDiffusion):
         num_levels: int = 256,
         num_labels: int | None = None,
     ):
-        super().__init__(image_shape, num_levels, num_labels)
+        super().__init__(num_levels, num_labels)
+        self.image_shape = check_image_shape(image_shape)
         _check.at_least(
             1,
             channels=channels,
@@ -65,59 +81,64 @@ class EnergyModel(ImageDiffusion):
                 raise ValueError(f"{name}: expected a positive number, got {value}")
         if not penalty >= 0:
             raise ValueError(f"penalty: expected 0 or more, got {penalty}")
-        self.config = {
-            "image_shape": self.image_shape,
-            "channels": channels,
-            "num_scales": num_scales,
-            "langevin_steps": langevin_steps,
-            "step_size": step_size,
-            "noise": noise,
-            "buffer_size": buffer_size,
-            "fresh": fresh,
-            "penalty": penalty,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
+        self.langevin_steps, self.step_size, self.noise = langevin_steps, step_size, noise
+        self.fresh, self.penalty = fresh, penalty
         self.register_buffer("buffer", torch.rand(buffer_size, *self.image_shape) * 2 - 1)
         self.register_buffer("buffer_label", torch.randint(num_labels or 1, (buffer_size,)))
         self.network = EnergyNetwork(self.image_shape[0], channels, num_scales, num_labels)
 
     def energy(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Of each image, (B,): minus the log-density, up to a constant that nobody knows."""
+        """Energy of each image, `(B,)`: minus the log-density, up to an unknown constant."""
         return self.network(x, label)
 
     forward = energy
 
     def score(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Minus the energy's gradient by `x`."""
+        """Minus the gradient of the energy with respect to `x`."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.energy(x, label).sum(), x)
         return -gradient
 
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """The mean energy of `x` less that of as many samples, which in training chains of Langevin dynamics
-        move first; and the penalty. Noise is from torch's global generator."""
+        """Mean energy of images less that of as many samples, and in training mode the penalty.
+
+        Torch's global generator draws the noise.
+        """
+        data, found = self._energies(x, label)
+        difference = data.mean() - found.mean()
+        if not self.training:
+            return difference
+        return difference + self.penalty * (data.square() + found.square()).mean()
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`: energy of each image less the mean energy of as many samples, `(B,)`."""
+        data, found = self._energies(*batch)
+        return {"loss": data - found.mean()}
+
+    def _energies(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Energies of images and of samples from the buffer, `(B,)` each.
+
+        In training mode, Langevin dynamics moves the samples first.
+        """
         label = self.check_input(x, label)
         count, device = len(x), x.device
         chosen = torch.randint(len(self.buffer), (count,), device=device)
         start, start_label = self.buffer[chosen].to(x.dtype), self.buffer_label[chosen]
-        fresh = torch.rand(count, device=device) < self.config["fresh"]
+        fresh = torch.rand(count, device=device) < self.fresh
         start = torch.where(fresh.view(-1, 1, 1, 1), torch.rand_like(start) * 2 - 1, start)
         if label is not None:
             start_label = torch.where(fresh, label, start_label)
         found_label = None if label is None else start_label
         if self.training:
             with evaluating(self):
-                start = self.langevin(start, found_label, self.config["langevin_steps"])
+                start = self.langevin(start, found_label, self.langevin_steps)
             self.buffer[chosen], self.buffer_label[chosen] = start.to(self.buffer.dtype), start_label
-        # Dequantized a little, lest data be told from samples by lying on levels.
+        # A little noise, lest lying on levels tell data from samples.
         real = x + 0.005 * torch.randn_like(x) if self.training else x
-        data, found = self.energy(torch.cat([real, start]), _both(label, found_label)).chunk(2)
-        difference = data.mean() - found.mean()
-        if not self.training:
-            return difference
-        return difference + self.config["penalty"] * (data.square() + found.square()).mean()
+        both = None if label is None else torch.cat([label, found_label])
+        data, found = self.energy(torch.cat([real, start]), both).chunk(2)
+        return data, found
 
     @torch.no_grad()
     def langevin(
@@ -125,38 +146,76 @@ class EnergyModel(ImageDiffusion):
         x: Tensor,
         label: Tensor | None,
         steps: int,
-        seed=None,
-        advance=lambda more: None,
+        seed: int | Tensor | torch.Generator | None = None,
+        advance: Callable[[int], object] = lambda more: None,
     ) -> Tensor:
-        """`steps` of Langevin dynamics from `x`, within [-1, 1], all with draws of one seed."""
+        """Langevin dynamics from `x (B, C, H, W)`, clamped to [-1, 1].
+
+        Args:
+            x: Start of the chains.
+            label: Classes, int64 `(B,)`, or None.
+            steps: Number of steps.
+            seed: One seed of all steps: an int, an int64 tensor, or a `torch.Generator`.
+            advance: Called with 1 after each step.
+        """
         seed = _seed.as_tensor(seed, x.device)
-        size, noise = self.config["step_size"], self.config["noise"]
+        size = self.step_size
+        temperature = self.noise**2 / (2 * size)
         for draw in range(1, steps + 1):
             score = self.score(x, label).clamp(-0.01, 0.01)
             x = GF.langevin_step(
-                x, score, step_size=size, temperature=noise**2 / (2 * size), seed=seed, draw=draw
+                x, score, step_size=size, temperature=temperature, seed=seed, draw=draw
             ).clamp(-1, 1)
             advance(1)
         return x
 
-    def draw(
-        self, n: int, seed: Tensor, label: Tensor | None, *, guidance, progress, langevin_steps: int = 400
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+        label: Tensor | int | None = None,
+        progress: Progress = False,
+        langevin_steps: int = 400,
     ) -> Tensor:
-        """By Langevin dynamics from uniform noise.
+        """Draw `n` images, `(n, C, H, W)`, by Langevin dynamics from uniform noise.
+
+        Values are rounded to the nearest level.
 
         Args:
-            langevin_steps: how many.
+            n: Number of images, 0 or more.
+            seed: An int, an int64 tensor, or a `torch.Generator`; image i is the same whatever `n` is, unless
+                a value lies within rounding of the boundary between two levels.
+            label: One class or `(n,)` of them, for a conditional model.
+            progress: True shows a bar; a function is called with the steps done and their number.
+            langevin_steps: Number of steps.
+
+        Raises:
+            ValueError: For values, naming the argument. TypeError: For types.
         """
+        n, seed, label = self.request(n, seed=seed, label=label)
         _check.at_least(1, langevin_steps=langevin_steps)
+        if n == 0:
+            return torch.empty(0, *self.image_shape, dtype=self.dtype, device=self.device)
         normal = GF.standard_normal((n, *self.image_shape), seed=seed, dtype=self.dtype, device=self.device)
         x = 2 * torch.special.ndtr(normal) - 1
-        with reporting(progress, langevin_steps, "step") as advance:
-            return self.langevin(x, label, langevin_steps, seed, advance)
+        with evaluating(self), reporting(progress, langevin_steps, "step") as advance:
+            x = self.langevin(x, label, langevin_steps, seed, advance)
+        return quantize(x, self.num_levels)
+
+    def check_input(self, x: Tensor, label: Tensor | None = None) -> Tensor | None:
+        """Check a batch of images and return its labels as int64; values are checked on the CPU only.
+
+        Raises:
+            ValueError: For the shape or values of `x`, or labels that do not fit. TypeError: For integers.
+        """
+        label = super().check_input(x, label)
+        _check.values("x", x, -1 - 1e-6, 1 + 1e-6)
+        return label
 
 
 class EnergyNetwork(nn.Module):
-    """Residual blocks at each resolution, and a number for each image: of what is left, summed over pixels;
-    for each class a weighting of its own."""
+    """Residual network with a scalar output for each class, a linear map of features summed over pixels."""
 
     def __init__(self, in_channels: int, channels: int, num_scales: int, num_labels: int | None):
         super().__init__()
@@ -168,6 +227,7 @@ class EnergyNetwork(nn.Module):
         self.out = nn.Linear(widths[-1], num_labels or 1)
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Map images `x (B, C, H, W)` of classes `label (B,)` to energies, `(B,)`."""
         h = self.stem(x)
         for number, block in enumerate(self.blocks):
             h = block(F.avg_pool2d(h, 2, ceil_mode=True) if number else h)
@@ -176,7 +236,7 @@ class EnergyNetwork(nn.Module):
 
 
 class EnergyBlock(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Residual block of two convolutions with spectral normalisation."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -186,8 +246,5 @@ class EnergyBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`."""
         return self.shortcut(x) + self.second(F.silu(self.first(F.silu(x))))
-
-
-def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    return None if first is None else torch.cat([first, second])

@@ -4,7 +4,10 @@ pixels in float64.
 A test file derives a class from `DiffusionContracts` and names the model and the arguments of a tiny one.
 """
 
+import copy
+import dataclasses
 import math
+import pickle
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -12,6 +15,8 @@ import pytest
 import torch
 from models.image_contracts import images
 from torch import nn
+
+from gmfast.models.base import Batch, Likelihood
 
 UNET = {"channels": 4, "multipliers": (1, 2), "num_blocks": 1, "attention": (2,), "dropout": 0.0}
 
@@ -31,6 +36,12 @@ def gaussian_log_prob(x, mean, variance):
     """Of independent values of one normal distribution, (B,)."""
     squares = (x - mean).square() / variance + math.log(2 * math.pi * variance)
     return -0.5 * squares.flatten(1).sum(1)
+
+
+def evaluated(model, x, label):
+    """Held-out figures, whose noise torch's seed 5 gives."""
+    torch.manual_seed(5)
+    return model.evaluate(Batch(x, label))
 
 
 class DiffusionContracts:
@@ -61,8 +72,7 @@ class DiffusionContracts:
         torch.manual_seed(0)
         options = {"num_levels": 5} | self.tiny() | options
         model = self.model(image_shape or self.image_shape, **options).double()
-        if hasattr(model, "initialize"):
-            model.initialize(images(model, 8))
+        model.prepare(Batch(images(model, 8)))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -118,19 +128,6 @@ class DiffusionContracts:
         done, total = seen[-1]
         assert done == total > 0
 
-    def test_continuous_values_fill_their_levels(self):
-        model = self.build(num_levels=3)
-        model.dequantize = True
-        x = images(model, 512)
-        y = model.continuous(x, 1)
-        inside = (y - x) * 2  # half a level to either side
-        assert torch.equal(model.quantize(y), x.clamp(-1, 1)) and inside.abs().max() <= 1
-        counts = torch.histc(inside, 8, -1, 1) / inside.numel()
-        assert (counts - 1 / 8).abs().max() < 5 * math.sqrt(1 / 8 / inside.numel())
-        assert model.log_level_volume == pytest.approx(x[0].numel() * math.log(1.0))
-        model.dequantize = False
-        assert torch.equal(model.continuous(x), x)
-
     def test_training_lowers_the_loss(self):
         torch.manual_seed(0)
         model = self.model(self.image_shape, **{"num_levels": 5, "num_labels": 2} | self.tiny())
@@ -138,8 +135,7 @@ class DiffusionContracts:
         x[:, :, ::2] = x[:, :, 1::2]  # rows in pairs
         label = torch.arange(128) % 2
         x[label == 1] = x[label == 1].abs()
-        if hasattr(model, "initialize"):
-            model.initialize(x, label)
+        model.prepare(Batch(x, label))
         optimizer = torch.optim.Adam(model.parameters(), 0.005)
 
         def measured():
@@ -159,6 +155,8 @@ class DiffusionContracts:
     def test_config_and_state_dict_give_the_same_model(self):
         model = self.build(num_labels=3)
         again = self.model(**model.config).double()
+        copies = (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model)))
+        assert all(m.config == model.config for m in copies) and model.config.keys() == model.options().keys()
         again.load_state_dict(model.state_dict())
         again.eval()
         x, label = images(model, 2), torch.tensor([0, 2])
@@ -168,17 +166,22 @@ class DiffusionContracts:
             results.append((m.loss(x, label), m.sample(2, seed=1, label=0)))
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
-    def test_held_out_loss_is_that_of_log_prob(self):
+    def test_held_out_figures_are_those_of_log_prob_or_the_loss(self):
         model = self.build(num_labels=3)
-        if not hasattr(model, "heldout_loss"):
-            assert model.unit != "bits per dimension"
-            return
         x, label = images(model, 3), torch.tensor([0, 2, 1])
+        if not isinstance(model, Likelihood):
+            assert "bits_per_dim" not in model.metrics
+            ((name, values),) = evaluated(model, x, label).items()
+            torch.manual_seed(5)
+            assert model.metrics.keys() == {name} and values.shape == (3,) and values.unique().numel() == 3
+            assert values.mean().item() == pytest.approx(model.loss(x, label).item())
+            return
+        assert model.metrics == {"bits_per_dim": "bits per dimension"}
+        bits = evaluated(model, x, label)["bits_per_dim"]
         torch.manual_seed(5)
-        bits = model.heldout_loss(x, label)
-        torch.manual_seed(5)
-        expected = -model.log_prob(x, label).mean() / (x[0].numel() * math.log(2))
-        assert bits.item() == pytest.approx(expected.item(), rel=0.3) and not bits.requires_grad
+        expected = -model.log_prob(x, label) / (x[0].numel() * math.log(2))
+        assert bits.shape == (3,) and not bits.requires_grad
+        assert bits.mean().item() == pytest.approx(expected.mean().item(), rel=0.3)
         first, again, other = (model.log_prob(x, label, seed=seed, **self.few) for seed in (3, 3, 4))
         assert torch.equal(first, again) and not torch.isclose(first, other).any()
         assert not torch.isclose(first, model.log_prob(x, label.roll(1), seed=3, **self.few)).all()
@@ -221,6 +224,30 @@ class DiffusionContracts:
 class WithUNet:
     """Tests to inherit beside the others, of models that have one."""
 
+    def test_continuous_values_fill_their_levels(self):
+        model = self.build(num_levels=3)
+        model.dequantize = True
+        x = images(model, 512)
+        y = model.continuous(x, 1)
+        inside = (y - x) * 2  # half a level to either side
+        assert torch.equal(model.quantize(y), x.clamp(-1, 1)) and inside.abs().max() <= 1
+        counts = torch.histc(inside, 8, -1, 1) / inside.numel()
+        assert (counts - 1 / 8).abs().max() < 5 * math.sqrt(1 / 8 / inside.numel())
+        assert model.log_level_volume == pytest.approx(x[0].numel() * math.log(1.0))
+        model.dequantize = False
+        assert torch.equal(model.continuous(x), x)
+
+    def test_arguments_of_the_network(self):
+        """Those that are not given are the published ones; lists, as of JSON, are tuples."""
+        published = dataclasses.asdict(self.model.network)
+        assert published.items() <= self.model.options().items()
+        model = self.model((1, 4, 4), **self.tiny() | {"multipliers": [1, 2], "attention": []})
+        expected = published | UNET | {"multipliers": (1, 2), "attention": ()}
+        assert expected.items() <= model.config.items()
+        assert {"seed", "label", "guidance", "progress"} < set(self.model.sample_options())
+        with pytest.raises(TypeError, match="unexpected keyword argument 'channel'"):
+            self.model(channel=4)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -242,7 +269,7 @@ class WithUNet:
 
 def unet_of(model):
     """The network of a model."""
-    from gmfast.models.unet import UNet
+    from gmfast.models.networks.unet import UNet
 
     return next(module for module in model.modules() if isinstance(module, UNet))
 

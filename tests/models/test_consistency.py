@@ -118,7 +118,7 @@ def test_distillation_follows_the_teacher_s_heun_step():
         for parameter in teacher.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     keys = model.state_dict().keys()
-    model.distill(teacher)
+    model.build_on(teacher=teacher)
     assert model.state_dict().keys() == keys and len(list(model.parameters())) < len(keys) + 1
     x, label = images(model, 4), torch.tensor([0, 1, 1, 0])
     with seen_by(model.precond) as calls:
@@ -140,6 +140,10 @@ def test_wrong_teachers():
         model.distill(DDPM((1, 4, 4), **UNET))
     with pytest.raises(ValueError, match="teacher: expected num_levels 5, got 9"):
         model.distill(EDM((1, 4, 4), **UNET, num_levels=9))
+    with pytest.raises(
+        ValueError, match="autoencoder: expected a model that is built on one, got Consistency"
+    ):
+        model.build_on(autoencoder=model)
 
 
 @pytest.mark.parametrize(

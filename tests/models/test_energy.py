@@ -17,7 +17,7 @@ class TestEnergyModel(DiffusionContracts):
 
     def test_samples_depend_on_the_seed_and_not_on_their_number(self, monkeypatch):
         """After 200 steps: 400 lead this tiny model to the same corners from everywhere."""
-        monkeypatch.setitem(EnergyModel.draw.__kwdefaults__, "langevin_steps", 200)
+        monkeypatch.setitem(EnergyModel.sample.__kwdefaults__, "langevin_steps", 200)
         super().test_samples_depend_on_the_seed_and_not_on_their_number()
 
     def test_training_lowers_the_loss(self):

@@ -7,7 +7,7 @@ from models.diffusion_contracts import UNET, DiffusionContracts, Exact, WithUNet
 from models.image_contracts import images
 
 from gmfast.models import NCSN
-from gmfast.models.ncsn import sigma_ratio
+from gmfast.models.diffusion.ncsn import sigma_ratio
 
 MEAN, VARIANCE = 0.2, 0.3
 

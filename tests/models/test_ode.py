@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from gmfast.models.ode import ode_log_prob
+from gmfast.models.diffusion.ode import ode_log_prob
 
 
 def linear(size=5):

@@ -2,13 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gmfast.models.unet import Attention, Block, UNet, sinusoids
+from gmfast.models.networks.unet import Attention, Block, UNet, UNetConfig, sinusoids
 
 
-def unet(image_shape=(1, 8, 4), out_channels=3, **options):
+def unet(attention=(4,), **options):
     torch.manual_seed(0)
-    arguments = {"channels": 8, "multipliers": (1, 2, 1), "num_blocks": 2, "attention": (4,), "dropout": 0.0}
-    return UNet(image_shape, out_channels, **arguments | options).double()
+    config = UNetConfig(channels=8, multipliers=(1, 2, 1), num_blocks=2, attention=attention, dropout=0.0)
+    return UNet((1, 8, 4), 3, config, **options).double()
 
 
 def test_result_begins_at_zero_and_depends_on_all_that_is_given():
@@ -99,6 +99,6 @@ def test_parameter_count(channels):
 
     level = (c + 1) * f + (f + 1) * f
     expected = level + 9 * c + c + block(c) + 2 * block(c) + 2 * block(2 * c) + 2 * c + 9 * c + 1
-    model = UNet((1, 4, 4), 1, channels, (1,), 1, (), 0.0)
+    model = UNet((1, 4, 4), 1, UNetConfig(channels, (1,), 1, (), 0.0))
     # The middle's first block is followed by attention only where the height is named.
     assert sum(p.numel() for p in model.parameters()) == expected

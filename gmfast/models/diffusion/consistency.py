@@ -1,55 +1,69 @@
-"""Consistency models: Song et al., 2023, https://arxiv.org/abs/2303.01469, trained as by Song and Dhariwal,
-2024, https://arxiv.org/abs/2310.14189."""
+"""Consistency models: Song et al., 2023, https://arxiv.org/abs/2303.01469.
+
+They are trained as by Song and Dhariwal, 2024, https://arxiv.org/abs/2310.14189.
+"""
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ... import _check, diffusion
 from ... import functional as GF
-from ..base import evaluating
+from ..._progress import Progress
+from ..base import Batch, Model, evaluating
+from ..networks.unet import UNetConfig
 from .edm import EDM
-from .image import ImageDiffusion, unet_arguments
+from .image import ImageDiffusion
+from .settings import unet_settings
 from .variance_exploding import check_sigmas
 
 
 class ConsistencyModel(ImageDiffusion):
-    """A consistency model (Song et al., 2023, arXiv:2303.01469): one pass from noise to an image, the end of
-    the path that the probability-flow ODE takes from there; or a few, with noise in between.
+    """Consistency model (Song et al., 2023, arXiv:2303.01469).
 
-    `loss` is the distance of what the network says of two neighbouring points of such a path. By itself (the
-    improved training of Song and Dhariwal, 2024, arXiv:2310.14189) they are an image with two amounts of the
-    same noise; after `distill(teacher)` the less noisy one is where a step of the teacher, an `EDM`, leads.
-    The noise levels come closer as training goes on, in doublings over `total_steps` calls of `loss` in
-    training mode, which the model counts.
+    One pass maps any point of a path of the probability-flow ODE to its end, an image; sampling takes one or
+    a few, with noise in between.
+
+    The loss compares two neighbouring points of a path: an image with two amounts of the same noise (the
+    improved training of Song and Dhariwal, 2024, arXiv:2310.14189); after `distill(teacher)`, a noisy image
+    and the point that a step of the teacher leads to. The number of noise levels doubles in stages over
+    `total_steps` calls of `loss` in training mode, which the model counts.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of `2 ** (len(multipliers) - 1)`.
-        channels, multipliers, num_blocks, attention, dropout: of the network (`gmfast.models.unet.UNet`).
-        sigma_data: standard deviation of the data.
-        sigma_min, sigma_max, rho: the noise levels, equally spaced in sigma^(1/rho).
-        first_levels, last_levels: how many intervals there are between noise levels, at first and at last.
-        total_steps: from the first number to the last.
-        log_sigma_mean, log_sigma_std: of the noise levels of training.
-        label_dropout, dequantize: as of `gmfast.models.diffusion_image.ImageDiffusion`.
-        num_levels: values a subpixel can take.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        sigma_data: Standard deviation of the data.
+        sigma_min: Lowest noise level.
+        sigma_max: Highest noise level.
+        rho: The noise levels are equally spaced in sigma^(1/rho).
+        first_levels: Number of intervals between noise levels at the first step of training.
+        last_levels: Number of intervals between noise levels at the last step of training.
+        total_steps: Steps of training over which the number of intervals doubles.
+        log_sigma_mean: Mean of the logarithms of the noise levels in training.
+        log_sigma_std: Standard deviation of the logarithms of the noise levels in training.
+        label_dropout: Share of training images whose class the network does not see, for guidance.
+        dequantize: Train on uniformly dequantized images.
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
+        network: Fields of `gmfast.models.networks.unet.UNetConfig` other than the published ones.
 
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For an argument out of range, naming it. TypeError: For an unknown one.
     """
 
     family = "consistency model"
-    unit = "consistency loss"
+    settings = unet_settings(
+        digits={"sigma_data": 0.75}, first_levels=10, last_levels=160, total_steps=2000, log_sigma_std=1.6
+    )
+    network = UNetConfig(channels=128, multipliers=(2, 2, 2), num_blocks=4, attention=(16,), dropout=0.3)
+    requires: ClassVar = {"teacher": "edm"}
+    metrics: ClassVar = {"loss": "consistency loss"}
 
     def __init__(
         self,
         image_shape: tuple[int, int, int] = (3, 32, 32),
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (2, 2, 2),
-        num_blocks: int = 4,
-        attention: tuple[int, ...] = (16,),
-        dropout: float = 0.3,
+        *,
         sigma_data: float = 0.5,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
@@ -63,41 +77,35 @@ class ConsistencyModel(ImageDiffusion):
         dequantize: bool = False,
         num_levels: int = 256,
         num_labels: int | None = None,
+        **network: Any,
     ):
         super().__init__(image_shape, num_levels, num_labels, label_dropout, dequantize)
-        check_sigmas(sigma_data, sigma_min, sigma_max, rho)
+        check_sigmas(sigma_min, sigma_max, sigma_data=sigma_data, rho=rho, log_sigma_std=log_sigma_std)
         _check.at_least(1, total_steps=total_steps)
         _check.at_least(2, first_levels=first_levels)
         _check.at_least(first_levels, last_levels=last_levels)
-        if not log_sigma_std > 0:
-            raise ValueError(f"log_sigma_std: expected a positive number, got {log_sigma_std}")
-        unet = unet_arguments(channels, multipliers, num_blocks, attention, dropout)
-        self.config = {
-            "image_shape": self.image_shape,
-            **unet,
-            "sigma_data": sigma_data,
-            "sigma_min": sigma_min,
-            "sigma_max": sigma_max,
-            "rho": rho,
-            "first_levels": first_levels,
-            "last_levels": last_levels,
-            "total_steps": total_steps,
-            "log_sigma_mean": log_sigma_mean,
-            "log_sigma_std": log_sigma_std,
-            "label_dropout": label_dropout,
-            "dequantize": dequantize,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
         self.sigma_data, self.sigma_min, self.sigma_max, self.rho = sigma_data, sigma_min, sigma_max, rho
+        self.first_levels, self.last_levels, self.total_steps = first_levels, last_levels, total_steps
         self.log_sigma_mean, self.log_sigma_std = log_sigma_mean, log_sigma_std
         self.register_buffer("steps_taken", torch.zeros((), dtype=torch.int64, device="cpu"))
-        self.precond = diffusion.EDMPrecond(self.build_unet(unet, 1000.0), sigma_data, sigma_min)
+        self.precond = diffusion.EDMPrecond(self.build_unet(network, 1000.0), sigma_data, sigma_min)
         self.teacher = ()  # a tuple, lest it become a module of this one
 
+    def build_on(self, **models: Model) -> None:
+        """Distill the model "teacher"."""
+        teacher = models.pop("teacher", None)
+        super().build_on(**models)
+        if teacher is not None:
+            self.distill(teacher)
+
     def distill(self, teacher: EDM) -> None:
-        """From now on `loss` follows the steps of `teacher`, whose images and classes must be these. It is
-        used as it is, in eval mode, and no part of the state dict."""
+        """Train on the steps of `teacher`, an `EDM` of the same images and classes, from now on.
+
+        It is used in eval mode, and is no part of the state dict.
+
+        Raises:
+            ValueError: For a teacher that does not fit.
+        """
         if not isinstance(teacher, EDM):
             raise ValueError(f"teacher: expected an EDM, got {type(teacher).__name__}")
         for name in ("image_shape", "num_levels", "num_labels"):
@@ -108,27 +116,33 @@ class ConsistencyModel(ImageDiffusion):
         self.teacher = (teacher,)
 
     def denoise(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """The end of the path through `x (B, C, H, W)` with noise `sigma (B,)`; at `sigma_min` it is `x`."""
+        """End of the path through `x (B, C, H, W)` with noise `sigma (B,)`; at `sigma_min` it is `x`."""
         return self.precond(x, sigma, label)
 
     forward = denoise
 
     @property
     def num_intervals(self) -> int:
-        """Between noise levels, at the current step of training."""
-        first, last, total = (self.config[name] for name in ("first_levels", "last_levels", "total_steps"))
-        stage = total // (math.floor(math.log2(last // first)) + 1)
-        doublings = int(self.steps_taken) // max(1, stage)
-        return min(first * 2 ** min(doublings, 40), last)
+        """Number of intervals between noise levels at the current step of training."""
+        doublings = math.floor(math.log2(self.last_levels // self.first_levels))
+        stage = max(1, self.total_steps // (doublings + 1))
+        return min(self.first_levels * 2 ** min(int(self.steps_taken) // stage, 40), self.last_levels)
 
     def levels(self, count: int) -> Tensor:
-        """`count` + 1 noise levels, float64, from the lowest to the highest."""
+        """Ends of `count` intervals between noise levels, ascending, float64 `(count + 1,)`."""
         low, high = (sigma ** (1 / self.rho) for sigma in (self.sigma_min, self.sigma_max))
         return torch.linspace(low, high, count + 1, dtype=torch.float64, device="cpu") ** self.rho
 
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """The pseudo-Huber distance of what the network says of two neighbouring noise levels, over the
-        distance of these, with noise from torch's global generator."""
+        """Mean consistency loss of a batch; torch's global generator draws noise and noise levels."""
+        return self._losses(x, label).mean()
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`: consistency loss of each image, `(B,)`."""
+        return {"loss": self._losses(*batch)}
+
+    def _losses(self, x: Tensor, label: Tensor | None) -> Tensor:
+        """Pseudo-Huber distance of predictions at neighbouring noise levels over their difference, `(B,)`."""
         label = self.training_label(self.check_input(x, label))
         count = self.num_intervals
         if self.training:
@@ -142,15 +156,17 @@ class ConsistencyModel(ImageDiffusion):
         y = self.continuous(x)
         noisy, noise = GF.q_sample(y, 1.0, high, target="epsilon")
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            # Forked: dropout is that of the pass with gradients.
+            # Forked, so that both passes have the same dropout.
             target = self.denoise(self._earlier(noisy, high, low, noise, label), low, label)
         difference = (self.denoise(noisy, high, label) - target).flatten(1)
         c = 0.00054 * math.sqrt(difference.shape[1])
         distance = (difference.square().sum(1) + c**2).sqrt() - c
-        return (distance / (high - low)).mean()
+        return distance / (high - low)
 
-    def _earlier(self, noisy, high, low, noise, label) -> Tensor:
-        """The point at noise `low` of the path through `noisy` at noise `high`."""
+    def _earlier(
+        self, noisy: Tensor, high: Tensor, low: Tensor, noise: Tensor, label: Tensor | None
+    ) -> Tensor:
+        """Point at noise level `low (B,)` of the path through `noisy (B, C, H, W)` at level `high (B,)`."""
         step = (low - high).view(-1, 1, 1, 1)
         if not self.teacher:
             return noisy + step * noise
@@ -168,13 +184,18 @@ class ConsistencyModel(ImageDiffusion):
         label: Tensor | None,
         *,
         guidance: float | None,
-        progress,
+        progress: Progress,
         steps: int = 2,
     ) -> Tensor:
-        """By passes with noise in between.
+        """Draw `n` images by passes with noise in between.
 
         Args:
-            steps: passes.
+            n: Number of images.
+            seed: int64 tensor `()`.
+            label: Classes, int64 `(n,)`, or None.
+            guidance: Guidance scale, or None.
+            progress: See `sample`.
+            steps: Number of passes.
         """
         return self.diffuse(
             self,

@@ -1,59 +1,66 @@
-"""DDPM: Ho et al., 2020, https://arxiv.org/abs/2006.11239, and Nichol and Dhariwal, 2021,
-https://arxiv.org/abs/2102.09672."""
+"""DDPM: Ho et al., 2020, https://arxiv.org/abs/2006.11239.
+
+Learned variances and the cosine schedule: Nichol and Dhariwal, 2021, https://arxiv.org/abs/2102.09672.
+"""
 
 import math
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _check, _seed, diffusion
 from ... import functional as GF
-from ...diffusion import COLUMNS
-from .image import ImageDiffusion, unet_arguments
+from ..._progress import Progress
+from ..._table import COLUMNS
+from ..base import Batch, Likelihood, bits_per_dim
+from ..networks.unet import UNetConfig
+from .image import ImageDiffusion
+from .settings import unet_settings
 
 SCHEDULES = ("linear", "cosine")
 PREDICTIONS = ("epsilon", "x0", "v")
 OBJECTIVES = ("simple", "min_snr", "hybrid")
 
 
-class DDPM(ImageDiffusion):
-    """A denoising diffusion model (Ho et al., 2020, arXiv:2006.11239): noise is taken away in steps, each a
-    Gaussian about what a U-Net makes of the noisy image. The defaults are the published CIFAR-10 model.
+class DDPM(Likelihood, ImageDiffusion):
+    """Denoising diffusion probabilistic model (Ho et al., 2020, arXiv:2006.11239).
 
-    Images are taken as they are, at their levels: the last step's Gaussian has a probability for each.
+    Noise is removed in steps, each a Gaussian whose mean comes from the U-Net's prediction. Images are not
+    dequantized: the last step gives each level a probability.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of `2 ** (len(multipliers) - 1)`.
-        channels, multipliers, num_blocks, attention, dropout: of the network (`gmfast.models.unet.UNet`).
-        num_timesteps: steps of the noise.
-        schedule: of the noise: "linear" (of 1000 steps as published, of others as much noise in all), or
-            "cosine" (Nichol and Dhariwal, 2021, arXiv:2102.09672).
-        beta_start: variance of the noise of the first of 1000 steps, of "linear". Noise far below a level
-            hides nothing of an image, but what the network does not know of it counts in the bound: what is
-            published suits 256 levels, twenty times as much 16.
-        prediction: what the network gives: "epsilon", the noise; "x0", the image; "v", of both (Salimans and
-            Ho, 2022, arXiv:2202.00512).
-        objective: what is trained on: "simple", the prediction's mean squared error; "min_snr", the same,
-            with the weights of Hang et al. (2023, arXiv:2303.09556); "hybrid", for "epsilon", the simple one
-            and, to learn the steps' variances, a thousandth of the bound (Nichol and Dhariwal, 2021).
-        min_snr_gamma: of "min_snr", the signal-to-noise ratio up to which all of the image's error counts.
-        label_dropout: as of `gmfast.models.diffusion_image.ImageDiffusion`.
-        num_levels: values a subpixel can take.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        num_timesteps: Number of time steps.
+        schedule: Noise schedule: "linear", of as much noise in all as the published 1000 steps, or "cosine"
+            (Nichol and Dhariwal, 2021, arXiv:2102.09672).
+        beta_start: Variance of the noise of the first of 1000 steps, for "linear". Noise far below a level
+            hides nothing of an image, but the network's error there counts in the bound: the published value
+            suits 256 levels, twenty times as much 16.
+        prediction: Output of the network: "epsilon", the noise; "x0", the image; "v" (Salimans and Ho, 2022,
+            arXiv:2202.00512).
+        objective: "simple": mean squared error of the prediction; "min_snr": the same with the weights of
+            Hang et al. (2023, arXiv:2303.09556); "hybrid": for "epsilon", the simple one and, to learn the
+            variances, a thousandth of the variational bound (Nichol and Dhariwal, 2021).
+        min_snr_gamma: Largest weight of the image's squared error, for "min_snr".
+        label_dropout: Share of training images whose class the network does not see, for guidance.
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
+        network: Fields of `gmfast.models.networks.unet.UNetConfig` other than the published ones.
 
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For an argument out of range, naming it. TypeError: For an unknown one.
     """
 
-    unit = "bits per dimension"
+    # beta_start: chosen by the bound on a fifth of the training images, of a model trained on the others.
+    settings = unet_settings(digits={"beta_start": 0.002})
+    network = UNetConfig(channels=128, multipliers=(1, 2, 2, 2), num_blocks=2, attention=(16,), dropout=0.1)
 
     def __init__(
         self,
         image_shape: tuple[int, int, int] = (3, 32, 32),
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 2, 2, 2),
-        num_blocks: int = 2,
-        attention: tuple[int, ...] = (16,),
-        dropout: float = 0.1,
+        *,
         num_timesteps: int = 1000,
         schedule: str = "linear",
         beta_start: float = 1e-4,
@@ -63,6 +70,7 @@ class DDPM(ImageDiffusion):
         label_dropout: float = 0.1,
         num_levels: int = 256,
         num_labels: int | None = None,
+        **network: Any,
     ):
         super().__init__(image_shape, num_levels, num_labels, label_dropout)
         _check.at_least(2, num_timesteps=num_timesteps)
@@ -75,54 +83,40 @@ class DDPM(ImageDiffusion):
             raise ValueError(f"beta_start: expected a number between 0 and 0.02, got {beta_start}")
         if not min_snr_gamma > 0:
             raise ValueError(f"min_snr_gamma: expected a positive number, got {min_snr_gamma}")
-        unet = unet_arguments(channels, multipliers, num_blocks, attention, dropout)
-        self.config = {
-            "image_shape": self.image_shape,
-            **unet,
-            "num_timesteps": num_timesteps,
-            "schedule": schedule,
-            "beta_start": beta_start,
-            "prediction": prediction,
-            "objective": objective,
-            "min_snr_gamma": min_snr_gamma,
-            "label_dropout": label_dropout,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
         self.num_timesteps, self.prediction, self.objective = num_timesteps, prediction, objective
+        self.min_snr_gamma = min_snr_gamma
         self.learned_range = objective == "hybrid"
         self.unet = self.build_unet(
-            unet, 1000 / num_timesteps, self.image_shape[0] * (2 if self.learned_range else 1)
+            network, 1000 / num_timesteps, self.image_shape[0] * (2 if self.learned_range else 1)
         )
-        self._tables = {}
+        self._tables: dict[torch.device, Tensor] = {}
 
-    @property
+    @cached_property
     def schedule(self) -> diffusion.VariancePreserving:
-        """Of the noise: `alphas_cumprod` of each time step, and which of them a sampler visits."""
-        if "schedule" not in self._tables:
-            steps = self.num_timesteps
-            with torch.device("cpu"):
-                if self.config["schedule"] == "cosine":
-                    schedule = diffusion.cosine(steps)
-                else:
-                    betas = (min(beta * 1000 / steps, 0.999) for beta in (self.config["beta_start"], 0.02))
-                    schedule = diffusion.linear(steps, *betas)
-                self._tables["schedule"] = schedule
-        return self._tables["schedule"]
+        """Noise schedule, on the CPU."""
+        steps = self.num_timesteps
+        with torch.device("cpu"):
+            if self.config["schedule"] == "cosine":
+                return diffusion.cosine(steps)
+            betas = (min(beta * 1000 / steps, 0.999) for beta in (self.config["beta_start"], 0.02))
+            return diffusion.linear(steps, *betas)
 
     def table(self, device: torch.device) -> Tensor:
-        """Coefficients of the step from time step t to the one before, (T, columns), float64."""
+        """Coefficients of the step from each time step to the one before, `(T, len(COLUMNS))`, float64."""
         if device not in self._tables:
             self._tables[device] = diffusion.training_table(self.schedule, self.prediction, device=device)
         return self._tables[device]
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The network's prediction from `x (B, C, H, W)` at time steps `t (B,)`, and, where the variances are
-        learned, behind it (B, 2C, H, W) their place in the range from -1 to 1."""
+        """Prediction of the network from `x (B, C, H, W)` at time steps `t (B,)`.
+
+        Where variances are learned, the result is `(B, 2C, H, W)`: behind the prediction, their places in the
+        range of the log-variance, -1 being its lower end and 1 its upper one.
+        """
         return self.unet(x, t, label)
 
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """The objective at time steps drawn at random, with noise from torch's global generator."""
+        """Objective at random time steps; torch's global generator draws them and the noise."""
         label = self.training_label(self.check_input(x, label))
         t = torch.randint(self.num_timesteps, (len(x),), device=x.device)
         alpha_bar = self.schedule.alphas_cumprod.to(x.device)[t]
@@ -140,14 +134,24 @@ class DDPM(ImageDiffusion):
         return error.mean()
 
     def min_snr_weight(self, snr: Tensor) -> Tensor:
-        """Of the prediction's squared error: min(snr, gamma) of the image's."""
+        """Weight of the prediction's squared error that is min(snr, gamma) of the image's."""
         per_image = {"x0": 1.0, "epsilon": snr, "v": snr + 1}[self.prediction]
-        return snr.clamp(max=self.config["min_snr_gamma"]) / per_image
+        return snr.clamp(max=self.min_snr_gamma) / per_image
 
     @torch.no_grad()
-    def bound(self, x: Tensor, t: Tensor, label: Tensor | None = None, *, seed=None) -> Tensor:
-        """What the variational bound says of the time steps `t (B,)`, (B,), in nats: how far the model's step
-        is from that of the noise; at 0, of an image's levels given what the first step of noise left."""
+    def bound(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+    ) -> Tensor:
+        """Terms of the variational bound at time steps `t (B,)`, `(B,)`, in nats.
+
+        A term is the divergence of the model's step from the posterior of the noise; at time step 0, minus
+        the log-probability of the image's levels.
+        """
         label = self.check_input(x, label)
         alpha_bar = self.schedule.alphas_cumprod.to(x.device)[t]
         noised = GF.q_sample(x, alpha_bar.sqrt().to(x.dtype), (1 - alpha_bar).sqrt().to(x.dtype), seed=seed)
@@ -171,14 +175,21 @@ class DDPM(ImageDiffusion):
 
     @torch.no_grad()
     def log_prob(
-        self, x: Tensor, label: Tensor | None = None, *, seed=None, num_timesteps: int | None = None
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+        num_timesteps: int | None = None,
     ) -> Tensor:
-        """A lower bound of each image's log-probability, (B,), in nats: minus the variational bound.
+        """Lower bound of each image's log-probability, `(B,)`, in nats: minus the variational bound.
 
         Args:
-            seed: of the noise and the choice of time steps: an int, an int64 tensor, or a `torch.Generator`.
-            num_timesteps: how many time steps besides the last, which is always among them, are chosen to
-                stand for all, so that the bound is right on average; None: all of them.
+            x: Images, `(B, C, H, W)`.
+            label: Classes, `(B,)`, for a conditional model.
+            seed: Seed of the noise and the time steps: an int, an int64 tensor, or a `torch.Generator`.
+            num_timesteps: Number of time steps, besides time step 0, for an unbiased estimate by stratified
+                sampling; None: all of them.
         """
         label = self.check_input(x, label)
         others = self.num_timesteps - 1
@@ -199,7 +210,7 @@ class DDPM(ImageDiffusion):
         )
         first = x.new_zeros(len(x), dtype=torch.int64)
         total += self.bound(x, first, label, seed=_seed.stream(seed, 0))
-        # Strata of equal length for each image, and a place in them that differs from image to image.
+        # Strata of equal length; the place in each differs from image to image.
         place = GF.standard_normal((len(x), count), seed=_seed.stream(seed, 1), device=x.device)
         place = torch.special.ndtr(place)
         for i in range(count):
@@ -210,9 +221,10 @@ class DDPM(ImageDiffusion):
             total += self.bound(x, t, label, seed=_seed.stream(seed, 2 + i)) * (others / count)
         return -total
 
-    def heldout_loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Bits per dimension, by `log_prob` at 32 time steps."""
-        return self.bits_per_dim(self.log_prob(x, label, num_timesteps=min(32, self.num_timesteps - 1)))
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """`bits_per_dim`: upper bound of each image's bits per dimension, `(B,)`, by 32 time steps."""
+        log_prob = self.log_prob(*batch, num_timesteps=min(32, self.num_timesteps - 1))
+        return {"bits_per_dim": bits_per_dim(log_prob, batch.x)}
 
     def draw(
         self,
@@ -221,15 +233,20 @@ class DDPM(ImageDiffusion):
         label: Tensor | None,
         *,
         guidance: float | None,
-        progress,
-        sampler=None,
+        progress: Progress,
+        sampler: str | diffusion.Sampler | None = None,
         steps: int | None = None,
     ) -> Tensor:
-        """By a sampler of `gmfast.diffusion`.
+        """Draw `n` images by a sampler of `gmfast.diffusion`.
 
         Args:
-            sampler: a name or an object; None: "ddpm", with the variances learned if they are.
-            steps: of the sampler; by default all time steps of "ddpm", and 50 of others.
+            n: Number of images.
+            seed: int64 tensor `()`.
+            label: Classes, int64 `(n,)`, or None.
+            guidance: Guidance scale, or None.
+            progress: See `sample`.
+            sampler: Name or object; None: "ddpm", with the learned variances if there are any.
+            steps: Number of steps; None: all time steps for "ddpm", else 50.
         """
         if sampler in (None, "ddpm"):
             sampler = diffusion.DDPM("learned_range" if self.learned_range else "small")

@@ -1,39 +1,49 @@
 """EDM: Karras et al., 2022, https://arxiv.org/abs/2206.00364."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ... import diffusion
 from ... import functional as GF
-from .image import unet_arguments
+from ..._progress import Progress
+from ..networks.unet import UNetConfig
+from .settings import unet_settings
 from .variance_exploding import VarianceExploding, check_sigmas
 
 
 class EDM(VarianceExploding):
-    """Elucidated diffusion (Karras et al., 2022, arXiv:2206.00364): a denoiser whose network's input, output
-    and target have unit variance at every noise level, trained on noise levels of a log-normal distribution.
+    """Elucidated diffusion model (Karras et al., 2022, arXiv:2206.00364).
+
+    A denoiser whose network has inputs, outputs and targets of unit variance at every noise level, trained on
+    log-normally distributed noise levels.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of `2 ** (len(multipliers) - 1)`.
-        channels, multipliers, num_blocks, attention, dropout: of the network (`gmfast.models.unet.UNet`).
-        sigma_data: standard deviation of the data.
-        sigma_min, sigma_max, rho: the noise levels of sampling, equally spaced in sigma^(1/rho).
-        log_sigma_mean, log_sigma_std: of the noise levels of training.
-        label_dropout, dequantize: as of `gmfast.models.diffusion_image.ImageDiffusion`.
-        num_levels: values a subpixel can take.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        sigma_data: Standard deviation of the data.
+        sigma_min: Lowest noise level of sampling.
+        sigma_max: Highest noise level of sampling.
+        rho: The noise levels of sampling are equally spaced in sigma^(1/rho).
+        log_sigma_mean: Mean of the logarithms of the noise levels in training.
+        log_sigma_std: Standard deviation of the logarithms of the noise levels in training.
+        label_dropout: Share of training images whose class the network does not see, for guidance.
+        dequantize: Train on uniformly dequantized images, of which `log_prob` is the density.
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
+        network: Fields of `gmfast.models.networks.unet.UNetConfig` other than the published ones.
 
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For an argument out of range, naming it. TypeError: For an unknown one.
     """
+
+    settings = unet_settings(digits={"sigma_data": 0.75})
+    network = UNetConfig(channels=128, multipliers=(2, 2, 2), num_blocks=4, attention=(16,), dropout=0.13)
 
     def __init__(
         self,
         image_shape: tuple[int, int, int] = (3, 32, 32),
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (2, 2, 2),
-        num_blocks: int = 4,
-        attention: tuple[int, ...] = (16,),
-        dropout: float = 0.13,
+        *,
         sigma_data: float = 0.5,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
@@ -44,39 +54,25 @@ class EDM(VarianceExploding):
         dequantize: bool = True,
         num_levels: int = 256,
         num_labels: int | None = None,
+        **network: Any,
     ):
         super().__init__(image_shape, num_levels, num_labels, label_dropout, dequantize)
-        check_sigmas(sigma_data, sigma_min, sigma_max, rho)
-        if not log_sigma_std > 0:
-            raise ValueError(f"log_sigma_std: expected a positive number, got {log_sigma_std}")
-        unet = unet_arguments(channels, multipliers, num_blocks, attention, dropout)
-        self.config = {
-            "image_shape": self.image_shape,
-            **unet,
-            "sigma_data": sigma_data,
-            "sigma_min": sigma_min,
-            "sigma_max": sigma_max,
-            "rho": rho,
-            "log_sigma_mean": log_sigma_mean,
-            "log_sigma_std": log_sigma_std,
-            "label_dropout": label_dropout,
-            "dequantize": dequantize,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
+        check_sigmas(sigma_min, sigma_max, sigma_data=sigma_data, rho=rho, log_sigma_std=log_sigma_std)
         self.sigma_data, self.sigma_min, self.sigma_max, self.rho = sigma_data, sigma_min, sigma_max, rho
         self.log_sigma_mean, self.log_sigma_std = log_sigma_mean, log_sigma_std
-        self.precond = diffusion.EDMPrecond(self.build_unet(unet, 1000.0), sigma_data)
+        self.precond = diffusion.EDMPrecond(self.build_unet(network, 1000.0), sigma_data)
 
     def denoise(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """The expected image given `x (B, C, H, W)` with noise `sigma (B,)`."""
+        """Expected image, given `x (B, C, H, W)` with noise `sigma (B,)`."""
         return self.precond(x, sigma, label)
 
     forward = denoise
 
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """The denoiser's squared error, each noise level weighted such that an untrained network's is 1, with
-        noise from torch's global generator."""
+        """Squared error of the denoiser, weighted such that an untrained network's is 1 at each noise level.
+
+        Torch's global generator draws noise and noise levels.
+        """
         label = self.training_label(self.check_input(x, label))
         y = self.continuous(x)
         normal = torch.randn(len(x), dtype=x.dtype, device=x.device)
@@ -91,15 +87,20 @@ class EDM(VarianceExploding):
         label: Tensor | None,
         *,
         guidance: float | None,
-        progress,
-        sampler="edm",
+        progress: Progress,
+        sampler: str | diffusion.Sampler = "edm",
         steps: int = 18,
     ) -> Tensor:
-        """By a sampler of `gmfast.diffusion`.
+        """Draw `n` images by a sampler of `gmfast.diffusion`.
 
         Args:
-            sampler: a name or an object, such as `gmfast.diffusion.EDM(churn=40)`; "edm" is Heun's method.
-            steps: of the sampler.
+            n: Number of images.
+            seed: int64 tensor `()`.
+            label: Classes, int64 `(n,)`, or None.
+            guidance: Guidance scale, or None.
+            progress: See `sample`.
+            sampler: Name or object, such as `gmfast.diffusion.EDM(churn=40)`; "edm" is Heun's method.
+            steps: Number of steps.
         """
         return self.diffuse(
             self,

@@ -1,71 +1,78 @@
-"""What the diffusion, score and energy models of images share: checks, labels, noise levels, sampling."""
+"""Base classes of the diffusion models of images: noise levels, class dropout, sampling and likelihood."""
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import _check, _seed, diffusion
 from ... import functional as GF
 from ..._progress import Progress
-from ..base import check_label, evaluating
-from ..networks.unet import UNet
-from .ode import ode_log_prob
-from .sampling import labels_of
+from ..base import Guided, Likelihood, Model, check_image_shape, evaluating, quantize
+from ..networks.unet import UNet, UNetConfig
+from .ode import LogDensity, Velocity, ode_log_prob
 
 
-class ImageDiffusion(nn.Module):
-    """Images that are drawn from noise, step by step.
+class ImageDiffusion(Guided, Model):
+    """Model that draws images from noise, step by step, with a U-Net.
 
-    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. A model gives
-    its constructor's arguments to `config`, and writes `loss(x, label)` and `draw(n, seed, label, ...)`.
+    Images are floats in [-1, 1], class `v` of `num_levels` at `2 * v / (num_levels - 1) - 1`. A subclass sets
+    `network`, takes its fields as `**network`, and defines `loss` and `draw`.
 
     Args:
-        label_dropout: the share of training images whose class the network does not see: what guidance needs.
-        dequantize: train on levels that noise has filled, `v + u` for v, with u in (0, 1): a density then is
-            one of images (Theis et al., 2016, arXiv:1511.01844). Without it, training takes levels as they
-            are, and a density grows on them without bound.
+        image_shape: (C, H, W); H and W are multiples of `2 ** (len(multipliers) - 1)`.
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
+        label_dropout: Share of training images whose class the network does not see, for guidance.
+        dequantize: Train on uniformly dequantized images (Theis et al., 2016, arXiv:1511.01844), whose
+            density bounds the images' probability. Without it, training takes levels as they are, on which a
+            density grows without bound.
+
+    Attributes:
+        network: Published size of the U-Net.
+
+    Raises:
+        ValueError: For an argument out of range, naming it.
     """
 
-    #: What the command calls such a model, where it says what it is not.
+    modalities = frozenset({"images"})
     family = "diffusion model"
-    #: Images at a time where held-out ones are evaluated, which takes many passes.
-    heldout_batch = 32
+    evaluate_size = 32
+
+    network: ClassVar[UNetConfig]
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         num_levels: int,
         num_labels: int | None,
-        label_dropout: float = 0.0,
+        label_dropout: float,
         dequantize: bool = False,
     ):
-        super().__init__()
-        image_shape = tuple(image_shape)
-        if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(f"image_shape: expected positive (C, H, W), got {image_shape}")
-        _check.at_least(2, num_levels=num_levels)
-        if num_labels is not None:
-            _check.at_least(1, num_labels=num_labels)
+        super().__init__(num_levels, num_labels)
+        self.image_shape = check_image_shape(image_shape)
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout: expected a number from 0 to below 1, got {label_dropout}")
-        self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
         self.label_dropout, self.dequantize = label_dropout, dequantize
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
+    def build_unet(
+        self, network: Mapping[str, Any], level_scale: float, out_channels: int | None = None
+    ) -> UNet:
+        """U-Net of the published size, but for the fields in `network`, with as many outputs as inputs.
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    def build_unet(self, unet: dict, level_scale: float, out_channels: int | None = None) -> UNet:
-        """The network, `unet` being the constructor's arguments for it."""
-        out_channels = out_channels or self.image_shape[0]
+        Raises:
+            TypeError: For a name in `network` that is no field of `UNetConfig`.
+        """
         return UNet(
-            self.image_shape, out_channels, **unet, num_labels=self.num_labels, level_scale=level_scale
+            self.image_shape,
+            out_channels or self.image_shape[0],
+            replace(self.network, **network),
+            num_labels=self.num_labels,
+            level_scale=level_scale,
         )
 
     @torch.no_grad()
@@ -77,55 +84,54 @@ class ImageDiffusion(nn.Module):
         label: Tensor | int | None = None,
         guidance: float | None = None,
         progress: Progress = False,
-        **options,
+        **options: Any,
     ) -> Tensor:
-        """Draws `n` images, (n, C, H, W) in [-1, 1].
+        """Draw `n` images, `(n, C, H, W)`, with values clamped to [-1, 1] and rounded to the nearest level.
 
         Args:
-            n: how many; 0 is allowed.
-            seed: an int, an int64 tensor, or a `torch.Generator`; image i is the same whatever `n` is, unless
+            n: Number of images, 0 or more.
+            seed: An int, an int64 tensor, or a `torch.Generator`; image i is the same whatever `n` is, unless
                 a value lies within rounding of the boundary between two levels.
-            label: one class or (n,) of them, for a conditional model.
-            guidance: of a conditional model trained with `label_dropout`, how much of the class there is
-                (Ho and Salimans, 2022, arXiv:2207.12598): 1 is the model, more is more of it; None: 1.
-            progress: True shows a bar.
-            options: of the model's `draw`.
+            label: One class or `(n,)` of them, for a conditional model.
+            guidance: Guidance scale of a conditional model trained with `label_dropout` (Ho and Salimans,
+                2022, arXiv:2207.12598): 1, as None, is the conditional model, 0 the unconditional one.
+            progress: True shows a bar; a function is called with the steps done and their number.
+            options: Keyword arguments of the model's `draw`.
 
-        Values beyond the lowest or the highest level become these. The model is in eval mode meanwhile and in
-        its former mode afterwards.
-
-        Raises ValueError or TypeError, naming the argument.
+        Raises:
+            ValueError: For values, naming the argument. TypeError: For types.
         """
-        _check.integer("n", n)
-        if n < 0:
-            raise ValueError(f"n: expected a number of images, got {n}")
         if guidance is not None:
             _check.number("guidance", guidance, 0, 1e6)
-            if self.num_labels is None or not self.label_dropout:
+            if not self.guided:
                 raise ValueError(
                     f"guidance: expected None, because the model was not trained both with classes and "
                     f"without, got {guidance}"
                 )
-        label = labels_of(label, n, self.num_labels, self.device)
-        seed = _seed.as_tensor(seed, self.device)
+        n, seed, label = self.request(n, seed=seed, label=label)
         if n == 0:
             return torch.empty(0, *self.image_shape, dtype=self.dtype, device=self.device)
         with evaluating(self):
             x = self.draw(n, seed, label, guidance=guidance, progress=progress, **options)
         return self.quantize(x)
 
-    def draw(self, n: int, seed: Tensor, label: Tensor | None, *, guidance, progress) -> Tensor:
-        """Continuous values of `n` images."""
-        raise NotImplementedError
+    @classmethod
+    def sample_options(cls) -> Sequence[str]:
+        """Names of the keyword arguments of `sample`, those of `draw` included."""
+        return list(dict.fromkeys([*super().sample_options(), *(cls.draw.__kwdefaults__ or {})]))
+
+    @abstractmethod
+    def draw(
+        self, n: int, seed: Tensor, label: Tensor | None, *, guidance: float | None, progress: Progress
+    ) -> Tensor:
+        """Continuous values of `n` images, from the checked arguments of `sample`."""
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Continuous values to images on the levels' grid."""
-        scale = (self.num_levels - 1) / 2
-        return ((x + 1) * scale).round().clamp(0, self.num_levels - 1) / scale - 1
+        """Continuous values to the nearest levels."""
+        return quantize(x, self.num_levels)
 
-    def continuous(self, x: Tensor, seed=None) -> Tensor:
-        """Images with their levels filled by noise: what the density is of, where `dequantize` is set. The
-        volume of a level is `level_volume` of an image's."""
+    def continuous(self, x: Tensor, seed: int | Tensor | torch.Generator | None = None) -> Tensor:
+        """Dequantize images with uniform noise, or return them as they are without `dequantize`."""
         if not self.dequantize:
             return x
         normal = GF.standard_normal(x.shape, seed=seed, dtype=x.dtype, device=x.device)
@@ -133,13 +139,19 @@ class ImageDiffusion(nn.Module):
 
     @property
     def log_level_volume(self) -> float:
-        """Log of the volume that an image's levels have among continuous values."""
+        """Log of the volume that dequantization spreads an image over."""
         return math.prod(self.image_shape) * math.log(2 / (self.num_levels - 1))
 
     def diffuse(
-        self, denoiser, n: int, seed: Tensor, label: Tensor | None, guidance: float | None, **options
+        self,
+        denoiser: Callable[..., Tensor],
+        n: int,
+        seed: Tensor,
+        label: Tensor | None,
+        guidance: float | None,
+        **options: Any,
     ) -> Tensor:
-        """`gmfast.diffusion.sample`, which has the `options`, of a function of x, the level and labels."""
+        """Draw `n` images from `denoiser(x, level, label)` by `gmfast.diffusion.sample` with `options`."""
         return diffusion.sample(
             denoiser,
             (n, *self.image_shape),
@@ -152,73 +164,51 @@ class ImageDiffusion(nn.Module):
         )
 
     def training_label(self, label: Tensor | None) -> Tensor | None:
-        """Labels of which, in training, some are taken away, with noise from torch's global generator."""
+        """Labels, of which in training mode `label_dropout` become `num_labels`: no class."""
         if label is None or not self.training or not self.label_dropout:
             return label
         unseen = torch.rand(label.shape, device=label.device) < self.label_dropout
         return torch.where(unseen, self.num_labels, label)
 
-    def bits_per_dim(self, log_prob: Tensor) -> Tensor:
-        """Of log-probabilities (B,), in nats."""
-        return -log_prob.mean() / (math.prod(self.image_shape) * math.log(2))
+    def check_input(self, x: Tensor, label: Tensor | None = None) -> Tensor | None:
+        """Check a batch of images and return its labels as int64; values are checked on the CPU only.
 
-    def check_input(self, x: Tensor, label: Tensor | None) -> Tensor | None:
-        """The labels as int64. Raises ValueError or TypeError for what is not a batch of images and its
-        labels. Values beyond [-1, 1] are looked for on the CPU only."""
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.image_shape:
-            expected = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
-        if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
-            low, high = x.aminmax()
-            if not (low >= -1 - 1e-6 and high <= 1 + 1e-6):
-                raise ValueError(
-                    f"x: expected values in [-1, 1], got values from {low.item():g} to {high.item():g}"
-                )
-        return check_label(label, len(x), self.num_labels)
+        Raises:
+            ValueError: For the shape or values of `x`, or labels that do not fit. TypeError: For integers.
+        """
+        label = super().check_input(x, label)
+        _check.values("x", x, -1 - 1e-6, 1 + 1e-6)
+        return label
 
 
-def unet_arguments(channels, multipliers, num_blocks, attention, dropout) -> dict:
-    """A model's arguments for its network, as `config` has them."""
-    return {
-        "channels": channels,
-        "multipliers": tuple(multipliers),
-        "num_blocks": num_blocks,
-        "attention": tuple(attention),
-        "dropout": dropout,
-    }
+class OdeImageDiffusion(Likelihood, ImageDiffusion):
+    """Model of images with the likelihood of an ODE that carries images to noise."""
 
-
-class OdeImageDiffusion(ImageDiffusion):
-    """Images whose density an ODE gives, which carries them to noise: a model says which, by `ode`."""
-
-    unit = "bits per dimension"
-
-    def ode(self, label: Tensor | None) -> tuple[Callable, Callable]:
-        """The velocity, of y (B, C, H, W) and a time (B,), 0 at data, 1 at noise; the log-density there."""
-        raise NotImplementedError
+    @abstractmethod
+    def ode(self, label: Tensor | None) -> tuple[Velocity, LogDensity]:
+        """Velocity, at times from 0 at data to 1 at noise, and log-density of the noise."""
 
     def log_prob(
         self,
         x: Tensor,
         label: Tensor | None = None,
         *,
-        seed=None,
+        seed: int | Tensor | torch.Generator | None = None,
         steps: int = 32,
         divergence: str = "hutchinson",
     ) -> Tensor:
-        """Log-probability of each image, (B,), in nats, by the probability-flow ODE (Song et al., 2021,
-        arXiv:2011.13456), without a gradient.
+        """Log-probability of each image, `(B,)`, in nats, by the probability-flow ODE, without a gradient.
 
-        It is the log-density of a continuous image, whose levels noise has filled (a lower bound on average,
-        by Jensen's inequality, as of a flow); that density is exact but for the steps (`gmfast.models.ode`),
-        and with "hutchinson" on average over the seed's signs.
+        It is the log-density of the dequantized image (Song et al., 2021, arXiv:2011.13456): on average over
+        the noise a lower bound, by Jensen's inequality. That density is exact but for the integration error
+        (`ode_log_prob`), with "hutchinson" on average over the seed's signs.
 
         Args:
-            seed: of that noise and the signs: an int, an int64 tensor, or a `torch.Generator`.
-            steps: of the Runge-Kutta method, four passes and their gradients each.
-            divergence: "hutchinson", or "exact", as many gradients as an image has values.
+            x: Images, `(B, C, H, W)`.
+            label: Classes, `(B,)`, for a conditional model.
+            seed: Seed of dequantization and signs: an int, an int64 tensor, or a `torch.Generator`.
+            steps: Runge-Kutta steps, of four passes with their gradients each.
+            divergence: "hutchinson", an estimate, or "exact", a gradient for each value of an image.
         """
         label = self.check_input(x, label)
         _check.at_least(1, steps=steps)
@@ -232,10 +222,6 @@ class OdeImageDiffusion(ImageDiffusion):
             torch.linspace(0, 1, steps + 1, dtype=torch.float64),
             base_log_prob,
             divergence=divergence,
-            seed=seed ^ 0x5DEECE66D,  # another one than that of the noise within levels
+            seed=seed ^ 0x5DEECE66D,  # not the noise of dequantization
         )
         return log_prob + self.log_level_volume
-
-    def heldout_loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Bits per dimension, by `log_prob` in 32 steps."""
-        return self.bits_per_dim(self.log_prob(x, label))

@@ -1,53 +1,56 @@
 """NCSN: Song and Ermon, 2019, https://arxiv.org/abs/1907.05600, and 2020, https://arxiv.org/abs/2006.09011."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _check, diffusion
 from ... import functional as GF
-from .image import unet_arguments
+from ..._progress import Progress
+from ..base import Batch
+from ..networks.unet import UNetConfig
+from .settings import unet_settings
 from .variance_exploding import VarianceExploding, check_sigmas
 
 
 class NCSN(VarianceExploding):
-    """A noise-conditional score network, sampled by annealed Langevin dynamics (Song and Ermon, 2019,
-    arXiv:1907.05600), with the second version's choice of noise levels and steps (2020, arXiv:2006.09011):
-    the highest level is the largest distance between two images of the data, the next ones form a geometric
-    sequence in which each is likely where the one before it was, and the size of Langevin's steps is the one
-    that leaves each level with the variance it should have.
+    """Noise-conditional score network (Song and Ermon, 2019, arXiv:1907.05600).
 
-    The network gives the score times -sigma; unlike the published one it is also told sigma, and trained on
-    all noise levels from the lowest to the highest (Song et al., 2021, arXiv:2011.13456), as the ODE of the
-    density goes through them all.
+    It is sampled by annealed Langevin dynamics. Noise levels and step size follow the second version (2020,
+    arXiv:2006.09011): the highest level is the largest distance between two training images; the levels form
+    a geometric sequence in which typical samples of one are likely at the next; the step size leaves each
+    level with its own variance.
+
+    The network predicts the score times -sigma. Unlike the published one it is conditioned on sigma, and
+    trained on all noise levels in between (Song et al., 2021, arXiv:2011.13456), which the probability-flow
+    ODE passes through.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of `2 ** (len(multipliers) - 1)`.
-        channels, multipliers, num_blocks, attention, dropout: of the network (`gmfast.models.unet.UNet`).
-        sigma_min: the lowest noise level.
-        sigma_max: the highest; 0: the largest distance between two images of the first batch
-            (`initialize`; the command gives it up to `initial_images`).
-        langevin_steps: at each level.
-        label_dropout, dequantize: as of `gmfast.models.diffusion_image.ImageDiffusion`.
-        num_levels: values a subpixel can take.
-        num_labels: number of classes to condition on; None for an unconditional model.
+        sigma_min: Lowest noise level.
+        sigma_max: Highest noise level; 0: the largest distance between two images that `prepare` sees.
+        langevin_steps: Langevin steps at each noise level.
+        label_dropout: Share of training images whose class the network does not see, for guidance.
+        dequantize: Train on uniformly dequantized images, of which `log_prob` is the density.
+        num_levels: Number of values of a subpixel.
+        num_labels: Number of classes to condition on; None for an unconditional model.
+        network: Fields of `gmfast.models.networks.unet.UNetConfig` other than the published ones.
 
-    Raises ValueError, naming the argument, for whatever the above rules out.
+    Raises:
+        ValueError: For an argument out of range, naming it. TypeError: For an unknown one.
     """
 
     family = "score model"
-    #: How many of the data's images `initialize` should see.
-    initial_images = 2048
+    settings = unet_settings()
+    network = UNetConfig(channels=128, multipliers=(1, 2, 2, 2), num_blocks=2, attention=(16,), dropout=0.0)
+    prepare_size = 2048
 
     def __init__(
         self,
         image_shape: tuple[int, int, int] = (3, 32, 32),
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 2, 2, 2),
-        num_blocks: int = 2,
-        attention: tuple[int, ...] = (16,),
-        dropout: float = 0.0,
+        *,
         sigma_min: float = 0.01,
         sigma_max: float = 0.0,
         langevin_steps: int = 5,
@@ -55,43 +58,43 @@ class NCSN(VarianceExploding):
         dequantize: bool = True,
         num_levels: int = 256,
         num_labels: int | None = None,
+        **network: Any,
     ):
         super().__init__(image_shape, num_levels, num_labels, label_dropout, dequantize)
-        check_sigmas(1.0, sigma_min, sigma_max or math.inf, 1.0)
+        check_sigmas(sigma_min, sigma_max or math.inf)
         _check.at_least(1, langevin_steps=langevin_steps)
-        unet = unet_arguments(channels, multipliers, num_blocks, attention, dropout)
-        self.config = {
-            "image_shape": self.image_shape,
-            **unet,
-            "sigma_min": sigma_min,
-            "sigma_max": sigma_max,
-            "langevin_steps": langevin_steps,
-            "label_dropout": label_dropout,
-            "dequantize": dequantize,
-            "num_levels": num_levels,
-            "num_labels": num_labels,
-        }
         self.sigma_min, self.langevin_steps = sigma_min, langevin_steps
         self.register_buffer("highest", torch.tensor(sigma_max, dtype=torch.float64))
-        self.unet = self.build_unet(unet, 250.0)
+        self.unet = self.build_unet(network, 250.0)
 
     @property
     def sigma_max(self) -> float:
-        """The highest noise level. RuntimeError before `initialize` has found it."""
+        """Highest noise level.
+
+        Raises:
+            RuntimeError: Before `initialize` has found it.
+        """
         if not (highest := self.highest.item()) > 0:
             raise RuntimeError("sigma_max: expected a model that has seen data, got a fresh one (initialize)")
         return highest
 
+    def prepare(self, batch: Batch) -> None:
+        """Initialise the highest noise level from training images."""
+        self.initialize(*batch)
+
     @torch.no_grad()
     def initialize(self, x: Tensor, label: Tensor | None = None) -> None:
-        """Takes the highest noise level from the images `x`, if it was not given."""
+        """Set the highest noise level to the largest distance between two of the images `x (B, C, H, W)`.
+
+        A `sigma_max` given to the constructor stays.
+        """
         if not self.config["sigma_max"]:
             largest = torch.cdist(x.flatten(1).double(), x.flatten(1).double()).max()
             self.highest.copy_(largest.clamp(min=10 * self.sigma_min))
 
     @property
     def sigmas(self) -> Tensor:
-        """The noise levels, float64 on the CPU, from the highest to the lowest."""
+        """Noise levels from the highest to the lowest, float64 on the CPU."""
         ratio = sigma_ratio(math.prod(self.image_shape))
         count = max(2, 1 + round(math.log(self.sigma_max / self.sigma_min) / math.log(ratio)))
         return torch.logspace(
@@ -99,23 +102,26 @@ class NCSN(VarianceExploding):
         )
 
     def score(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """The gradient of the log-density of images with noise `sigma (B,)` at `x (B, C, H, W)`."""
+        """Gradient of the log-density of images with noise `sigma (B,)` at `x (B, C, H, W)`."""
         return self.noise(x, sigma, label) / -sigma.view(-1, 1, 1, 1)
 
     def denoise(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """The expected image given `x (B, C, H, W)` with noise `sigma (B,)`."""
+        """Expected image, given `x (B, C, H, W)` with noise `sigma (B,)`."""
         return x - sigma.view(-1, 1, 1, 1) * self.noise(x, sigma, label)
 
     def noise(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """The expected noise, in units of sigma."""
+        """Expected noise, in units of sigma, given `x (B, C, H, W)` with noise `sigma (B,)`."""
         s = sigma.view(-1, 1, 1, 1)
         return self.unet(x * (s.square() + 1).rsqrt(), sigma.log(), label)
 
     forward = score
 
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Denoising score matching, each level weighted by its variance: the mean squared error of the noise
-        of levels whose logarithm is uniform. Torch's global generator draws both."""
+        """Denoising score matching with each noise level weighted by its variance.
+
+        That is the mean squared error of the noise, at log-uniform noise levels. Torch's global generator
+        draws noise and noise levels.
+        """
         label = self.training_label(self.check_input(x, label))
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         sigma = torch.exp(low + (high - low) * torch.rand(len(x), dtype=x.dtype, device=x.device))
@@ -129,14 +135,20 @@ class NCSN(VarianceExploding):
         label: Tensor | None,
         *,
         guidance: float | None,
-        progress,
+        progress: Progress,
         langevin_steps: int | None = None,
     ) -> Tensor:
-        """By annealed Langevin dynamics, `langevin_steps` at each level, and at the end the expected image
-        (Jolicoeur-Martineau et al., 2021, arXiv:2009.05475).
+        """Draw `n` images by annealed Langevin dynamics.
+
+        The last step is the expected image (Jolicoeur-Martineau et al., 2021, arXiv:2009.05475).
 
         Args:
-            langevin_steps: by default the model's.
+            n: Number of images.
+            seed: int64 tensor `()`.
+            label: Classes, int64 `(n,)`, or None.
+            guidance: Guidance scale, or None.
+            progress: See `sample`.
+            langevin_steps: Langevin steps at each noise level; None: the constructor's.
         """
         return self.diffuse(
             self.noise,
@@ -153,9 +165,11 @@ class NCSN(VarianceExploding):
 
 
 def sigma_ratio(size: int) -> float:
-    """Of neighbouring noise levels for data of `size` values: that at which a level's distances from a point
-    lie within three deviations of its neighbour's with probability a half (arXiv:2006.09011, technique 2);
-    at most 2."""
+    """Ratio of neighbouring noise levels for data of `size` values, at most 2.
+
+    At this ratio, the norm of one level's noise lies within three standard deviations of the mean norm at the
+    next level with probability 1/2 (arXiv:2006.09011, technique 2).
+    """
 
     def overlap(ratio):
         centre = math.sqrt(2 * size) * (ratio - 1)

@@ -1,4 +1,4 @@
-"""Densities by the probability-flow ODE."""
+"""Log-density by an ODE: continuous normalizing flows (Chen et al., 2018, https://arxiv.org/abs/1806.07366)."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -11,31 +11,38 @@ from ... import functional as GF
 
 DIVERGENCES = ("hutchinson", "exact")
 
+#: Velocity dx/dt, `(B, *S)`, of x `(B, *S)` and the time `(B,)`.
+Velocity = Callable[[Tensor, Tensor], Tensor]
+#: Log-density, `(B,)`, of x `(B, *S)`.
+LogDensity = Callable[[Tensor], Tensor]
+
 
 def ode_log_prob(
-    velocity: Callable[[Tensor, Tensor], Tensor],
+    velocity: Velocity,
     x: Tensor,
     times: Tensor,
-    base_log_prob: Callable[[Tensor], Tensor],
+    base_log_prob: LogDensity,
     *,
     divergence: str = "hutchinson",
-    seed=None,
+    seed: int | Tensor | torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-density (B,), in nats, of the distribution that dx/dt = velocity(x, t) carries from a base
-    distribution, at the last time, to data, at the first (Chen et al., 2018, arXiv:1806.07366).
+    """Log-density, `(B,)`, in nats, of the data that dx/dt = velocity(x, t) carries to a base distribution.
 
     log p(x) = base_log_prob(x at the last time) + ∫ div velocity dt, both integrated by the classical
-    Runge-Kutta method of order 4, a step between any two `times` (N + 1,), float64 on the CPU. Its error
-    falls as N⁻⁴ for smooth velocities: what twice the steps change is, to 1/15, the error of the fewer ones.
+    Runge-Kutta method of order 4. The error falls as N⁻⁴ for N steps and smooth velocities: 16/15 of the
+    difference that doubling N makes estimates it.
 
     Args:
-        velocity: of x (B, *S) and a time (B,).
-        divergence: "exact": a gradient for each element of a sample; "hutchinson": an estimate without bias,
-            by one draw of signs for all times (Grathwohl et al., 2019, arXiv:1810.01367).
-        seed: of the signs: an int, an int64 tensor, or a `torch.Generator`.
+        velocity: Function of x `(B, *S)` and the time `(B,)`.
+        x: Samples at the first time, `(B, *S)`.
+        times: Ends of the steps, `(N + 1,)`.
+        base_log_prob: Log-density of the base distribution, `(B,)`.
+        divergence: "exact": a gradient for each element of a sample; "hutchinson": an unbiased estimate from
+            random signs, the same at all times (Grathwohl et al., 2019, arXiv:1810.01367).
+        seed: Seed of the signs: an int, an int64 tensor, or a `torch.Generator`.
 
     Returns:
-        The log-density and x at the last time. Without a gradient.
+        The log-density, and x at the last time; neither has a gradient.
     """
     _check.one_of("divergence", divergence, DIVERGENCES)
     times = times.tolist()
@@ -44,7 +51,7 @@ def ode_log_prob(
         signs = GF.standard_normal(x.shape, seed=seed, dtype=x.dtype, device=x.device).sign()
 
     def slope(x, time):
-        """The velocity and its divergence."""
+        """Velocity and divergence at one time."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             v = velocity(x, x.new_full((len(x),), time))

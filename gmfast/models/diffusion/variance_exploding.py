@@ -1,27 +1,31 @@
-"""What score models of images share whose noise grows without the data shrinking."""
+"""Base class of the models whose noise grows while the image keeps its scale."""
 
 import math
+from abc import abstractmethod
 
 from torch import Tensor
 
 from ... import functional as GF
 from .image import OdeImageDiffusion
+from .ode import LogDensity, Velocity
 
 
 class VarianceExploding(OdeImageDiffusion):
-    """Images with noise of standard deviation sigma, from `sigma_min` to `sigma_max`, where they are taken
-    for that noise alone. A model writes `denoise(x, sigma, label)`, the expected image."""
+    """Model of images with noise of standard deviation sigma, from `sigma_min` to `sigma_max`.
+
+    At `sigma_max`, the noisy image is taken for noise alone.
+    """
 
     sigma_min: float
     sigma_max: float
     rho: float = 7.0
 
+    @abstractmethod
     def denoise(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """The expected image given `x (B, C, H, W)` with noise `sigma (B,)`."""
-        raise NotImplementedError
+        """Expected image, given `x (B, C, H, W)` with noise `sigma (B,)`."""
 
-    def ode(self, label: Tensor | None):
-        """Its times are equally spaced in sigma^(1/rho)."""
+    def ode(self, label: Tensor | None) -> tuple[Velocity, LogDensity]:
+        """Probability-flow ODE (Song et al., 2021, arXiv:2011.13456), its time linear in sigma^(1/rho)."""
         low, high = (sigma ** (1 / self.rho) for sigma in (self.sigma_min, self.sigma_max))
 
         def velocity(y, u):
@@ -36,11 +40,14 @@ class VarianceExploding(OdeImageDiffusion):
         return velocity, base_log_prob
 
 
-def check_sigmas(sigma_data: float, sigma_min: float, sigma_max: float, rho: float) -> None:
-    """Raises ValueError for what cannot be noise levels."""
-    if not sigma_data > 0:
-        raise ValueError(f"sigma_data: expected a positive number, got {sigma_data}")
+def check_sigmas(sigma_min: float, sigma_max: float, **positive: float) -> None:
+    """Check the range of noise levels, and other parameters of theirs that are positive.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for name, value in positive.items():
+        if not value > 0:
+            raise ValueError(f"{name}: expected a positive number, got {value}")
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"sigma_min: expected a positive number below {sigma_max}, got {sigma_min}")
-    if not rho > 0:
-        raise ValueError(f"rho: expected a positive number, got {rho}")

@@ -1,62 +1,78 @@
-"""The U-Net of the diffusion and score models."""
+"""U-Net of the diffusion, score and flow-matching models."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import _check
+from ..base import check_image_shape
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Size of a `UNet`.
+
+    Attributes:
+        channels: Channels at the highest resolution, a multiple of 4.
+        multipliers: Factor of the channels at each resolution; each resolution is half the one before.
+        num_blocks: Residual blocks at each resolution of the encoder; the decoder has one more.
+        attention: Heights of the feature maps with self-attention, such as (16, 8).
+        dropout: Dropout rate within the residual blocks.
+
+    Raises:
+        ValueError: For a field out of range, naming it.
+    """
+
+    channels: int
+    multipliers: tuple[int, ...]
+    num_blocks: int
+    attention: tuple[int, ...]
+    dropout: float
+
+    def __post_init__(self):
+        object.__setattr__(self, "multipliers", tuple(self.multipliers))
+        object.__setattr__(self, "attention", tuple(self.attention))
+        _check.at_least(1, num_blocks=self.num_blocks)
+        if self.channels < 4 or self.channels % 4:
+            raise ValueError(f"channels: expected a positive multiple of 4, got {self.channels}")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f"multipliers: expected at least one positive integer, got {self.multipliers}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a number from 0 to below 1, got {self.dropout}")
 
 
 class UNet(nn.Module):
-    """A U-Net of an image and its noise level (Ho et al., 2020, arXiv:2006.11239): at each resolution
-    residual blocks, which the noise level and the class scale and shift (Nichol and Dhariwal, 2021,
-    arXiv:2102.09672), and at low ones attention; the way up sees what the way down left at its resolution.
+    """U-Net conditioned on a noise level and a class (Ho et al., 2020, arXiv:2006.11239).
+
+    Residual blocks at each resolution are scaled and shifted by the embedding of noise level and class
+    (Nichol and Dhariwal, 2021, arXiv:2102.09672). The last convolution is initialised with zeros.
 
     Args:
-        image_shape: (C, H, W); H and W are multiples of `2 ** (len(multipliers) - 1)`.
-        out_channels: of the result.
-        channels: at the highest resolution.
-        multipliers: of the channels at each resolution; each is half the one before.
-        num_blocks: residual blocks at each resolution on the way down; one more on the way up.
-        attention: heights at which blocks are followed by attention, such as (16, 8).
-        dropout: within the blocks.
-        num_labels: classes; one more stands for none. None: it takes no labels.
-        level_scale: what noise levels are multiplied by to get them on a scale on which 1 makes a small
-            difference and 1000 a large one.
+        image_shape: (C, H, W); H and W are multiples of `2 ** (len(config.multipliers) - 1)`.
+        out_channels: Channels of the output.
+        config: Size of the network.
+        num_labels: Number of classes, beside which there is an embedding for no class; None: takes no labels.
+        level_scale: Factor that brings noise levels to the scale of time steps, from 1 to 1000.
 
-    What it gives begins at zero.
+    Raises:
+        ValueError: For an image that cannot be halved as often as `config` asks.
     """
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         out_channels: int,
-        channels: int,
-        multipliers: tuple[int, ...],
-        num_blocks: int,
-        attention: tuple[int, ...],
-        dropout: float,
+        config: UNetConfig,
+        *,
         num_labels: int | None = None,
         level_scale: float = 1.0,
     ):
         super().__init__()
-        multipliers = tuple(multipliers)
-        _check.at_least(1, num_blocks=num_blocks)
-        if channels < 4 or channels % 4:
-            raise ValueError(f"channels: expected a positive multiple of 4, got {channels}")
-        if not multipliers or min(multipliers) < 1:
-            raise ValueError(f"multipliers: expected at least one positive integer, got {multipliers}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected a number from 0 to below 1, got {dropout}")
-        in_channels, *size = image_shape
-        multiple = 2 ** (len(multipliers) - 1)
-        if any(n % multiple for n in size):
-            raise ValueError(
-                f"image_shape: expected H and W to be multiples of {multiple}, which are halved "
-                f"{len(multipliers) - 1} times, got {tuple(image_shape)}"
-            )
+        channels, multipliers, num_blocks = config.channels, config.multipliers, config.num_blocks
+        in_channels, *size = check_image_shape(image_shape, multiple=2 ** (len(multipliers) - 1))
         self.channels, self.level_scale = channels, level_scale
         features = 4 * channels
         self.level = nn.Sequential(nn.Linear(channels, features), nn.SiLU(), nn.Linear(features, features))
@@ -64,7 +80,7 @@ class UNet(nn.Module):
         self.stem = nn.Conv2d(in_channels, channels, 3, padding=1)
 
         def block(inputs, outputs, height):
-            return Block(inputs, outputs, features, dropout, height in attention)
+            return Block(inputs, outputs, features, config.dropout, height in config.attention)
 
         height, width, kept = size[0], channels, [channels]
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -88,7 +104,16 @@ class UNet(nn.Module):
         self.out = nn.Sequential(_norm(width), nn.SiLU(), _zero(nn.Conv2d(width, out_channels, 3, padding=1)))
 
     def forward(self, x: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
-        """`level` (B,): the noise level. `label` (B,): classes, their number for none; None: none for all."""
+        """Apply the network.
+
+        Args:
+            x: Noisy images, `(B, C, H, W)`.
+            level: Noise levels, `(B,)`.
+            label: Classes, int64 `(B,)`, `num_labels` standing for no class; None: no class for any image.
+
+        Returns:
+            `(B, out_channels, H, W)`.
+        """
         features = self.level(sinusoids(level * self.level_scale, self.channels).to(x.dtype))
         if self.embedding is not None:
             if label is None:
@@ -108,8 +133,7 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut, `features (B, F)` scaling and shifting the second's input; and
-    attention where asked for."""
+    """Residual block, modulated by `features (B, F)`, with self-attention behind it if `attention`."""
 
     def __init__(self, inputs: int, outputs: int, features: int, dropout: float, attention: bool):
         super().__init__()
@@ -121,6 +145,7 @@ class Block(nn.Module):
         self.attention = Attention(outputs) if attention else None
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`."""
         scale, shift = self.modulation(features)[:, :, None, None].chunk(2, 1)
         h = torch.addcmul(shift, self.norm(self.first(x)), 1 + scale)
         h = self.shortcut(x) + self.second(self.dropout(F.silu(h)))
@@ -128,8 +153,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Of every pixel to all of them, with a head for each 64 channels (one where they do not divide), beside
-    a shortcut."""
+    """Residual self-attention over all pixels: a head per 64 channels, or one head if 64 is no divisor."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -138,33 +162,36 @@ class Attention(nn.Module):
         self.out = _zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `x (B, channels, H, W)` to the same shape."""
         q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).mT.unbind(1)
         attended = F.scaled_dot_product_attention(q, k, v).mT.reshape(x.shape)  # (B, heads, pixels, channels)
         return x + self.out(attended)
 
 
 class Downsample(nn.Conv2d):
-    """To half the size."""
+    """Convolution with stride 2, which halves height and width."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Map `x (B, channels, H, W)` to `(B, channels, H / 2, W / 2)`; `features` are not used."""
         return super().forward(x)
 
 
 class Upsample(nn.Conv2d):
-    """To twice the size."""
+    """Nearest-neighbour interpolation to twice the height and width, and a convolution."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Map `x (B, channels, H, W)` to `(B, channels, 2H, 2W)`; `features` are not used."""
         return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def sinusoids(level: Tensor, channels: int) -> Tensor:
-    """Cosines and sines (B, channels) of `level` (B,) times frequencies from 1 to 1 / 10000."""
+    """Sinusoidal embedding `(B, channels)` of `level (B,)`, with frequencies from 1 down to 1 / 10000."""
     half = channels // 2
     exponents = torch.arange(half, device=level.device, dtype=torch.float32) / half
     angles = level.float()[:, None] * torch.exp(-math.log(10000) * exponents)
