@@ -385,7 +385,7 @@ def bits_per_dim(model: nn.Module, x: Tensor, weights: str | None = None) -> flo
 def measure_rounding(steps: dict[str, int]) -> list[dict]:
     """Held-out bits per dimension with float32 and bfloat16 weights, of models trained for so many steps on
     the data that `gmfast train` gives them."""
-    from gmfast.train import Settings, Trainer
+    from gmfast.training import Settings, Trainer
 
     rows = []
     for name, count in steps.items():

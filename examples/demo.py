@@ -22,8 +22,8 @@ import gmfast
 import gmfast.functional as GF
 from gmfast import reference
 from gmfast.data import from_unit
-from gmfast.image_grid import image_grid
-from gmfast.train import Settings, Trainer
+from gmfast.outputs.images import image_grid
+from gmfast.training import Settings, Trainer
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -9,8 +9,8 @@ where it ended, or only sampled from.
 import argparse
 from pathlib import Path
 
-from gmfast import cli
-from gmfast.train import Settings, Trainer
+from gmfast.commands import sample
+from gmfast.training import Settings, Trainer
 
 RATE = 16000
 SETTINGS = Settings(
@@ -33,7 +33,7 @@ def main() -> None:
     if trainer.step < arguments.steps and not trainer.fit(arguments.steps):
         raise SystemExit(130)  # Ctrl-C: the next call goes on from here
     print(f"{trainer.evaluate():.3f} bits per sample on held-out sound at step {trainer.step}")
-    cli.sample(run, length=round(arguments.seconds * RATE), out=arguments.out / "sound.wav")
+    sample(run, length=round(arguments.seconds * RATE), out=arguments.out / "sound.wav")
 
 
 if __name__ == "__main__":

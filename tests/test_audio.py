@@ -12,7 +12,7 @@ from PIL import Image
 
 from gmfast import audio, cli
 from gmfast.data import Dataset, load
-from gmfast.train import Settings, Trainer, load_run
+from gmfast.training import Settings, Trainer, load_run
 
 soundfile = pytest.importorskip("soundfile")
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 import gmfast
 from gmfast import cli
+from gmfast.commands.sample import _comparison
 from gmfast.data import BUILT_IN, load, to_unit
-from gmfast.image_grid import image_grid
 from gmfast.models import MODELS
+from gmfast.outputs.images import image_grid
 
 TINY = ["--set", "nr_resnet=1", "--set", "nr_filters=4", "--set", "nr_logistic_mix=2"]
 
@@ -182,7 +183,7 @@ def test_diffusion_models(gmfast_command, tmp_path):
 
 
 def test_a_model_without_a_likelihood_is_evaluated_by_its_loss(gmfast_command, tmp_path, monkeypatch):
-    monkeypatch.setattr("gmfast.train.LINE_SECONDS", 0)
+    monkeypatch.setattr("gmfast.training.trainer.LINE_SECONDS", 0)
     run = tmp_path / "run"
     small = ["channels=4", "num_scales=1", "langevin_steps=2", "buffer_size=8"]
     options = ["--out", run, "--steps", "1", *(f"--set={pair}" for pair in small)]
@@ -313,7 +314,8 @@ def test_a_mistake_is_answered_with_one_sentence(gmfast_command, tmp_path, monke
 
 def test_a_missing_package_is_named(gmfast_command, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    monkeypatch.delitem(sys.modules, "gmfast.train", raising=False)
+    for name in [name for name in sys.modules if name.startswith("gmfast.training")]:
+        monkeypatch.delitem(sys.modules, name)
     status, _, err = gmfast_command("train", "pixelcnnpp")
     assert (
         status == 2 and err == "gmfast: safetensors.torch is missing: pip install 'gmfast[train]' brings it\n"
@@ -324,7 +326,7 @@ def test_comparison_counts_the_draws_that_rounding_moved():
     cached = to_unit(torch.randint(17, (4, 1, 2, 3)), 17)
     naive = cached.clone()
     naive[0, 0, 0, 0] *= 1 + 1e-6  # the same level
-    assert cli._comparison(cached, 0.5, naive, 4.0, 17, None) == (
+    assert _comparison(cached, 0.5, naive, 4.0, 17, None) == (
         "cached 0.50 s, naive 4.00 s: 8.0 times as long\n24 of 24 values agree"
     )
     naive[1, 0, 1] = -cached[1, 0, 1] + 1 / 8
@@ -333,14 +335,12 @@ def test_comparison_counts_the_draws_that_rounding_moved():
         (None, "rounding"),
         ("bfloat16", "the rounding of the weights to bfloat16"),
     ):
-        assert cli._comparison(cached, 0.5, naive, 4.0, 17, weights).splitlines()[1] == (
+        assert _comparison(cached, 0.5, naive, 4.0, 17, weights).splitlines()[1] == (
             f"20 of 24 values agree: in 2 of 4 samples a draw lay within {rounding} of a boundary between "
             "two levels, and what follows it is another draw"
         )
     drawn = torch.tensor([[False] * 3, [True] * 3])  # the upper row was given
-    assert (
-        cli._comparison(cached, 0.5, cached, 4.0, 17, None, drawn).splitlines()[1] == "12 of 12 values agree"
-    )
+    assert _comparison(cached, 0.5, cached, 4.0, 17, None, drawn).splitlines()[1] == "12 of 12 values agree"
 
 
 def test_doctor_prints_what_the_library_says(gmfast_command):

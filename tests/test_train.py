@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import gmfast.train
+import gmfast.data
 from gmfast import audio
 from gmfast.data import Dataset, load, to_unit
-from gmfast.models import MODELS, WaveNet
-from gmfast.train import Settings, Trainer, build_model, evaluate, load_run
+from gmfast.models import MODELS, Model, WaveNet
+from gmfast.training import Settings, Trainer, build_model, evaluate, load_run
 
 TINY = {"nr_resnet": 1, "nr_filters": 4, "nr_logistic_mix": 2, "dropout": 0.5}
 
@@ -42,32 +42,43 @@ def assert_same_run(run, other):
     for name in ("model.safetensors", "ema.safetensors"):
         a, b = load_file(run / "last" / name), load_file(other / "last" / name)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    a, b = (torch.load(path / "last/optimizer.pt", weights_only=True)["state"] for path in (run, other))
-    assert a.keys() == b.keys() and all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i])
+    players, others = (torch.load(path / "last/optimizer.pt", weights_only=True) for path in (run, other))
+    assert players.keys() == others.keys()
+    for name in players:
+        a, b = players[name]["state"], others[name]["state"]
+        assert a.keys() == b.keys() and all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i])
+    updates = (json.loads((path / "last/state.json").read_text())["updates"] for path in (run, other))
+    assert next(updates) == next(updates)
     a, b = ([{**line, "seconds": None} for line in metrics(path)] for path in (run, other))
     assert a == b
 
 
-class Toy(nn.Module):
+class Toy(Model):
     """Predicts each pixel with a bias; the least that a model needs."""
 
+    modalities = frozenset({"images"})
+    family = "toy"
+
     def __init__(self, image_shape=(1, 8, 8), num_levels=17, num_labels=None):
-        super().__init__()
-        self.config = {"image_shape": image_shape, "num_levels": num_levels, "num_labels": num_labels}
+        super().__init__(num_levels, num_labels)
+        self.image_shape = tuple(image_shape)
         self.mean = nn.Parameter(torch.zeros(image_shape))
         self.calls = 0
 
     def before(self, call):
         """What a test lets happen in the given call of `loss`."""
 
-    def loss(self, x):
+    def loss(self, x, label=None):
         self.calls += 1
         return (x - self.mean).square().mean() * (self.before(self.calls) or 1.0)
+
+    def sample(self, n, *, seed=None):
+        return self.mean.expand(n, *self.image_shape)
 
 
 @pytest.fixture
 def toy(monkeypatch):
-    monkeypatch.setitem(gmfast.train.MODELS, "toy", Toy)
+    monkeypatch.setitem(MODELS, "toy", Toy)
     return Settings(model="toy", batch_size=100, checkpoint_every=2, lr=0.05)
 
 
@@ -132,14 +143,14 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     "moment",
     [
-        "gmfast.train.save_file",
-        "gmfast.train.torch.save",
+        "gmfast.training.checkpoint.save_file",
+        "gmfast.training.checkpoint.torch.save",
         "pathlib.Path.write_text",
-        "gmfast.train._fsync",
+        "gmfast.training.checkpoint._fsync",
         "pathlib.Path.rename",
         "pathlib.Path.symlink_to",
         "pathlib.Path.replace",
-        "gmfast.train.shutil.rmtree",
+        "gmfast.training.checkpoint.shutil.rmtree",
     ],
 )
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
@@ -197,7 +208,7 @@ def test_interrupt_finishes_the_step_and_saves(tmp_path, toy, monkeypatch):
     assert trainer.step == 3 == load_run(tmp_path / "parts")[2]
     assert signal.getsignal(signal.SIGINT) is handler
     monkeypatch.undo()
-    monkeypatch.setitem(gmfast.train.MODELS, "toy", Toy)
+    monkeypatch.setitem(MODELS, "toy", Toy)
     Trainer.resume(tmp_path / "parts").fit(6, progress=False)
     Trainer.start(toy, tmp_path / "whole").fit(6, progress=False)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -465,7 +476,7 @@ def test_defaults_for_built_in_data_are_small(model, data, encoding):
     with torch.device("meta"):
         count = sum(p.numel() for p in build_model(settings, dataset).parameters())
         published = sum(p.numel() for p in MODELS[model]().parameters())
-    assert count < 3e6 and (count < published / 3 or model == "made" or hasattr(MODELS[model], "real_valued"))
+    assert count < 3e6 and (count < published / 3 or model == "made" or "vectors" in MODELS[model].modalities)
     assert settings.options.get("head") == {"linear": "mixture"}.get(
         encoding, "bernoulli" if (model, data) == ("made", "binary-digits") else None
     )

@@ -35,9 +35,14 @@ class Dataset:
     @property
     def modality(self) -> str:
         """Kind of data: "images", "sound" or "vectors"."""
-        if self.num_levels is None:
+        if self.real_valued:
             return "vectors"
         return "images" if self.rate is None else "sound"
+
+    @property
+    def real_valued(self) -> bool:
+        """Whether the samples are real numbers rather than levels."""
+        return self.num_levels is None
 
     @property
     def items(self) -> str:

@@ -18,7 +18,7 @@ from decode.stepping import EXECUTORS, on, predictions, started
 
 from gmfast import _library, decode
 from gmfast.models import MADE, PixelCNN, PixelCNNPP, WaveNet
-from gmfast.models.gated_pixelcnn import GatedPixelCNN
+from gmfast.models.autoregressive.gated_pixelcnn import GatedPixelCNN
 
 TIMES = 13  # positions of a sound
 

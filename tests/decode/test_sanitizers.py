@@ -11,7 +11,7 @@ from native.harness import build, simd_levels
 from gmfast import _library, decode
 from gmfast.decode import program as programs
 from gmfast.decode.builder import Builder, Tap
-from gmfast.models.heads import Categorical
+from gmfast.models.autoregressive.heads import Categorical
 
 pytestmark = pytest.mark.skipif(_library._C is None, reason="needs the compiled library")
 

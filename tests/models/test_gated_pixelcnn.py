@@ -3,7 +3,7 @@ import torch
 from models.image_contracts import Contracts, heads, images
 
 from gmfast.models import GatedPixelCNN
-from gmfast.models.gated_pixelcnn import VerticalConv2d
+from gmfast.models.autoregressive.gated_pixelcnn import VerticalConv2d
 
 
 class TestContracts(Contracts):

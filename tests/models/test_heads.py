@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from gmfast.models import MADE, GatedPixelCNN, PixelCNN, PixelCNNPP, WaveNet
-from gmfast.models.autoregressive import check_label, evaluating, labels_of
-from gmfast.models.heads import Categorical, make_head
+from gmfast.models.autoregressive.heads import Categorical, make_head
+from gmfast.models.base import check_label, evaluating
 
 IMAGES = {"image_shape": (1, 4, 4), "num_levels": 2}
 MODELS = [
@@ -54,7 +54,8 @@ def test_temperature_is_a_number_from_0(model):
 def test_labels_are_integers_of_any_width(dtype):
     label = check_label(torch.tensor([2, 0, 1]).to(dtype), 3, 3)
     assert label.dtype == torch.int64 and label.tolist() == [2, 0, 1]
-    assert labels_of(label[0].to(dtype), 2, 3, "cpu").tolist() == [2, 2]
+    conditional = MADE(**IMAGES, num_labels=3, hidden=(4,))
+    assert conditional.request(2, seed=0, label=label[0].to(dtype)).label.tolist() == [2, 2]
     options = {"num_labels": 3, "hidden": (4,)}
     assert MADE(**IMAGES, **options).loss(-torch.ones(3, 1, 4, 4), label.to(dtype)).isfinite()
 
@@ -62,7 +63,7 @@ def test_labels_are_integers_of_any_width(dtype):
 @pytest.mark.parametrize("label", [True, 1.0, torch.tensor([True, False]), torch.tensor([0.0, 1.0])])
 def test_labels_are_neither_booleans_nor_floats(label):
     with pytest.raises(ValueError, match=r"label: expected 2 integers, got torch.(bool|float32) of shape"):
-        labels_of(label, 2, 3, "cpu")
+        MADE(**IMAGES, num_labels=3, hidden=(4,)).sample(2, label=label)
 
 
 def test_every_module_gets_its_own_mode_back():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from gmfast import decode, reference
 from gmfast.models import MADE
 from gmfast.nn import MaskedLinear, MaskedMLP
-from gmfast.train import Settings, Trainer, load_run
+from gmfast.training import Settings, Trainer, load_run
 
 HEADS = ["bernoulli", "categorical", "mixture"]
 

@@ -33,6 +33,7 @@ class VerticalConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, (above + 1, kernel_size), padding=(0, above))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x (B, C, H, W)`."""
         return super().forward(F.pad(x, (0, 0, self.kernel_size[0] - 1, 0)))
 
 

@@ -99,7 +99,7 @@ class MADE(Cached, Likelihood, Model):
         return params.transpose(1, 2).unflatten(2, self.image_shape)
 
     def log_prob(self, x: Tensor, label: Tensor | None = None, order: int | None = None) -> Tensor:
-        """Log-probability of each sample, `(B,)`, in nats, in one order or, with None, of the mixture of all."""
+        """Log-probability of each sample, `(B,)`, in nats: in one order, or of the mixture of all."""
         if order is not None:
             return -self.head.nll(x.unsqueeze(1), self(x, label, order)).flatten(1).sum(1)
         log_probs = [self.log_prob(x, label, order) for order in range(self.num_orders)]
@@ -117,7 +117,7 @@ class MADE(Cached, Likelihood, Model):
         return -self.log_prob(x, label).mean() / (self.num_values * math.log(2))
 
     def decoder(self, order: int = 0) -> Builder:
-        """The model as a decode program for one of its orders: a single position with a draw for each value."""
+        """The model as a decode program for one of its orders: one position with a draw for each value."""
         self._check_order(order)
         builder = Builder(1, 1)
         x, params = builder.value(self.num_values), builder.value(self.head.num_params(1))

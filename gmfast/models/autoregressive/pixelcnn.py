@@ -26,6 +26,7 @@ class ResidualBlock(nn.Module):
         self.expand = MaskedConv2d(nr_filters, 2 * nr_filters, 1, channel_groups=channel_groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the block to `x (B, 2h, H, W)`."""
         return x + self.expand(F.relu(self.conv(F.relu(self.reduce(F.relu(x))))))
 
 

@@ -88,6 +88,7 @@ class GatedResnet(nn.Module):
         self.embedding = label_embedding(num_labels, 2 * nr_filters)
 
     def forward(self, x: Tensor, aux: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        """Apply the layer to features `x (B, C, H, W)`."""
         h = self.conv_input(GF.concat_elu(x))
         if self.nin_aux is not None:
             h = h + self.nin_aux(GF.concat_elu(aux))
@@ -110,7 +111,15 @@ class Block(nn.Module):
             down_right_shifted_conv, nr_filters, (1 + skip) * nr_filters, dropout, num_labels
         )
 
-    def forward(self, u, ul, u_skip=None, ul_skip=None, label=None):
+    def forward(
+        self,
+        u: Tensor,
+        ul: Tensor,
+        u_skip: Tensor | None = None,
+        ul_skip: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Apply the layers to both streams `(B, C, H, W)`."""
         u = self.u(u, u_skip, label)
         ul = self.ul(ul, u if ul_skip is None else torch.cat([u, ul_skip], 1), label)
         return u, ul
@@ -123,7 +132,8 @@ class Resample(nn.Module):
         super().__init__()
         self.u, self.ul = u, ul
 
-    def forward(self, u, ul):
+    def forward(self, u: Tensor, ul: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the layers to both streams `(B, C, H, W)`."""
         return self.u(u), self.ul(ul)
 
 
