@@ -50,6 +50,8 @@ class DiffusionContracts:
     image_shape = (1, 4, 4)
     #: Whether there is an unconditional network beside the conditional one.
     guided = True
+    #: Whether pickle takes it: torch's parametrizations refuse.
+    pickles = True
     #: What of the loss is left after a little training, at most.
     learns = 0.85
     #: What makes `log_prob` quick.
@@ -155,7 +157,9 @@ class DiffusionContracts:
     def test_config_and_state_dict_give_the_same_model(self):
         model = self.build(num_labels=3)
         again = self.model(**model.config).double()
-        copies = (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model)))
+        copies = [again, copy.deepcopy(model)]
+        if self.pickles:
+            copies.append(pickle.loads(pickle.dumps(model)))
         assert all(m.config == model.config for m in copies) and model.config.keys() == model.options().keys()
         again.load_state_dict(model.state_dict())
         again.eval()

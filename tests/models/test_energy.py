@@ -11,6 +11,7 @@ from gmfast.models import EnergyModel
 class TestEnergyModel(DiffusionContracts):
     model = EnergyModel
     guided = False
+    pickles = False
 
     def tiny(self):
         return {"channels": 4, "num_scales": 2, "langevin_steps": 4, "buffer_size": 64}
