@@ -58,7 +58,7 @@ class ImageFlow(Likelihood, Model):
         multiple: int = 1,
     ):
         super().__init__(num_levels, num_labels)
-        _check.integer("num_levels", num_levels)
+        _check.integer("num_levels", num_levels)  # None is for vectors
         if not 0 <= alpha < 0.5:
             raise ValueError(f"alpha: expected a number from 0 to below 0.5, got {alpha}")
         self.image_shape = self.noise_shape = check_image_shape(image_shape, multiple=multiple)
