@@ -36,7 +36,7 @@ def length_of(model):
 def test_python_loop_draws_what_the_model_draws(name):
     torch.manual_seed(0)
     model = TINY[name]().double().eval()
-    if hasattr(model, "initialize"):
+    if isinstance(model, PixelCNNPP):  # the only one that is initialised from data
         model.initialize(torch.rand(8, *model.image_shape, dtype=torch.float64) * 2 - 1)
     want = model.sample(3, seed=5, method="naive").reshape(3, *sampling.shape_of(model, length_of(model)))
     loop, positions = LOOPS[type(model)](model, 3), want.shape[2]
