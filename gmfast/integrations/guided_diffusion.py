@@ -19,10 +19,9 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from .. import _check, diffusion
+from .. import _check, _seed, diffusion
 from .. import functional as GF
 from ..diffusion import COLUMNS
-from ..diffusion.sampling import _seeds
 from ..ops.torch_normal import torch_normal_like
 from ..reference.discretized_gaussian_nll import FORMULATIONS
 
@@ -442,7 +441,7 @@ class GaussianDiffusion:
         if not isinstance(shape, tuple | list):
             raise TypeError(f"shape: expected a tuple or a list, got {type(shape).__name__}")
         if seed is not None:
-            seed = options["seed"] = _seeds(seed, shape[0], torch.device(device))
+            seed = options["seed"] = _seed.of_batch(seed, shape[0], torch.device(device))
         if x is None and seed is None:
             x = torch.randn(*shape, device=device)
         elif x is None:
@@ -663,7 +662,7 @@ class GaussianDiffusion:
         else:
             variance = {"FIXED_SMALL": "small", "FIXED_LARGE": "large"}
             variance = variance.get(self.model_var_type.name, "learned_range")
-            sampler = diffusion.DDPM(variance) if kind == "ddpm" else diffusion.DDIM(eta)
+            sampler = diffusion.samplers.DDPMSampler(variance) if kind == "ddpm" else diffusion.DDIM(eta)
             plan = sampler.plan(self._schedule, [*reversed(steps), -1], known)
             table = plan.table(torch.device("cpu"))[:-1].flip(0)
             if kind == "ddpm" and self.model_var_type == ModelVarType.LEARNED:

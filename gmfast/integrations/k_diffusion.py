@@ -23,11 +23,10 @@ from itertools import pairwise
 
 import torch
 
-from .. import _check, diffusion
+from .. import _check, _seed, diffusion
 from .. import functional as GF
 from ..diffusion import COLUMNS
-from ..diffusion.sampling import _seeds
-from ..diffusion.schedules import _between
+from ..diffusion.spacing import evenly_spaced
 from ..ops.torch_normal import torch_normal_like
 
 __all__ = [
@@ -64,7 +63,9 @@ def get_sigmas_exponential(n, sigma_min, sigma_max, device="cpu"):
 def get_sigmas_polyexponential(n, sigma_min, sigma_max, rho=1.0, device="cpu"):
     """n sigmas, of which ln sigma goes as the power ρ of the place, then 0."""
     low, high = math.log(sigma_min), math.log(sigma_max)
-    return _sigmas([math.exp(low + r**rho * (high - low)) for r in _between(1.0, 0.0, n)] + [0.0], device)
+    return _sigmas(
+        [math.exp(low + r**rho * (high - low)) for r in evenly_spaced(1.0, 0.0, n)] + [0.0], device
+    )
 
 
 def get_sigmas_vp(n, beta_d=19.9, beta_min=0.1, eps_s=1e-3, device="cpu"):
@@ -72,7 +73,7 @@ def get_sigmas_vp(n, beta_d=19.9, beta_min=0.1, eps_s=1e-3, device="cpu"):
     (Song et al., 2021, arXiv:2011.13456; Karras et al., 2022, arXiv:2206.00364, table 1).
 
     The last ones cancel to four digits of float32, which are the original's."""
-    t = _sigmas([*_between(1.0, eps_s, n), 0.0], "cpu")
+    t = _sigmas([*evenly_spaced(1.0, eps_s, n), 0.0], "cpu")
     return (torch.exp(beta_d * t**2 / 2 + beta_min * t) - 1).sqrt().to(device)
 
 
@@ -297,9 +298,9 @@ class _Loop:
             self.raise_by = [gamma if raised else 0.0 for raised in within.tolist()]
             self.raised = torch.where(within, self.host * (gamma + 1), self.host)
             self.first_added = s_noise * math.sqrt(self.raise_by[0] * (2 + self.raise_by[0])) * self.values[0]
-            sampler = diffusion.EDM(churn, s_min, s_max, s_noise, order)
+            sampler = diffusion.samplers.EDMSampler(churn, s_min, s_max, s_noise, order)
         else:
-            sampler = diffusion.EDM(order=order)
+            sampler = diffusion.samplers.EDMSampler(order=order)
 
         def draw(step, x):
             """The noise that the next step begins with, whether or not it wants any."""
@@ -337,11 +338,11 @@ class _Loop:
         x, values = self.x, self.values
         if different and any(now == to for now, to in pairwise(values)):
             raise ValueError(f"sigmas: expected each to differ from the one before, got {values}")
-        seed = None if seed is None else _seeds(seed, x.shape[0], x.device)
+        seed = None if seed is None else _seed.of_batch(seed, x.shape[0], x.device)
         plan = _plan(sampler, tuple(values), float(s_noise))
         table = plan.table(x.device)
         told = self._told(plan)
-        if isinstance(sampler, diffusion.EDM):
+        if isinstance(sampler, diffusion.samplers.EDMSampler):
             noise = draw(-1, x) if draw is not None else None
             if self.first_added:
                 # The row behind the sampler's leaves x as it is: its noise is no other row's.

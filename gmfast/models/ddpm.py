@@ -232,8 +232,8 @@ class DDPM(ImageDiffusion):
             steps: of the sampler; by default all time steps of "ddpm", and 50 of others.
         """
         if sampler in (None, "ddpm"):
-            sampler = diffusion.DDPM("learned_range" if self.learned_range else "small")
-        ancestral = isinstance(sampler, diffusion.DDPM)
+            sampler = diffusion.samplers.DDPMSampler("learned_range" if self.learned_range else "small")
+        ancestral = isinstance(sampler, diffusion.samplers.DDPMSampler)
         if steps is None:
             steps = self.num_timesteps if ancestral else min(50, self.num_timesteps)
         denoiser = self

@@ -8,7 +8,7 @@ from .._table import COLUMNS
 from ..reference.discretized_gaussian_nll import FORMULATIONS
 from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
-from .discretized_gaussian_nll import _check_options
+from .discretized_gaussian_nll import check_options
 
 _X0_X, _X0_M = COLUMNS.index("x0_x"), COLUMNS.index("x0_m")
 _RANGE = slice(COLUMNS.index("log_var_min"), None)
@@ -82,7 +82,7 @@ def diffusion_hybrid_loss(
         raise TypeError(f"timestep: expected int64, got {str(timestep.dtype)[6:]}")
     if timestep.shape != (batch,):
         raise ValueError(f"timestep: expected shape {(batch,)}, got {tuple(timestep.shape)}")
-    _check_options(num_classes, formulation)
+    check_options(num_classes, formulation)
     tensors = (model_output, x0, x_t, noise, table, timestep)
     options = (num_classes, formulation == "exact")
     if not has_kernel(*tensors):

@@ -141,7 +141,7 @@ def diffusion_step(
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         failure = error
     _check_arguments(x, model_output, table, step, unconditional, variance, history, noise, out)
-    _check_options(guidance, guidance_rescale, clip, threshold, threshold_max)
+    check_options(guidance, guidance_rescale, clip, threshold, threshold_max)
     _check_guided(unconditional, guidance, guidance_rescale)
     if seed is not None:
         seed = _seed.of_samples(seed, x.shape[0], x.device)
@@ -253,7 +253,7 @@ def _check_guided(unconditional, guidance, guidance_rescale):
         raise ValueError("unconditional: expected a tensor, as guidance is given, got None")
 
 
-def _check_options(guidance, guidance_rescale, clip, threshold, threshold_max):
+def check_options(guidance, guidance_rescale, clip, threshold, threshold_max):
     _check.number("guidance", guidance, -math.inf, math.inf)
     _check.number("guidance_rescale", guidance_rescale, 0, 1)
     if clip is not None:
