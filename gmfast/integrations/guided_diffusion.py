@@ -21,7 +21,7 @@ import torch
 
 from .. import _check, _seed, diffusion
 from .. import functional as GF
-from ..diffusion import COLUMNS
+from ..diffusion import COLUMNS, samplers
 from ..ops.torch_normal import torch_normal_like
 from ..reference.discretized_gaussian_nll import FORMULATIONS
 
@@ -657,12 +657,12 @@ class GaussianDiffusion:
         if kind == "reverse":
             levels = [self._schedule.level(t) for t in steps]
             levels.append(diffusion.Level(float(len(levels)), 0.0, 1.0, 0.0))
-            rows = list(diffusion.Euler().rows(self._schedule, levels))  # DDIM without noise
+            rows = list(samplers.EulerSampler().rows(self._schedule, levels))  # DDIM without noise
             table = diffusion.Plan(rows, known, levels[0]).table(torch.device("cpu"))[:-1].clone()
         else:
             variance = {"FIXED_SMALL": "small", "FIXED_LARGE": "large"}
             variance = variance.get(self.model_var_type.name, "learned_range")
-            sampler = diffusion.samplers.DDPMSampler(variance) if kind == "ddpm" else diffusion.DDIM(eta)
+            sampler = samplers.DDPMSampler(variance) if kind == "ddpm" else samplers.DDIMSampler(eta)
             plan = sampler.plan(self._schedule, [*reversed(steps), -1], known)
             table = plan.table(torch.device("cpu"))[:-1].flip(0)
             if kind == "ddpm" and self.model_var_type == ModelVarType.LEARNED:

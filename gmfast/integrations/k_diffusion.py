@@ -25,7 +25,7 @@ import torch
 
 from .. import _check, _seed, diffusion
 from .. import functional as GF
-from ..diffusion import COLUMNS
+from ..diffusion import COLUMNS, samplers
 from ..diffusion.spacing import evenly_spaced
 from ..ops.torch_normal import torch_normal_like
 
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _NOISE = COLUMNS.index("noise")
-_WITHOUT_SLOPES = diffusion.DPMPP2M, diffusion.DPMPP2MSDE, diffusion.DPMPP3MSDE
+_WITHOUT_SLOPES = samplers.DPMPP2MSampler, samplers.DPMPP2MSDESampler, samplers.DPMPP3MSDESampler
 
 # ---- Schedules --------------------------------------------------------------------------------------------
 
@@ -143,21 +143,21 @@ def sample_euler_ancestral(
     loop = _Loop(model, x, sigmas, extra_args, callback, disable)
     if seed is None and noise_sampler is None:
         noise_sampler = lambda sigma, sigma_next: torch_normal_like(x)  # noqa: E731
-    return loop.run(diffusion.EulerAncestral(eta), s_noise, loop.drawing(noise_sampler, seed), seed)
+    return loop.run(samplers.EulerAncestralSampler(eta), s_noise, loop.drawing(noise_sampler, seed), seed)
 
 
 @torch.no_grad()
 def sample_lms(model, x, sigmas, extra_args=None, callback=None, disable=None, order=4):
     """The linear multistep method, of an `order` from 1 to 5: `gmfast.diffusion.LMS`."""
     loop = _Loop(model, x, sigmas, extra_args, callback, disable)
-    return loop.run(diffusion.LMS(order), different=True)
+    return loop.run(samplers.LMSSampler(order), different=True)
 
 
 @torch.no_grad()
 def sample_dpmpp_2m(model, x, sigmas, extra_args=None, callback=None, disable=None):
     """DPM-Solver++(2M) (Lu et al., 2022, arXiv:2211.01095): `gmfast.diffusion.DPMPP2M`."""
     loop = _Loop(model, x, sigmas, extra_args, callback, disable)
-    return loop.run(diffusion.DPMPP2M(), different=True)
+    return loop.run(samplers.DPMPP2MSampler(), different=True)
 
 
 @torch.no_grad()
@@ -181,7 +181,7 @@ def sample_dpmpp_2m_sde(
     """
     _check.one_of("solver_type", solver_type, ("heun", "midpoint"))
     loop = _Loop(model, x, sigmas, extra_args, callback, disable)
-    return loop.sde(diffusion.DPMPP2MSDE(eta, solver_type), s_noise, noise_sampler, seed)
+    return loop.sde(samplers.DPMPP2MSDESampler(eta, solver_type), s_noise, noise_sampler, seed)
 
 
 @torch.no_grad()
@@ -201,7 +201,7 @@ def sample_dpmpp_3m_sde(
     """SDE-DPM-Solver++(3M) as published, `gmfast.diffusion.DPMPP3MSDE(formulation="published")`, which is of
     second order; noise as of `sample_dpmpp_2m_sde`."""
     loop = _Loop(model, x, sigmas, extra_args, callback, disable)
-    return loop.sde(diffusion.DPMPP3MSDE(eta, "published"), s_noise, noise_sampler, seed)
+    return loop.sde(samplers.DPMPP3MSDESampler(eta, "published"), s_noise, noise_sampler, seed)
 
 
 class BrownianTreeNoiseSampler:
@@ -298,9 +298,9 @@ class _Loop:
             self.raise_by = [gamma if raised else 0.0 for raised in within.tolist()]
             self.raised = torch.where(within, self.host * (gamma + 1), self.host)
             self.first_added = s_noise * math.sqrt(self.raise_by[0] * (2 + self.raise_by[0])) * self.values[0]
-            sampler = diffusion.samplers.EDMSampler(churn, s_min, s_max, s_noise, order)
+            sampler = samplers.EDMSampler(churn, s_min, s_max, s_noise, order)
         else:
-            sampler = diffusion.samplers.EDMSampler(order=order)
+            sampler = samplers.EDMSampler(order=order)
 
         def draw(step, x):
             """The noise that the next step begins with, whether or not it wants any."""
@@ -342,7 +342,7 @@ class _Loop:
         plan = _plan(sampler, tuple(values), float(s_noise))
         table = plan.table(x.device)
         told = self._told(plan)
-        if isinstance(sampler, diffusion.samplers.EDMSampler):
+        if isinstance(sampler, samplers.EDMSampler):
             noise = draw(-1, x) if draw is not None else None
             if self.first_added:
                 # The row behind the sampler's leaves x as it is: its noise is no other row's.
