@@ -13,8 +13,8 @@ from .._library import operator, without_gradient
 from .._table import COLUMNS
 from ._layout import compute_dtype, empty_as
 
-# Bits of the operator's argument `present`, as in csrc/ops/diffusion_step.cpp: which tensors `others` has, in
-# this order, followed by the histories; whether the seed is a number; which results are wanted.
+# What `present` says, as csrc/ops/diffusion_step.cpp reads it: which tensors there are among `others`, in
+# this order and the histories behind them; whether the seed is a number; which results are wanted.
 _UNCONDITIONAL, _VARIANCE, _NOISE, _STEPS, _SEEDS, _SEED, _X0, _KEPT = (1 << bit for bit in range(8))
 
 
