@@ -6,8 +6,8 @@ import torch
 from torch.distributions import Distribution, Transform, constraints
 
 from . import functional as GF
+from ._mixture_params import split_params
 from .ops.discretized_logistic_mixture import check_params
-from .reference.discretized_logistic_mixture import split_params
 
 
 class DiscretizedLogisticMixture(Distribution):

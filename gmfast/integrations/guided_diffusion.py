@@ -23,8 +23,8 @@ from .. import _check, diffusion
 from .. import functional as GF
 from ..diffusion import COLUMNS
 from ..diffusion.sampling import _seeds
+from ..ops.discretized_gaussian_nll import FORMULATIONS
 from ..ops.torch_normal import torch_normal_like
-from ..reference.discretized_gaussian_nll import FORMULATIONS
 
 __all__ = [
     "GaussianDiffusion",

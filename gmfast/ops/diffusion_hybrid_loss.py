@@ -5,10 +5,9 @@ import torch
 from .. import _check, reference
 from .._library import has_kernel, operator
 from .._table import COLUMNS
-from ..reference.discretized_gaussian_nll import FORMULATIONS
 from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
-from .discretized_gaussian_nll import _check_options
+from .discretized_gaussian_nll import FORMULATIONS, _check_options
 
 _X0_X, _X0_M = COLUMNS.index("x0_x"), COLUMNS.index("x0_m")
 _RANGE = slice(COLUMNS.index("log_var_min"), None)

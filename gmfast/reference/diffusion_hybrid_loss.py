@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .diffusion_step import COLUMNS
+from .._table import COLUMNS
 from .discretized_gaussian_nll import discretized_gaussian_nll
 from .gaussian_kl import gaussian_kl
 

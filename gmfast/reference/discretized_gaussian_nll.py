@@ -4,8 +4,6 @@ import math
 
 import torch
 
-FORMULATIONS = ("exact", "improved_ddpm")
-
 
 def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation="exact"):
     half = 1 / (num_classes - 1)

@@ -6,16 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import _philox
-
-
-def split_params(params, channels):
-    """(B, P, *S) as logits (B, K, *S) and means, log_scales, coeffs (B, C, K, *S); coeffs None for C = 1."""
-    if channels == 1:
-        logits, means, log_scales = params.chunk(3, 1)
-        return logits, means.unsqueeze(1), log_scales.unsqueeze(1), None
-    mixtures = params.shape[1] // 10
-    colours = params[:, mixtures:].unflatten(1, (3, 3, mixtures))
-    return params[:, :mixtures], colours[:, :, 0], colours[:, :, 1], colours[:, :, 2]
+from .._mixture_params import split_params
 
 
 def conditional_means(x, means, coeffs):
