@@ -6,10 +6,9 @@ from torch import Tensor
 from .. import _check, reference
 from .._library import has_kernel, operator
 from .._table import COLUMNS
-from ..reference.discretized_gaussian_nll import FORMULATIONS
 from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
-from .discretized_gaussian_nll import check_options
+from .discretized_gaussian_nll import FORMULATIONS, check_options
 
 _X0_X, _X0_M = COLUMNS.index("x0_x"), COLUMNS.index("x0_m")
 _RANGE = slice(COLUMNS.index("log_var_min"), None)

@@ -2,10 +2,12 @@
 
 from .. import _check, reference
 from .._library import has_kernel, operator
-from ..reference.discretized_gaussian_nll import FORMULATIONS
 from . import _broadcast
 from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
+
+#: Names of the formulas of a level's probability.
+FORMULATIONS = ("exact", "improved_ddpm")
 
 
 def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation="exact"):
