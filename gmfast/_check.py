@@ -1,6 +1,7 @@
 """Argument checks that operations share. Each raises one sentence: the name, what was expected, what came."""
 
 import math
+import operator
 
 import torch
 
@@ -76,6 +77,17 @@ def at_least(low, **arguments):
         integer(name, value)
         if value < low:
             raise ValueError(f"{name}: expected at least {low}, got {value}")
+
+
+def shape(value):
+    """Return the sizes of a `shape=` argument, (B, *S), as a list; symbolic sizes stay symbolic."""
+    try:
+        sizes = [n if isinstance(n, torch.SymInt) else operator.index(n) for n in value]
+    except TypeError:
+        raise TypeError(f"shape: expected a sequence of ints, got {value!r}") from None
+    if not sizes or any(n < 0 for n in sizes):
+        raise ValueError(f"shape: expected (B, *S), got {tuple(sizes)}")
+    return sizes
 
 
 def channels(name, value, count):

@@ -5,6 +5,7 @@ import os
 import torch
 
 from . import _library
+from ._version import __version__
 from .ops.masked_conv2d import has_amx
 
 OPERATIONS = (
@@ -34,8 +35,6 @@ OPERATIONS = (
 def doctor():
     """A text: the versions, the build, and what each kind of device runs for each operation and for decode
     programs."""
-    from . import __version__
-
     info = _library._C.build_info() if _library._C else {}
     lines = [f"gmfast {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"]
     if "cpu" not in _library.devices:

@@ -47,6 +47,25 @@ def of_samples(seed, batch, device):
     return seed
 
 
+def of_batch(seed, batch, device):
+    """As `of_samples`, from any device; a list or tuple of B seeds is also a seed for each sample."""
+    if isinstance(seed, list | tuple):
+        if len(seed) != batch:
+            raise ValueError(f"seed: expected {batch}, one for each sample, got {len(seed)}")
+        if not seed:
+            return torch.empty(0, dtype=torch.int64, device=device)
+        return torch.stack([as_tensor(s, torch.device("cpu")) for s in seed]).to(device)
+    if isinstance(seed, torch.Tensor) and seed.dim():
+        if seed.dtype != torch.int64:
+            raise TypeError(f"seed: expected an int64 tensor, got {str(seed.dtype)[6:]}")
+        if tuple(seed.shape) != (batch,):
+            raise ValueError(f"seed: expected () or ({batch},), got {tuple(seed.shape)}")
+        return seed.to(device)
+    if isinstance(seed, torch.Tensor):
+        seed = seed.to(device)
+    return as_tensor(seed, device)
+
+
 def stream(seed, k):
     """Of a seed tensor, the seed of the k-th of one call's draws, which no neighbouring seed's call has: an
     odd factor (the golden ratio's) spreads the calls over all seeds."""

@@ -1,32 +1,46 @@
-"""Distributions in the manner of `torch.distributions`."""
+"""Distributions and transforms for `torch.distributions`."""
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
 from . import functional as GF
+from ._mixture_params import split_params
 from .ops.discretized_logistic_mixture import check_params
-from .reference.discretized_logistic_mixture import split_params
 
 
 class DiscretizedLogisticMixture(Distribution):
-    """Images whose pixels are mixtures of discretized logistics (Salimans et al., 2017, arXiv:1701.05517).
+    """Mixture of discretized logistics over images (Salimans et al., 2017, arXiv:1701.05517).
 
-    Batch shape `(B,)`, event shape `(C, *S)`: an event is an image, its pixels independent given
-    `params`, its colours not. The batch dimension of a value is the one before the event's.
+    Batch shape `(B,)`, event shape `(C, *S)`: given `params`, the pixels of an image are independent, its
+    colours are not. The batch dimension of a value is the last one before the event's.
 
     Args:
-        params: `(B, 3K, *S)` for one channel or `(B, 10K, *S)` for three, laid out as
-            `gmfast.functional.discretized_logistic_mixture_nll` documents; finite.
-        channels: 1 or 3.
-        num_classes: number of values a pixel can take, equally spaced in [-1, 1].
-        log_scale_min: log-scales below are raised to it.
+        params: `(B, 3K, *S)` for one channel or `(B, 10K, *S)` for three, in the layout of
+            `gmfast.functional.discretized_logistic_mixture_nll`; finite.
+        channels: C, 1 or 3.
+        num_classes: number of levels of a pixel, evenly spaced in [-1, 1].
+        log_scale_min: lower bound of the log-scales.
+        validate_args: whether parameters and values are checked; None: torch's global default.
+
+    Raises:
+        ValueError: for shapes and values. TypeError: for dtypes.
     """
 
     has_rsample = False
 
-    def __init__(self, params, *, channels=3, num_classes=256, log_scale_min=-7.0, validate_args=None):
+    def __init__(
+        self,
+        params: Tensor,
+        *,
+        channels: int = 3,
+        num_classes: int = 256,
+        log_scale_min: float = -7.0,
+        validate_args: bool | None = None,
+    ):
         check_params(params, channels, num_classes, log_scale_min)
         validate = Distribution._validate_args if validate_args is None else validate_args
         if validate and not params.isfinite().all():
@@ -38,19 +52,21 @@ class DiscretizedLogisticMixture(Distribution):
         super().__init__(params.shape[:1], (channels, *params.shape[2:]), validate_args=validate_args)
 
     @property
-    def arg_constraints(self):
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """Constraints of the parameters."""
         return {"params": constraints.independent(constraints.real, self.params.dim() - 1)}
 
     @property
-    def support(self):
+    def support(self) -> constraints.Constraint:
+        """Images in [-1, 1]."""
         return constraints.independent(constraints.interval(-1.0, 1.0), len(self.event_shape))
 
     @property
-    def mean(self):
-        """`(B, C, *S)`: the mean before clamping and rounding to classes."""
+    def mean(self) -> Tensor:
+        """The mean before clamping and rounding to levels, `(B, C, *S)`."""
         logits, means, _, coeffs = split_params(self.params, self.channels)
         if coeffs is not None:
-            # A colour's mean is linear in the colours before it, so their means may stand in for them.
+            # A colour's conditional mean is linear in the previous colours: their means replace them.
             weight = torch.tanh(coeffs)
             red = means[:, 0]
             green = means[:, 1] + weight[:, 0] * red
@@ -58,8 +74,12 @@ class DiscretizedLogisticMixture(Distribution):
             means = torch.stack([red, green, blue], 1)
         return (logits.softmax(1).unsqueeze(1) * means).sum(2)
 
-    def log_prob(self, value):
-        """Nats, `(*sample_shape, B)`, of `value (*sample_shape, B, C, *S)` in [-1, 1]. Differentiable."""
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Compute the log-probability in nats, `(*sample_shape, B)`; differentiable.
+
+        Args:
+            value: `(*sample_shape, B, C, *S)`, in [-1, 1].
+        """
         events = len(self.event_shape)
         if value.shape[-events:] != self.event_shape:
             expected = ", ".join(map(str, (*self.batch_shape, *self.event_shape)))
@@ -81,8 +101,15 @@ class DiscretizedLogisticMixture(Distribution):
         )
         return -loss.reshape(*sample_shape, *self.batch_shape)
 
-    def sample(self, sample_shape=(), *, seed=None):
-        """`(*sample_shape, B, C, *S)`: classes' values in [-1, 1]. `seed` as everywhere in gmfast."""
+    def sample(
+        self, sample_shape: Sequence[int] = (), *, seed: int | Tensor | torch.Generator | None = None
+    ) -> Tensor:
+        """Draw images, `(*sample_shape, B, C, *S)`, of levels in [-1, 1].
+
+        Args:
+            sample_shape: shape of the samples.
+            seed: an int, an int64 tensor or a generator; None draws one from torch's global generator.
+        """
         params = self.params.detach().expand(*sample_shape, *self.params.shape)
         image = GF.discretized_logistic_mixture_sample(
             params.reshape(math.prod(params.shape[: -len(self.event_shape)]), *self.params.shape[1:]),
@@ -93,7 +120,8 @@ class DiscretizedLogisticMixture(Distribution):
         )
         return image.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: Sequence[int], _instance=None) -> "DiscretizedLogisticMixture":
+        """Return the distribution with its parameters expanded to `batch_shape`, (B,)."""
         if len(batch_shape) != 1:
             raise ValueError(f"batch_shape: expected (B,), got {tuple(batch_shape)}")
         (batch,) = batch_shape
@@ -107,50 +135,62 @@ class DiscretizedLogisticMixture(Distribution):
 
 
 class FlowTransform(Transform):
-    """A transform of `gmfast.nn` as a `torch.distributions.Transform`, for flows written against those
-    (torch, Pyro, zuko).
+    """Adapter from `gmfast.nn.Transform` to `torch.distributions.Transform` (torch, Pyro, zuko).
 
-    It has the transform's own direction: calling it is `transform.forward`, from data to noise, and `.inv`
-    is `transform.inverse`. `torch.distributions.TransformedDistribution` wants the way from noise to data::
+    Calling it is `transform.forward`, from data to noise, and `.inv` is `transform.inverse`.
+    `torch.distributions.TransformedDistribution` takes the direction from noise to data::
 
         view = FlowTransform(transform, event_dim=1)
         density = TransformedDistribution(Independent(Normal(zeros, ones), 1), [view.inv])
         density.log_prob(x)  # base.log_prob(z) + log_det of z, log_det = transform(x)
         density.rsample((10,))
 
-    and `zuko.distributions.NormalizingFlow(view, base)` the way to noise. Values are `(*batch, *event)` with
-    any number of batch dimensions, or none.
+    and `zuko.distributions.NormalizingFlow(view, base)` that to noise. Values are `(*batch, *event)` with any
+    number of batch dimensions, or none.
 
     Args:
-        transform: a `gmfast.nn.Transform` that keeps the shape of its input. Its parameters are not
-            registered anywhere by this view.
-        event_dim: how many dimensions a sample has: 1 for `(B, C)`, 3 for images.
-        context: passed on; a tensor `(*batch, F…)` is expanded to the batch dimensions of values, which
-            must end in its own.
-        context_event_dim: how many dimensions at the end of `context` are no batch dimensions.
-        cache_size: 1 keeps the last pair of values, so that what was just drawn is not transformed back for
-            its density. The very same tensor then has the value it had, even where parameters have changed
-            since, or the value was computed without gradients: for use between two steps of training, in one
-            mode. The log-determinant of the last pair is kept in any case.
+        transform: a `gmfast.nn.Transform` that preserves the shape of its input. The adapter does not
+            register its parameters.
+        event_dim: number of dimensions of a sample: 1 for `(B, C)`, 3 for images.
+        context: passed to the transform; a tensor `(*batch, F…)` is expanded to the batch dimensions of
+            values, which must end in its own.
+        context_event_dim: number of trailing dimensions of `context` that are not batch dimensions.
+        cache_size: 1 caches the last pair of values, so that a sample just drawn is not inverted for its
+            density. The same tensor then gets the cached value even if parameters have changed since, or the
+            value was computed without gradients: use it between two training steps, in one mode. The
+            log-determinant of the last pair is always cached.
+
+    Raises:
+        ValueError: for an `event_dim` below 1.
     """
 
     bijective = True
 
-    def __init__(self, transform, event_dim, context=None, *, context_event_dim=1, cache_size=0):
+    def __init__(
+        self,
+        transform: nn.Module,
+        event_dim: int,
+        context=None,
+        *,
+        context_event_dim: int = 1,
+        cache_size: int = 0,
+    ):
         if event_dim < 1:
             raise ValueError(f"event_dim: expected 1 or more, got {event_dim}")
         super().__init__(cache_size=cache_size)
         self.transform, self._event_dim = transform, event_dim
         self.context, self.context_event_dim = context, context_event_dim
-        self._last = None  # x, y and the log-determinant from x to y
+        self._last = None  # the last x, y and log-determinant from x to y
 
     @property
-    def domain(self):
+    def domain(self) -> constraints.Constraint:
+        """Real samples of `event_dim` dimensions; the codomain is the same."""
         return constraints.independent(constraints.real, self._event_dim)
 
     codomain = domain
 
-    def with_cache(self, cache_size=1):
+    def with_cache(self, cache_size: int = 1) -> "FlowTransform":
+        """Return the same transform with another cache size."""
         if cache_size == self._cache_size:
             return self
         return FlowTransform(
@@ -171,14 +211,14 @@ class FlowTransform(Transform):
         self._last = x, y, -log_det
         return x
 
-    def log_abs_det_jacobian(self, x, y):
-        """`(*batch,)`, of the way from `x` to `y`; computed from `x` unless it is the last pair's."""
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the log-determinant from `x` to `y`, `(*batch,)`, computed from `x` unless it is cached."""
         if self._last is not None and self._last[0] is x and self._last[1] is y:
             return self._last[2]
         return self._run(self.transform, x)[1]
 
-    def call_and_ladj(self, x):
-        """The value and the log-determinant there, in one pass (zuko's name)."""
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the value and the log-determinant, in one pass (zuko's name)."""
         y = self(x)
         return y, self.log_abs_det_jacobian(x, y)
 

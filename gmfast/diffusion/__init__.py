@@ -1,50 +1,38 @@
 """Sampling of diffusion, score, consistency and flow models: schedules, samplers, and the loop.
 
-Each step is one call of `gmfast.functional.diffusion_step` with a row of the sampler's table.
+Each step is one call of `gmfast.functional.diffusion_step` with a row of the sampler's table. Samplers and
+schedules are exported without the suffix that their classes have inside the package.
 """
 
 from .._table import COLUMNS
+from .loop import capture, sample
+from .plan import plan
 from .precond import EDMPrecond
-from .samplers import (
-    DDIM,
-    DDPM,
-    DPMPP2M,
-    DPMPP2MSDE,
-    DPMPP3M,
-    DPMPP3MSDE,
-    EDM,
-    LCM,
-    LMS,
-    PREDICTIONS,
-    SAMPLERS,
-    TCD,
-    Consistency,
-    Euler,
-    EulerAncestral,
-    FlowEuler,
-    Heun,
-    Langevin,
-    Plan,
-    Row,
-    Sampler,
-    UniPC,
-)
-from .sampling import add_noise, capture, plan, sample, training_table
-from .schedules import (
-    SCHEDULES,
-    FlowMatching,
-    Karras,
-    Level,
-    Schedule,
-    VarianceExploding,
-    VariancePreserving,
-    cosine,
-    laplace,
-    linear,
-    scaled_linear,
-    sigmoid,
-)
+from .samplers import PREDICTIONS, SAMPLERS, Plan, Row, Sampler
+from .samplers import ConsistencySampler as Consistency
+from .samplers import DDIMSampler as DDIM
+from .samplers import DDPMSampler as DDPM
+from .samplers import DPMPP2MSampler as DPMPP2M
+from .samplers import DPMPP2MSDESampler as DPMPP2MSDE
+from .samplers import DPMPP3MSampler as DPMPP3M
+from .samplers import DPMPP3MSDESampler as DPMPP3MSDE
+from .samplers import EDMSampler as EDM
+from .samplers import EulerAncestralSampler as EulerAncestral
+from .samplers import EulerSampler as Euler
+from .samplers import FlowEulerSampler as FlowEuler
+from .samplers import HeunSampler as Heun
+from .samplers import LangevinSampler as Langevin
+from .samplers import LCMSampler as LCM
+from .samplers import LMSSampler as LMS
+from .samplers import TCDSampler as TCD
+from .samplers import UniPCSampler as UniPC
+from .schedules import SCHEDULES, Level, Schedule, cosine, laplace, linear, scaled_linear, sigmoid
+from .schedules import FlowMatchingSchedule as FlowMatching
+from .schedules import KarrasSchedule as Karras
+from .schedules import VarianceExplodingSchedule as VarianceExploding
+from .schedules import VariancePreservingSchedule as VariancePreserving
 from .spacing import SPACINGS
+from .training import add_noise, training_table
 
 __all__ = [
     "COLUMNS",

@@ -1,30 +1,34 @@
-"""`GaussianDiffusion` of OpenAI's improved-diffusion and guided-diffusion code, each step one pass::
+"""Drop-in replacement of `GaussianDiffusion` of improved-diffusion and guided-diffusion, with fused steps.
+
+Arguments, dictionaries, results and the use of torch's global generator are the original's::
 
     from gmfast.integrations import guided_diffusion as gd  # from . import gaussian_diffusion as gd
     from gmfast.integrations.guided_diffusion import SpacedDiffusion, space_timesteps  # from .respace
 
-The same arguments, dictionaries, numbers and use of torch's global generator (Ho et al., 2020,
-arXiv:2006.11239; Nichol and Dhariwal, 2021, arXiv:2102.09672; Dhariwal and Nichol, 2021, arXiv:2105.05233).
-Sampling takes a `seed=` besides, an int, an int64 tensor or a `torch.Generator`, the loops one for each
-sample too: each step then makes its noise itself, the same for sample *i* whatever the batch size and the
-device, and nothing is drawn elsewhere.
-No step waits for the device. Needs NumPy, in whose arrays the constants are, as there.
+Sampling also takes a `seed=`: an int, an int64 tensor or a `torch.Generator`, in the loops also one for each
+sample. The kernel then draws the noise, the same for sample *i* whatever the batch size and the device. No
+step synchronises with the device. Needs NumPy: constants are NumPy arrays, as in the original.
+
+From Ho et al. (2020, arXiv:2006.11239), Nichol and Dhariwal (2021, arXiv:2102.09672), and Dhariwal and Nichol
+(2021, arXiv:2105.05233).
 """
 
 import enum
 import math
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from .. import _check, diffusion
+from .. import _check, _seed, diffusion
 from .. import functional as GF
-from ..diffusion import COLUMNS
-from ..diffusion.sampling import _seeds
+from ..diffusion import COLUMNS, samplers
+from ..ops.discretized_gaussian_nll import FORMULATIONS
 from ..ops.torch_normal import torch_normal_like
-from ..reference.discretized_gaussian_nll import FORMULATIONS
 
 __all__ = [
     "GaussianDiffusion",
@@ -36,41 +40,55 @@ __all__ = [
     "space_timesteps",
 ]
 
+Model = Callable[..., Tensor]
+Seed = int | Tensor | torch.Generator | Sequence[int] | None
+
 
 class ModelMeanType(enum.Enum):
-    """What the model predicts."""
+    """The model's prediction."""
 
-    PREVIOUS_X = enum.auto()  #: the mean of x at the time step before
+    PREVIOUS_X = enum.auto()  #: the mean of x at the previous timestep
     START_X = enum.auto()  #: the data
     EPSILON = enum.auto()  #: the noise
 
 
 class ModelVarType(enum.Enum):
-    """The variance of a step: learned (its logarithm is a second half of the model's channels), one of the
-    two that suit data at the extremes, or a learned place between their logarithms."""
+    """The variance of a step; learned ones are in the second half of the model's output channels."""
 
-    LEARNED = enum.auto()
-    FIXED_SMALL = enum.auto()
-    FIXED_LARGE = enum.auto()
-    LEARNED_RANGE = enum.auto()
+    LEARNED = enum.auto()  #: the model's output is the log-variance
+    FIXED_SMALL = enum.auto()  #: the posterior's variance given the data
+    FIXED_LARGE = enum.auto()  #: beta
+    LEARNED_RANGE = enum.auto()  #: the output, from -1 to 1, interpolates the logarithms of those two
 
 
 class LossType(enum.Enum):
-    """The mean squared error (with the bound, where variances are learned), or the variational bound;
-    RESCALED stands for all time steps."""
+    """The training loss.
+
+    MSE is the mean squared error, plus the variational bound if variances are learned; KL is the bound. The
+    RESCALED ones estimate the bound's sum over all timesteps.
+    """
 
     MSE = enum.auto()
     RESCALED_MSE = enum.auto()
     KL = enum.auto()
     RESCALED_KL = enum.auto()
 
-    def is_vb(self):
+    def is_vb(self) -> bool:
+        """Whether the loss is the variational bound."""
         return self in (LossType.KL, LossType.RESCALED_KL)
 
 
-def get_named_beta_schedule(schedule_name, num_diffusion_timesteps):
-    """β of each time step: "linear" (Ho et al., 2020: of other than 1000 steps, as much noise in all) or
-    "cosine" (Nichol and Dhariwal, 2021). A float64 array."""
+def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) -> np.ndarray:
+    """Return β of each timestep, a float64 array.
+
+    Args:
+        schedule_name: "linear" (Ho et al., 2020; scaled to the same total noise for other than 1000 steps) or
+            "cosine" (Nichol and Dhariwal, 2021).
+        num_diffusion_timesteps: T.
+
+    Raises:
+        NotImplementedError: for another schedule.
+    """
     if schedule_name == "linear":
         scale = 1000 / num_diffusion_timesteps
         return np.linspace(scale * 1e-4, scale * 0.02, num_diffusion_timesteps, dtype=np.float64)
@@ -80,10 +98,18 @@ def get_named_beta_schedule(schedule_name, num_diffusion_timesteps):
     raise NotImplementedError(f"schedule_name: expected 'linear' or 'cosine', got {schedule_name!r}")
 
 
-def space_timesteps(num_timesteps, section_counts):
-    """The set of time steps that remain: of as many equal sections of all as there are counts (a list, or a
-    string with commas), each count evenly from the section's first to its last; "ddimN": N at a whole
-    distance, from 0."""
+def space_timesteps(num_timesteps: int, section_counts: Sequence[int] | str) -> set[int]:
+    """Choose a subset of the timesteps for faster sampling.
+
+    Args:
+        num_timesteps: T.
+        section_counts: a list, or a string with commas: the timesteps are divided into that many equal
+            sections, and of each section its count is chosen, evenly spaced from its first to its last.
+            "ddimN": N timesteps with an integer stride, from 0.
+
+    Raises:
+        ValueError: for a count larger than its section, or an N that no stride gives.
+    """
     if isinstance(section_counts, str) and section_counts.startswith("ddim"):
         count = int(section_counts[4:])
         for stride in range(1, num_timesteps):
@@ -109,32 +135,32 @@ def space_timesteps(num_timesteps, section_counts):
 
 
 class GaussianDiffusion:
-    """Noise, denoising steps, losses and the bound of one diffusion process.
+    """The forward process, denoising steps, losses and variational bound of a diffusion.
+
+    A `model` is called as `model(x, t, **model_kwargs)` with t `(B,)`. `t` of all methods is an integer
+    tensor `(B,)`. Sums of x and the model's output are computed in float32 at least. Where a gradient is
+    needed, steps are plain PyTorch.
+
+    Methods raise ValueError for shapes and values, TypeError for dtypes.
 
     Args:
         betas: `(T,)`, in (0, 1].
-        model_mean_type, model_var_type, loss_type: members of the enumerations here, or of the same name.
-        rescale_timesteps: the model is told times of 1000.
-        formulation: of the decoder in the bound, as `gmfast.functional.discretized_gaussian_nll`; what they
-            published is "improved_ddpm".
-
-    A `model` is called as `model(x, t, **model_kwargs)` with t `(B,)`. `t` of all methods is an integer
-    tensor `(B,)`. Sums of x and of the model's output are float32 at least. Where a gradient is wanted, plain
-    PyTorch computes the steps.
-
-    Raises:
-        ValueError: for shapes and values. TypeError: for dtypes.
+        model_mean_type, model_var_type, loss_type: members of the enumerations here, or of ones with the same
+            names.
+        rescale_timesteps: whether the model gets timesteps scaled to a range of 1000.
+        formulation: of the decoder in the bound, as in `gmfast.functional.discretized_gaussian_nll`; the
+            original's is "improved_ddpm".
     """
 
     def __init__(
         self,
         *,
-        betas,
-        model_mean_type,
-        model_var_type,
-        loss_type,
-        rescale_timesteps=False,
-        formulation="improved_ddpm",
+        betas: Sequence[float] | np.ndarray,
+        model_mean_type: enum.Enum,
+        model_var_type: enum.Enum,
+        loss_type: enum.Enum,
+        rescale_timesteps: bool = False,
+        formulation: str = "improved_ddpm",
     ):
         self.model_mean_type = _member("model_mean_type", ModelMeanType, model_mean_type)
         self.model_var_type = _member("model_var_type", ModelVarType, model_var_type)
@@ -155,27 +181,31 @@ class GaussianDiffusion:
         self.sqrt_alphas_cumprod = np.sqrt(kept)
         self.sqrt_one_minus_alphas_cumprod = np.sqrt(1 - kept)
         self.log_one_minus_alphas_cumprod = np.log(1 - kept)
-        with np.errstate(divide="ignore"):  # nothing may be left of the data
+        with np.errstate(divide="ignore"):  # the last may be 0
             self.sqrt_recip_alphas_cumprod = np.sqrt(1 / kept)
             self.sqrt_recipm1_alphas_cumprod = np.sqrt(1 / kept - 1)
         before = self.alphas_cumprod_prev
         self.posterior_variance = betas * (1 - before) / (1 - kept)
-        # The first is 0: for its logarithm stands the second.
+        # The first is 0; its logarithm is replaced by the second's.
         first = self.posterior_variance[1] if len(betas) > 1 else betas[0]
         self.posterior_log_variance_clipped = np.log(np.append(first, self.posterior_variance[1:]))
         self.posterior_mean_coef1 = betas * np.sqrt(before) / (1 - kept)
         self.posterior_mean_coef2 = (1 - before) * np.sqrt(1 - betas) / (1 - kept)
-        self._variances = {  # what `p_mean_variance` says of fixed ones
+        self._variances = {  # fixed ones and their logarithms
             ModelVarType.FIXED_SMALL: (self.posterior_variance, self.posterior_log_variance_clipped),
             ModelVarType.FIXED_LARGE: (np.append(first, betas[1:]), np.log(np.append(first, betas[1:]))),
         }
         self._schedule = diffusion.VariancePreserving(kept)
         self._tables = {}
 
-    # ---- Noise --------------------------------------------------------------------------------------------
+    # ---- Forward process --------------------------------------------------------------------------------
 
-    def q_mean_variance(self, x_start, t):
-        """Mean, variance and its logarithm of x at t, given the data."""
+    def q_mean_variance(
+        self,
+        x_start: Tensor,
+        t: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, variance and log-variance of q(x_t | x_0)."""
         mean = self._column("sqrt_alphas_cumprod", t, x_start) * x_start
         return (
             mean,
@@ -183,8 +213,13 @@ class GaussianDiffusion:
             self._column("log_one_minus_alphas_cumprod", t, x_start).expand(x_start.shape),
         )
 
-    def q_sample(self, x_start, t, noise=None):
-        """x at t, given the data: `gmfast.functional.q_sample`."""
+    def q_sample(
+        self,
+        x_start: Tensor,
+        t: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Sample x_t given the data, by `gmfast.functional.q_sample`; `noise` None draws it."""
         if noise is None:
             noise = torch_normal_like(x_start)
         x_start = _wide(x_start, noise)
@@ -194,8 +229,13 @@ class GaussianDiffusion:
         )
         return GF.q_sample(x_start, alpha, sigma, noise=noise)
 
-    def q_posterior_mean_variance(self, x_start, x_t, t):
-        """Mean, variance and its clipped logarithm of x at t - 1, given the data and x at t."""
+    def q_posterior_mean_variance(
+        self,
+        x_start: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, variance and clipped log-variance of q(x_(t-1) | x_t, x_0)."""
         x = _wide(x_t, x_start)
         return (
             GF.diffusion_step(x, x_start, self._table("ddpm", "x0", x.device), step=_times(t)),
@@ -203,30 +243,62 @@ class GaussianDiffusion:
             self._column("posterior_log_variance_clipped", t, x).expand(x.shape),
         )
 
-    # ---- Steps --------------------------------------------------------------------------------------------
+    # ---- Steps ------------------------------------------------------------------------------------------
 
-    def p_mean_variance(self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None):
-        """What the model makes of x at t: a dictionary of "mean", "variance" and "log_variance" of x at
-        t - 1, and "pred_xstart".
+    def p_mean_variance(
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Callable[[Tensor], Tensor] | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the model's distribution of x_(t-1) given x_t.
 
         Args:
-            clip_denoised: the predicted data are clamped to [-1, 1].
-            denoised_fn: what is done to them before.
+            model: the model.
+            x: x_t.
+            t: timesteps.
+            clip_denoised: whether the predicted data are clamped to [-1, 1].
+            denoised_fn: function applied to the predicted data before.
+            model_kwargs: further arguments of the model.
+
+        Returns:
+            A dictionary of "mean", "variance", "log_variance", and the predicted data "pred_xstart".
         """
         output, v = self._call(model, x, t, model_kwargs)
         mean, x0 = self._step("ddpm", output, x, t, clip_denoised, denoised_fn)
         variance, log_variance = self._variance(v, t, mean)
         return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": x0}
 
-    def condition_mean(self, cond_fn, p_mean_var, x, t, model_kwargs=None):
-        """The mean moved by the variance times `cond_fn(x, t, **model_kwargs)`, the gradient of ln p(y | x)
-        (Sohl-Dickstein et al., 2015, arXiv:1503.03585)."""
+    def condition_mean(
+        self,
+        cond_fn: Model,
+        p_mean_var: dict[str, Tensor],
+        x: Tensor,
+        t: Tensor,
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Shift the mean by the variance times `cond_fn(x, t, **model_kwargs)`, the gradient of ln p(y | x).
+
+        From Sohl-Dickstein et al. (2015, arXiv:1503.03585).
+        """
         gradient = cond_fn(x, self._scale_timesteps(t), **(model_kwargs or {}))
         return torch.addcmul(p_mean_var["mean"].float(), p_mean_var["variance"], gradient.float())
 
-    def condition_score(self, cond_fn, p_mean_var, x, t, model_kwargs=None):
-        """What `p_mean_variance` returned, with the score moved by `cond_fn(x, t, **model_kwargs)` (Song et
-        al., 2021, arXiv:2011.13456)."""
+    def condition_score(
+        self,
+        cond_fn: Model,
+        p_mean_var: dict[str, Tensor],
+        x: Tensor,
+        t: Tensor,
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """Add `cond_fn(x, t, **model_kwargs)` to the score in what `p_mean_variance` returned.
+
+        From Song et al. (2021, arXiv:2011.13456).
+        """
         gradient = cond_fn(x, self._scale_timesteps(t), **(model_kwargs or {}))
         out = dict(p_mean_var)
         out["pred_xstart"] = self._sum("score", p_mean_var["pred_xstart"], gradient, t)
@@ -235,17 +307,31 @@ class GaussianDiffusion:
 
     def p_sample(
         self,
-        model,
-        x,
-        t,
-        clip_denoised=True,
-        denoised_fn=None,
-        cond_fn=None,
-        model_kwargs=None,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Callable[[Tensor], Tensor] | None = None,
+        cond_fn: Model | None = None,
+        model_kwargs: dict[str, Any] | None = None,
         *,
-        seed=None,
-    ):
-        """x at t - 1, given x at t: a dictionary of "sample" and "pred_xstart"."""
+        seed: Seed = None,
+    ) -> dict[str, Tensor]:
+        """Sample x_(t-1) given x_t (DDPM).
+
+        Args:
+            model: the model.
+            x: x_t.
+            t: timesteps.
+            clip_denoised: whether the predicted data are clamped to [-1, 1].
+            denoised_fn: function applied to the predicted data before.
+            cond_fn: as of `condition_mean`.
+            model_kwargs: further arguments of the model and of `cond_fn`.
+            seed: of noise that the kernel draws; None draws from torch's global generator.
+
+        Returns:
+            A dictionary of "sample" and "pred_xstart".
+        """
         if cond_fn is None and self._ours:
             output, v = self._call(model, x, t, model_kwargs)
             noise = None if seed is not None else torch_normal_like(x)
@@ -262,22 +348,22 @@ class GaussianDiffusion:
 
     def ddim_sample(
         self,
-        model,
-        x,
-        t,
-        clip_denoised=True,
-        denoised_fn=None,
-        cond_fn=None,
-        model_kwargs=None,
-        eta=0.0,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Callable[[Tensor], Tensor] | None = None,
+        cond_fn: Model | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        eta: float = 0.0,
         *,
-        seed=None,
-    ):
-        """x at t - 1 by DDIM (Song et al., 2021, arXiv:2010.02502), as `p_sample`."""
+        seed: Seed = None,
+    ) -> dict[str, Tensor]:
+        """Sample x_(t-1) given x_t by DDIM (Song et al., 2021, arXiv:2010.02502), as `p_sample`."""
         if cond_fn is None and self._ours:
             output, _ = self._call(model, x, t, model_kwargs)
             noise = None if seed is not None else torch_normal_like(x)
-            noise = noise if eta else None  # drawn it is, as there
+            noise = noise if eta else None  # drawn in any case, as in the original
             sample, x0 = self._step(
                 "ddim", output, x, t, clip_denoised, denoised_fn, noise=noise, seed=seed, eta=eta
             )
@@ -292,9 +378,16 @@ class GaussianDiffusion:
         return {"sample": sample, "pred_xstart": x0}
 
     def ddim_reverse_sample(
-        self, model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, eta=0.0
-    ):
-        """x at t + 1, given x at t, by DDIM without noise."""
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Callable[[Tensor], Tensor] | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        eta: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """Compute x_(t+1) given x_t by DDIM without noise, as `p_sample`; `eta` must be 0."""
         if eta != 0:
             raise ValueError(f"eta: expected 0, as only the path without noise has a way back, got {eta}")
         if self._ours:
@@ -306,23 +399,23 @@ class GaussianDiffusion:
             sample = GF.diffusion_step(x, x0, self._table("reverse", "x0", x.device), step=_times(t))
         return {"sample": sample, "pred_xstart": x0}
 
-    # ---- Loops --------------------------------------------------------------------------------------------
+    # ---- Loops ------------------------------------------------------------------------------------------
 
     def p_sample_loop(
         self,
-        model,
-        shape,
-        noise=None,
-        clip_denoised=True,
-        denoised_fn=None,
-        cond_fn=None,
-        model_kwargs=None,
-        device=None,
-        progress=False,
+        model: Model,
+        shape: Sequence[int],
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        denoised_fn: Callable[[Tensor], Tensor] | None = None,
+        cond_fn: Model | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
         *,
-        seed=None,
-    ):
-        """Samples, from noise through all time steps; arguments are those of `p_sample_loop_progressive`."""
+        seed: Seed = None,
+    ) -> Tensor:
+        """Generate samples by `p_sample` at all timesteps; arguments as of `p_sample_loop_progressive`."""
         passed = self.p_sample_loop_progressive(
             model,
             shape,
@@ -339,24 +432,31 @@ class GaussianDiffusion:
 
     def p_sample_loop_progressive(
         self,
-        model,
-        shape,
-        noise=None,
-        clip_denoised=True,
-        denoised_fn=None,
-        cond_fn=None,
-        model_kwargs=None,
-        device=None,
-        progress=False,
+        model: Model,
+        shape: Sequence[int],
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        denoised_fn: Callable[[Tensor], Tensor] | None = None,
+        cond_fn: Model | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
         *,
-        seed=None,
-    ):
-        """What `p_sample` returns at each time step.
+        seed: Seed = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield what `p_sample` returns at each timestep.
 
         Args:
-            noise: what to begin with, `shape`.
-            device: by default that of the model's parameters.
-            progress: show a bar.
+            model: as of `p_sample`.
+            shape: of the samples, (B, C, *S).
+            noise: x at the last timestep; None draws it.
+            clip_denoised: as of `p_sample`.
+            denoised_fn: as of `p_sample`.
+            cond_fn: as of `p_sample`.
+            model_kwargs: as of `p_sample`.
+            device: of the samples; None: that of the model's parameters.
+            progress: whether to show a progress bar (tqdm).
+            seed: as of `p_sample`, or a seed for each sample.
         """
         return self._loop(
             self.p_sample,
@@ -374,20 +474,20 @@ class GaussianDiffusion:
 
     def ddim_sample_loop(
         self,
-        model,
-        shape,
-        noise=None,
-        clip_denoised=True,
-        denoised_fn=None,
-        cond_fn=None,
-        model_kwargs=None,
-        device=None,
-        progress=False,
-        eta=0.0,
+        model: Model,
+        shape: Sequence[int],
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        denoised_fn: Callable[[Tensor], Tensor] | None = None,
+        cond_fn: Model | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+        eta: float = 0.0,
         *,
-        seed=None,
-    ):
-        """Samples by DDIM; arguments are those of `ddim_sample_loop_progressive`."""
+        seed: Seed = None,
+    ) -> Tensor:
+        """Generate samples by `ddim_sample`; arguments as of `ddim_sample_loop_progressive`."""
         passed = self.ddim_sample_loop_progressive(
             model,
             shape,
@@ -405,20 +505,20 @@ class GaussianDiffusion:
 
     def ddim_sample_loop_progressive(
         self,
-        model,
-        shape,
-        noise=None,
-        clip_denoised=True,
-        denoised_fn=None,
-        cond_fn=None,
-        model_kwargs=None,
-        device=None,
-        progress=False,
-        eta=0.0,
+        model: Model,
+        shape: Sequence[int],
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        denoised_fn: Callable[[Tensor], Tensor] | None = None,
+        cond_fn: Model | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+        eta: float = 0.0,
         *,
-        seed=None,
-    ):
-        """What `ddim_sample` returns at each time step; arguments as of `p_sample_loop_progressive`."""
+        seed: Seed = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield what `ddim_sample` returns at each timestep; arguments as of `p_sample_loop_progressive`."""
         return self._loop(
             self.ddim_sample,
             model,
@@ -442,7 +542,7 @@ class GaussianDiffusion:
         if not isinstance(shape, tuple | list):
             raise TypeError(f"shape: expected a tuple or a list, got {type(shape).__name__}")
         if seed is not None:
-            seed = options["seed"] = _seeds(seed, shape[0], torch.device(device))
+            seed = options["seed"] = _seed.of_batch(seed, shape[0], torch.device(device))
         if x is None and seed is None:
             x = torch.randn(*shape, device=device)
         elif x is None:
@@ -459,10 +559,10 @@ class GaussianDiffusion:
             yield out
             x = out["sample"]
 
-    # ---- Losses -------------------------------------------------------------------------------------------
+    # ---- Losses -----------------------------------------------------------------------------------------
 
     def _vb_terms_bpd(self, model, x_start, x_t, t, clip_denoised=True, model_kwargs=None):
-        """The bound's term of t, `(B,)`, in bits per dimension, as "output", and "pred_xstart"."""
+        """Return the bound's term at t, `(B,)`, in bits per dimension, as "output", and "pred_xstart"."""
         out = self.p_mean_variance(model, x_t, t, clip_denoised=clip_denoised, model_kwargs=model_kwargs)
         true_mean, _, true_log_variance = self.q_posterior_mean_variance(x_start, x_t, t)
         log_variance = _unexpanded(out["log_variance"])
@@ -473,11 +573,28 @@ class GaussianDiffusion:
         output = torch.where(t == 0, _bits(decoder), _bits(kl))
         return {"output": output, "pred_xstart": out["pred_xstart"]}
 
-    def training_losses(self, model, x_start, t, model_kwargs=None, noise=None):
-        """The loss at t: a dictionary of "loss" `(B,)` and, of the mean squared error, its terms "mse" and,
-        where variances are learned, "vb".
+    def training_losses(
+        self,
+        model: Model,
+        x_start: Tensor,
+        t: Tensor,
+        model_kwargs: dict[str, Any] | None = None,
+        noise: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the loss at t.
 
-        Predicted noise with a learned range is `gmfast.functional.diffusion_hybrid_loss`.
+        Predicted noise with a learned range is computed by `gmfast.functional.diffusion_hybrid_loss`.
+
+        Args:
+            model: the model.
+            x_start: the data.
+            t: timesteps.
+            model_kwargs: further arguments of the model.
+            noise: like the data; None draws it.
+
+        Returns:
+            A dictionary of "loss" `(B,)` and, for the mean squared error, its terms "mse" and, if variances
+            are learned, "vb".
         """
         if noise is None:
             noise = torch_normal_like(x_start)
@@ -503,7 +620,7 @@ class GaussianDiffusion:
         else:
             if v is not None:
                 output, v = output.chunk(2, 1)
-                frozen = torch.cat([output.detach(), v], 1)  # the bound teaches the variance alone
+                frozen = torch.cat([output.detach(), v], 1)  # the bound trains the variance alone
                 vb = self._vb_terms_bpd(lambda *_: frozen, x_start, x_t, t, clip_denoised=False)["output"]
                 terms["vb"] = vb * rescale
             if self.model_mean_type == ModelMeanType.PREVIOUS_X:
@@ -515,16 +632,31 @@ class GaussianDiffusion:
         return terms
 
     def _prior_bpd(self, x_start):
-        """The bound's term of the last time step's x, `(B,)`, in bits per dimension."""
+        """Return the bound's prior term KL(q(x_T | x_0) || N(0, 1)), `(B,)`, in bits per dimension."""
         t = torch.full(x_start.shape[:1], self.num_timesteps - 1, device=x_start.device)
         mean, _, log_variance = self.q_mean_variance(x_start, t)
         return _bits(GF.gaussian_kl(mean, _unexpanded(log_variance), 0.0, 0.0))
 
     @torch.no_grad()
-    def calc_bpd_loop(self, model, x_start, clip_denoised=True, model_kwargs=None):
-        """The variational bound in bits per dimension: a dictionary of "total_bpd" and "prior_bpd" `(B,)`,
-        and, of each time step from the last to the first, `(B, T)`, "vb", "xstart_mse" and "mse" (of the
-        noise)."""
+    def calc_bpd_loop(
+        self,
+        model: Model,
+        x_start: Tensor,
+        clip_denoised: bool = True,
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the variational bound in bits per dimension.
+
+        Args:
+            model: the model.
+            x_start: the data.
+            clip_denoised: whether the predicted data are clamped to [-1, 1].
+            model_kwargs: further arguments of the model.
+
+        Returns:
+            A dictionary of "total_bpd" and "prior_bpd" `(B,)`, and for each timestep from the last to the
+            first, `(B, T)`, "vb", "xstart_mse" and "mse" (of the noise).
+        """
         device = x_start.device
         times = torch.arange(self.num_timesteps, device=device)[:, None].expand(-1, len(x_start))
         terms = {"vb": [], "xstart_mse": [], "mse": []}
@@ -542,7 +674,7 @@ class GaussianDiffusion:
         prior = self._prior_bpd(x_start)
         return {"total_bpd": terms["vb"].sum(1) + prior, "prior_bpd": prior, **terms}
 
-    # ---- What they consist of -----------------------------------------------------------------------------
+    # ---- Parts ------------------------------------------------------------------------------------------
 
     def _predict_xstart_from_eps(self, x_t, t, eps):
         return self._sum("x0 of epsilon", x_t, eps, t)
@@ -561,7 +693,7 @@ class GaussianDiffusion:
 
     @property
     def _ours(self):
-        """Whether no subclass has a `p_mean_variance` of its own, which a step would have to call."""
+        """Whether `p_mean_variance` is not overridden by a subclass, so that a step need not call it."""
         return type(self).p_mean_variance in (
             GaussianDiffusion.p_mean_variance,
             SpacedDiffusion.p_mean_variance,
@@ -572,7 +704,7 @@ class GaussianDiffusion:
         return self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
 
     def _call(self, model, x, t, model_kwargs, whole=False):
-        """The model's prediction (`whole`: all of its output), and what it says of the variance or None."""
+        """Return the model's prediction (`whole`: its whole output), and its variance output or None."""
         if t.shape != x.shape[:1]:
             raise ValueError(f"t: expected shape ({x.shape[0]},), got {tuple(t.shape)}")
         _check.values("t", t, 0, self.num_timesteps - 1)
@@ -588,7 +720,7 @@ class GaussianDiffusion:
         return output if whole else prediction, v
 
     def _variance(self, v, t, x):
-        """The variance and its logarithm, in the shape of x."""
+        """Return the variance and its logarithm, in the shape of x."""
         if v is None:
             pair = (f"{name}{self.model_var_type.name}" for name in ("", "log "))
             return tuple(self._column(name, t, x).expand(x.shape) for name in pair)
@@ -599,13 +731,13 @@ class GaussianDiffusion:
         return log_variance.exp(), log_variance
 
     def _step(self, kind, output, x, t, clip, denoised_fn, *, noise=None, seed=None, variance=None, eta=0.0):
-        """The step and the predicted data."""
+        """Return the step's result and the predicted data."""
         x, step = _wide(x, output), _times(t)
         prediction = self.model_mean_type.name
         options = dict(clip=1.0 if clip else None)
         after = None
         if denoised_fn is not None:
-            if prediction == "PREVIOUS_X" and kind == "ddpm":  # whose mean is the prediction, whatever x0 is
+            if prediction == "PREVIOUS_X" and kind == "ddpm":  # the prediction is the mean, whatever x0 is
                 after, options = denoised_fn, {}
             else:
                 x0 = output
@@ -632,17 +764,18 @@ class GaussianDiffusion:
         return result, x0
 
     def _sum(self, kind, x, m, t, variance=None, noise=None, seed=None):
+        """Compute the linear combination of x and m that `_sums` defines."""
         x = _wide(x, m)
         table = self._table(kind, None, x.device)
         return GF.diffusion_step(x, m, table, step=_times(t), variance=variance, noise=noise, seed=seed)
 
     def _table(self, kind, prediction, device, eta=0.0):
-        """`(T, 20)`: row t is for x at t."""
+        """Return the coefficient table `(T, 20)`, row t for x at t."""
         key = kind, prediction, device, float(eta)
         return self._kept(key, device, lambda: self._make_table(kind, prediction, eta))
 
     def _kept(self, key, device, make):
-        """A tensor that every later call uses, even if this one is in inference mode."""
+        """Return the tensor kept under `key`, made outside inference mode if there is none yet."""
         if key not in self._tables:
             with torch.inference_mode(False), torch.device("cpu"):
                 self._tables[key] = make().to(device)
@@ -658,12 +791,12 @@ class GaussianDiffusion:
         if kind == "reverse":
             levels = [self._schedule.level(t) for t in steps]
             levels.append(diffusion.Level(float(len(levels)), 0.0, 1.0, 0.0))
-            rows = list(diffusion.Euler().rows(self._schedule, levels))  # DDIM without noise
+            rows = list(samplers.EulerSampler().rows(self._schedule, levels))  # DDIM without noise
             table = diffusion.Plan(rows, known, levels[0]).table(torch.device("cpu"))[:-1].clone()
         else:
             variance = {"FIXED_SMALL": "small", "FIXED_LARGE": "large"}
             variance = variance.get(self.model_var_type.name, "learned_range")
-            sampler = diffusion.DDPM(variance) if kind == "ddpm" else diffusion.DDIM(eta)
+            sampler = samplers.DDPMSampler(variance) if kind == "ddpm" else samplers.DDIMSampler(eta)
             plan = sampler.plan(self._schedule, [*reversed(steps), -1], known)
             table = plan.table(torch.device("cpu"))[:-1].flip(0)
             if kind == "ddpm" and self.model_var_type == ModelVarType.LEARNED:
@@ -676,10 +809,10 @@ class GaussianDiffusion:
         return _table_of(table, columns)
 
     def _sums(self, kind):
-        """What a sum x·X + m·M + noise consists of, by column."""
+        """Return the columns of a linear combination of x, m and noise; None for another kind."""
         recip, recipm1 = self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod
         coef1, coef2 = self.posterior_mean_coef1, self.posterior_mean_coef2
-        if kind == "noise":  # times the root of a variance, of which the logarithm is given
+        if kind == "noise":  # with the standard deviation from a log-variance
             noisy = (np.arange(self.num_timesteps) > 0).astype(np.float64)
             return {"x": 1.0, "noise": noisy, "log_var_min": -1.0, "log_var_max": 1.0}
         with np.errstate(all="ignore"):
@@ -691,7 +824,7 @@ class GaussianDiffusion:
             }.get(kind)
 
     def _column(self, name, t, x=None):
-        """Constants at t, `(B,)`, float32, or `(B, 1, ...)` for x."""
+        """Return constants at t in float32, `(B,)`, or `(B, 1, ...)` to broadcast with x."""
         values = self._kept(
             (name, t.device), t.device, lambda: torch.from_numpy(self._constants(name)).float()
         )[_times(t)]
@@ -710,14 +843,14 @@ class GaussianDiffusion:
 
 
 class SpacedDiffusion(GaussianDiffusion):
-    """A process that visits some time steps of another; the model is told those of the other.
+    """A diffusion that visits a subset of another's timesteps; the model gets the other's timesteps.
 
     Args:
-        use_timesteps: the time steps that remain (`space_timesteps`).
-        kwargs: of the other process, as `GaussianDiffusion` takes them.
+        use_timesteps: the subset (`space_timesteps`).
+        kwargs: the other diffusion's, as of `GaussianDiffusion`.
     """
 
-    def __init__(self, use_timesteps, **kwargs):
+    def __init__(self, use_timesteps: Iterable[int], **kwargs: Any):
         self.use_timesteps = set(use_timesteps)
         betas = np.array(kwargs["betas"], dtype=np.float64)
         self.original_num_steps = len(betas)
@@ -725,27 +858,31 @@ class SpacedDiffusion(GaussianDiffusion):
         kept = np.cumprod(1 - betas)[self.timestep_map]
         super().__init__(**{**kwargs, "betas": 1 - kept / np.append(1.0, kept[:-1])})
 
-    def p_mean_variance(self, model, *args, **kwargs):
+    def p_mean_variance(self, model: Model, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """As of `GaussianDiffusion`."""
         return super().p_mean_variance(self._wrap_model(model), *args, **kwargs)
 
-    def training_losses(self, model, *args, **kwargs):
+    def training_losses(self, model: Model, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """As of `GaussianDiffusion`."""
         return super().training_losses(self._wrap_model(model), *args, **kwargs)
 
-    def condition_mean(self, cond_fn, *args, **kwargs):
+    def condition_mean(self, cond_fn: Model, *args: Any, **kwargs: Any) -> Tensor:
+        """As of `GaussianDiffusion`."""
         return super().condition_mean(self._wrap_model(cond_fn), *args, **kwargs)
 
-    def condition_score(self, cond_fn, *args, **kwargs):
+    def condition_score(self, cond_fn: Model, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """As of `GaussianDiffusion`."""
         return super().condition_score(self._wrap_model(cond_fn), *args, **kwargs)
 
     def _scale_timesteps(self, t):
-        return t  # the wrapped model does it
+        return t  # the wrapped model scales them
 
     def _wrap_model(self, model):
         return model if isinstance(model, _Told) else _Told(model, self)
 
 
 class _Told:
-    """A model that is told the time steps of the other process."""
+    """A model that gets the timesteps of the other diffusion."""
 
     def __init__(self, model, spaced):
         self.model = model
@@ -768,7 +905,7 @@ def _member(name, enumeration, value):
 
 
 def _table_of(table, columns):
-    """A table, or an empty one of so many rows, with these columns."""
+    """Set columns of a table, or of a zero table with that many rows."""
     if isinstance(table, int):
         table = torch.zeros(table, len(COLUMNS), dtype=torch.float64)
     for name, values in columns.items():
@@ -781,13 +918,13 @@ def _times(t):
 
 
 def _wide(x, other):
-    """x in the dtype of its sum with the other, times constants of float32."""
+    """Convert x to the promoted dtype of x, the other and float32."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, other.dtype), torch.float32)
     return x.to(dtype)
 
 
 def _unexpanded(x):
-    """Without copies of the same number."""
+    """Undo `expand`: dimensions of stride 0 get size 1."""
     for dim in range(x.dim()):
         if x.stride(dim) == 0 and x.shape[dim] > 1:
             x = x.narrow(dim, 0, 1)

@@ -1,4 +1,4 @@
-"""Activation normalization: a scale and a shift for each channel, set by the first batch."""
+"""Activation normalisation: a scale and a shift for each channel, initialised by the first batch."""
 
 import torch
 import torch.distributed as dist
@@ -8,30 +8,32 @@ from .. import _check
 from .. import functional as GF
 from .transform import Transform
 
-#: The largest scale that initialisation sets: channels that vary less than its inverse stay below variance 1.
+#: Largest scale that initialisation sets; a channel of smaller deviation than its inverse keeps variance < 1.
 MAX_SCALE = 1e6
 
 
 class ActNorm(Transform):
-    """`y = (x + shift)·exp(log_scale)`, a shift and a log-scale for each channel (Glow, arXiv:1807.03039), by
-    `gmfast.functional.actnorm`.
+    """Activation normalisation `y = (x + shift)·exp(log_scale)` by channel (Glow, arXiv:1807.03039).
 
-    The first batch in training mode sets them, so that after it each channel of `y` has mean 0 and variance 1
-    over the batch and all positions. The first batch may also come through `inverse` where gradients are
-    enabled (a flow trained in that direction): then `x` has mean 0 and variance 1. Before that, in eval mode,
-    and in sampling, the transform is what its parameters say: the identity at first.
+    The first batch in training mode initialises the parameters, so that each channel of `y` has mean 0 and
+    variance 1 over batch and positions. It may also be the first batch of `inverse`, if gradients are enabled
+    (a flow trained in that direction): then `x` has mean 0 and variance 1. Before that, and in eval mode, the
+    parameters are used as they are: the identity at first.
 
-    A channel that is constant in the first batch keeps scale 1, and no scale starts above 1e6. Where
-    `torch.distributed` is initialised, all processes must see their first batch together: the statistics are
-    those of all their samples. `initialized` is part of the state dict, so a trained state that is loaded is
-    never overwritten; set it (`actnorm.initialized.fill_(True)`) after writing the parameters by hand.
+    A channel that is constant in the first batch keeps scale 1, and no scale starts above 1e6. If
+    `torch.distributed` is initialised, all processes must run their first batch together: the statistics are
+    over all their samples. `initialized` is part of the state dict, so a loaded state is never overwritten;
+    set it (`actnorm.initialized.fill_(True)`) after writing the parameters by hand.
 
-    Only a module that has not been initialised reads `initialized` from its device. The first batch changes
-    the path that runs, so `torch.compile` compiles once more after it: initialise before, with one batch or
-    `initialize`.
+    Only a module that is not initialised reads `initialized` from its device. `torch.compile` compiles again
+    after the first batch, which takes another path: initialise before, with one batch or `initialize`.
+
+    Computed by `gmfast.functional.actnorm`.
 
     Args:
         channels: C of `x (B, C, *S)`.
+        device: of the parameters.
+        dtype: of the parameters.
     """
 
     def __init__(self, channels: int, *, device=None, dtype=None):
@@ -40,31 +42,45 @@ class ActNorm(Transform):
         self.shift = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
         self.log_scale = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
         self.register_buffer("initialized", torch.zeros((), device=device, dtype=torch.bool))
-        self._known_initialized = False  # the host's copy; false may be out of date, true never is
+        self._known_initialized = False  # on the host; False may be out of date, True never is
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        """Normalise `x`; the first batch in training mode initialises."""
         _check.channels("x", x, len(self.shift))
-        if self.training and not self._known_initialized:
+        if self.needs_first_batch():
             self._first_batch(x, inverse=False)
         return GF.actnorm(x, self.shift, self.log_scale)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        """Undo the normalisation; the first batch in training mode with gradients initialises."""
         _check.channels("z", z, len(self.shift))
-        if self.training and not self._known_initialized and torch.is_grad_enabled():
+        if self.needs_first_batch() and torch.is_grad_enabled():
             self._first_batch(z, inverse=True)
         return GF.actnorm(z, self.shift, self.log_scale, inverse=True)
 
+    def needs_first_batch(self) -> bool:
+        """Whether the next batch initialises the parameters (see `gmfast.nn.reversible`)."""
+        return self.training and not self._known_initialized
+
     def initialize(self, x: Tensor, *, inverse: bool = False) -> None:
-        """Sets the parameters by the batch `x`, whatever they were: `forward(x)`, or `inverse(x)` if
-        `inverse`, then has mean 0 and variance 1 in each channel. An empty batch changes nothing."""
+        """Initialise the parameters from a batch, whether or not they were initialised before.
+
+        Args:
+            x: (B, C, *S); an empty batch changes nothing.
+            inverse: whether `inverse(x)` is to have mean 0 and variance 1 in each channel, instead of
+                `forward(x)`.
+
+        Raises:
+            ValueError: for a batch with NaN or infinity.
+        """
         _check.channels("x", x, len(self.shift))
         self._set(x, inverse)
 
     def _set(self, x: Tensor, inverse: bool, unless: Tensor | None = None) -> None:
-        """`unless`: a boolean on the device; where it is true the parameters stay."""
+        """Initialise from a batch, `unless` a boolean on the device is true."""
         with torch.no_grad():
             mean, std, count = self._statistics(x)
-            # A float32 mean of equal numbers is right to rounding: a smaller deviation is none.
+            # The float32 mean of a constant channel is rounded: a deviation below that is 0.
             noise = torch.finfo(x.dtype).eps * mean.abs()
             log_std = torch.where(std > noise, std.clamp(min=1 / MAX_SCALE).log(), 0.0)
             shift, log_scale = (mean * torch.exp(-log_std), log_std) if inverse else (-mean, -log_std)
@@ -82,16 +98,15 @@ class ActNorm(Transform):
         self._known_initialized = True
 
     def _first_batch(self, x: Tensor, inverse: bool) -> None:
-        if torch.compiler.is_compiling():  # which cannot branch by a number on the device
+        if torch.compiler.is_compiling():  # cannot branch on a value on the device
             self._set(x, inverse, unless=self.initialized)
         elif self.initialized:
-            self._known_initialized = True  # written by hand, or by another process
+            self._known_initialized = True  # set by hand, or by another process
         else:
             self._set(x, inverse)
 
     def _statistics(self, x: Tensor):
-        """Mean and standard deviation of each channel over all processes, in float64, and how many numbers
-        they are of."""
+        """Return each channel's mean and standard deviation over all processes, float64, and their count."""
         x = x.detach().to(torch.float64).transpose(0, 1).flatten(1)
         count = torch.full((1,), x.shape[1], dtype=torch.float64, device=x.device)
         total = self._over_processes(torch.cat([x.sum(1), count]))
@@ -110,4 +125,5 @@ class ActNorm(Transform):
         self._known_initialized = not self.initialized.is_meta and bool(self.initialized)
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return f"{len(self.shift)}"

@@ -1,4 +1,4 @@
-"""Autoregressive transforms: each value is changed in a way that the values before it decide."""
+"""Masked autoregressive transforms: the parameters of each value are functions of the values before it."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,32 +8,30 @@ from torch import Tensor, nn
 
 from .. import _check
 from .. import functional as GF
-from ..ops.made_inverse import made_inverse, made_solve
-from ..reference.made_inverse import made_invert
+from ..ops.made_inverse import ACTIVATIONS, made_inverse, made_invert, made_solve
 from .coupling import check_affine_options, check_spline_options
-from .made import ACTIVATIONS, MaskedMLP
+from .made import MaskedMLP
 from .transform import Transform
 
 
 class MaskedAutoregressive(Transform):
-    """What the masked autoregressive transforms share (Papamakarios et al., 2017, arXiv:1705.07057): the
-    network of `MaskedMLP`, one pass forward, and an inverse that computes nothing twice.
+    """Base class of masked autoregressive transforms (Papamakarios et al., 2017, arXiv:1705.07057).
 
-    `forward` is one pass of the network. `inverse` goes from value to value, and each hidden unit is computed
-    once, when the last value that it may see has become known: the arithmetic of one pass, in D steps. It
-    equals, to rounding, what D full passes give (`gmfast.nn.naive_inverse` runs those). Gradients through
-    the inverse are those of the implicit function: one more pass, and a triangular solve that is again as
-    much work as one pass; there is no second derivative through it, which is an error. Both directions run
-    the network in the dtype of its weights, under autocast too, so that they undo each other.
+    `forward` is one pass of a `MaskedMLP`. `inverse` computes one value after another, and each hidden unit
+    once, when the last value that it may see is known: the arithmetic of one pass, in D steps. It equals, to
+    rounding, the usual D full passes (`gmfast.nn.naive_inverse` runs those). Gradients through the inverse
+    are implicit: one more pass, and a triangular solve with as much arithmetic as one pass; a second
+    derivative through it is an error. Both directions run the network in the dtype of its weights, under
+    autocast too, so that they are inverses of each other.
 
     Args:
         num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
+        num_params: number of parameters of each value.
         hidden: sizes of the hidden layers; may be empty.
-        order: the index of the value of each rank; None: as they come. `range(D - 1, -1, -1)` turns it
-            around.
-        num_context: size of the context (B, num_context) that every unit sees; 0 for none.
+        order: index of the value of each rank; None: 0 to D - 1. `range(D - 1, -1, -1)` reverses the order.
+        num_context: number of features of the context (B, num_context); 0 for none.
         activation: of hidden units: "relu", "tanh", "elu" or "silu".
-        direct: whether the values reach the parameters past the hidden layers too.
+        direct: whether there is also a linear connection from the values to the parameters.
     """
 
     def __init__(
@@ -71,18 +69,20 @@ class MaskedAutoregressive(Transform):
         self.naive = False
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Transform `x` in one pass of the network."""
         flat = self._flat("x", x, context)
         z, log_det = self.transform(flat, self._run(flat, context)[0], inverse=False)
         return z.view_as(x), log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Transform `z` back, one value after another."""
         flat = self._flat("z", z, context)
         wanted = (flat, context, *self.net.parameters())
         differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in wanted)
         with torch.no_grad():
             x, log_det = (self._invert_naively if self.naive else self._invert)(flat, context)
         if differentiable:
-            # To first order x moves by what `_Implicit` makes of the residual, which is zero here.
+            # The residual is zero; `_Implicit` gives it the gradient of the implicit function.
             params, sums = self._run(x, context)
             residual = flat - self.transform(x, params, inverse=False)[0]
             x = x + _Implicit.apply(residual, self, x, params.detach(), *[s.detach() for s in sums])
@@ -90,11 +90,11 @@ class MaskedAutoregressive(Transform):
         return x.view_as(z), log_det
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """The transform of `x (B, D)` value by value, by parameters (B, D, P)."""
+        """Transform `x (B, D)` elementwise, given its parameters (B, D, P)."""
         raise NotImplementedError
 
     def _run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """The parameters of each value, and the sums of the hidden units."""
+        """Return the parameters of each value, and the pre-activations of the hidden layers."""
         masks = [getattr(self, f"_mask{i}") for i in range(len(self.net.layers) + 1)]
         dtype = self.net.layers[0].weight.dtype
         context = context if context is None else context.to(dtype)
@@ -112,7 +112,7 @@ class MaskedAutoregressive(Transform):
         return x.flatten(1)
 
     def _in_steps(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor | None]:
-        """The network's matrices, inputs and outputs in the order of the steps."""
+        """Return the network's matrices, with inputs and outputs in the order of the steps."""
         net, order, outputs = self.net, self.order, (self.net.num_inputs, self.net.num_params)
         weights = [layer.weight.to(dtype) for layer in net.layers]
         direct = None if net.direct is None else net.direct.weight.to(dtype)
@@ -124,7 +124,7 @@ class MaskedAutoregressive(Transform):
         return weights, direct
 
     def _offsets(self, context: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """What is added to the sums of all units and outputs, (1, ...) or with a context (B, ...)."""
+        """Return the biases of all units and outputs, (1, ...), or with a context (B, ...)."""
         net, offsets = self.net, []
         for i, layer in enumerate(net.layers):
             offset = layer.bias[None]
@@ -143,7 +143,7 @@ class MaskedAutoregressive(Transform):
         return x.index_select(1, self.order.argsort()).to(z.dtype), log_det
 
     def _steps(self, z, weights, direct, offsets) -> tuple[Tensor, Tensor]:
-        """The inverse and its log-determinant, in the order of the steps."""
+        """Return the inverse, in the order of the steps, and its log-determinant."""
 
         def invert(_, z, params):
             x, log_derivative = self.transform(z[:, None], params[:, None], inverse=True)
@@ -161,11 +161,11 @@ class MaskedAutoregressive(Transform):
 
 def _update_masks(transform: MaskedAutoregressive, _) -> None:
     for i, mask in enumerate(transform.net.masks(transform.order)):
-        setattr(transform, f"_mask{i}", mask)  # the old one may be on the meta device
+        setattr(transform, f"_mask{i}", mask)  # the previous one may be on the meta device
 
 
 class _Implicit(torch.autograd.Function):
-    """Zeros, whose gradient is that of the inverse by the residual z - f(x): J^-T grad."""
+    """Zeros with the implicit function's gradient by the residual z - f(x): J⁻ᵀ·grad."""
 
     @staticmethod
     def forward(ctx, residual, transform, x, params, *sums):
@@ -189,7 +189,7 @@ class _Implicit(torch.autograd.Function):
         backwards = [s.flip(1) for s in reversed(slopes)]
         weights, direct = transform._in_steps(dtype)
 
-        def turned(weight):  # within a value its parameters keep their order, as they do in `partial`
+        def turned(weight):  # the parameters of one value keep their order, as in `partial`
             return weight.t().flip(0)
 
         outputs = (net.num_inputs, net.num_params)
@@ -211,20 +211,18 @@ class _Implicit(torch.autograd.Function):
 
 
 class MaskedAffineAutoregressive(MaskedAutoregressive):
-    """`z_i = x_i·s_i + t_i`, t_i and the raw scale of s_i being functions of the values before x_i: the
-    transform of MAF (arXiv:1705.07057), and, with its directions exchanged by `Inverse`, of IAF
-    (arXiv:1606.04934).
+    """Affine autoregressive transform `z_i = x_i·s_i + t_i` of MAF (arXiv:1705.07057).
 
-    Its inverse runs in a kernel of its own on CPUs, in plain PyTorch elsewhere.
+    t_i and the raw scale of s_i are functions of the values before x_i. `Inverse` of it is IAF's transform
+    (Kingma et al., 2016, arXiv:1606.04934). Its inverse has a kernel on CPUs and is plain PyTorch elsewhere.
 
     Args:
         num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
         hidden: sizes of the hidden layers; may be empty.
-        order: the index of the value of each rank; None: as they come. `range(D - 1, -1, -1)` turns it
-            around.
-        num_context: size of the context (B, num_context) that every unit sees; 0 for none.
+        order: index of the value of each rank; None: 0 to D - 1. `range(D - 1, -1, -1)` reverses the order.
+        num_context: number of features of the context (B, num_context); 0 for none.
         activation: of hidden units: "relu", "tanh", "elu" or "silu".
-        direct: whether the values reach the parameters past the hidden layers too.
+        direct: whether there is also a linear connection from the values to the parameters.
         scale_map, clamp: as in `gmfast.functional.affine_coupling`.
     """
 
@@ -253,9 +251,11 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
         self.scale_map, self.clamp = scale_map, clamp
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return f"scale_map={self.scale_map!r}"
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Apply the affine transform."""
         shift, scale = params.unbind(2)
         return GF.affine_coupling(
             x, shift, scale, scale_map=self.scale_map, clamp=self.clamp, inverse=inverse
@@ -274,17 +274,17 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
 
 
 class MaskedSplineAutoregressive(MaskedAutoregressive):
-    """A rational-quadratic spline of each value, with linear tails, whose bins the values before it decide
-    (neural spline flows, Durkan et al., 2019, arXiv:1906.04032).
+    """Autoregressive rational-quadratic spline, with linear tails (Durkan et al., 2019, arXiv:1906.04032).
+
+    The bins of each value's spline are functions of the values before it.
 
     Args:
         num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
         hidden: sizes of the hidden layers; may be empty.
-        order: the index of the value of each rank; None: as they come. `range(D - 1, -1, -1)` turns it
-            around.
-        num_context: size of the context (B, num_context) that every unit sees; 0 for none.
+        order: index of the value of each rank; None: 0 to D - 1. `range(D - 1, -1, -1)` reverses the order.
+        num_context: number of features of the context (B, num_context); 0 for none.
         activation: of hidden units: "relu", "tanh", "elu" or "silu".
-        direct: whether the values reach the parameters past the hidden layers too.
+        direct: whether there is also a linear connection from the values to the parameters.
         num_bins, bound, min_bin_width, min_bin_height, min_derivative: as in
             `gmfast.functional.rational_quadratic_spline`.
     """
@@ -323,9 +323,11 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
         self.num_bins, self.options = num_bins, options
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return f"num_bins={self.num_bins}, bound={self.options['bound']}"
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Apply the spline."""
         return GF.rational_quadratic_spline(
             x, params, None, None, inverse=inverse, packed=True, **self.options
         )
@@ -333,8 +335,10 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
 
 @contextmanager
 def naive_inverse(module: nn.Module) -> Iterator[None]:
-    """Inside, the masked autoregressive transforms in `module` invert themselves by D full passes: what their
-    incremental inverse is held to."""
+    """Context manager in which masked autoregressive transforms in `module` are inverted by D full passes.
+
+    That is the definition of the inverse, to which tests compare the incremental one.
+    """
     transforms = [part for part in module.modules() if isinstance(part, MaskedAutoregressive)]
     were = [transform.naive for transform in transforms]
     for transform in transforms:

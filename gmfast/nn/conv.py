@@ -1,4 +1,4 @@
-"""Causal convolutions as modules, each with a one-position form for sampling."""
+"""Masked and causal convolutions, each with a step for one position at a time."""
 
 from dataclasses import dataclass
 
@@ -6,29 +6,38 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as GF
+from .._conv_mask import conv_mask
 from ..ops.causal_conv1d import ACTIVATIONS
-from ..reference import conv_mask
 
 
 @dataclass
 class RasterState:
-    """What a `MaskedConv2d` has seen of a batch of images: the inputs so far, zeros elsewhere and around,
-    and the raster index of the pixel that comes next."""
+    """State of a `MaskedConv2d` that is computed pixel by pixel.
 
-    canvas: Tensor  # (B, C, H + rows above, W + columns to both sides)
+    Attributes:
+        canvas: inputs so far, zeros elsewhere, (B, C, H + rows above, W + columns to both sides).
+        height, width: H and W.
+        position: raster index of the next pixel.
+    """
+
+    canvas: Tensor
     height: int
     width: int
     position: int = 0
 
 
 class MaskedConv2d(nn.Conv2d):
-    """`nn.Conv2d` that sees, in raster order, the pixels before its own (type A) or up to its own (type B).
+    """Masked convolution of PixelCNN (van den Oord et al., 2016, arXiv:1601.06759).
 
-    Takes `nn.Conv2d`'s arguments, initialises like it and loads its state dict. `stride` is 1, `groups` is 1,
-    `padding` is zeros that keep the size. `mask_type`, `channel_groups`: see
-    `gmfast.functional.masked_conv2d` (van den Oord et al., 2016, arXiv:1601.06759).
+    The receptive field is, in raster order, the pixels before the current one (type A), or up to it (type B).
+    Takes `nn.Conv2d`'s arguments, initialises like it and loads its state dict. `stride` and `groups` must be
+    1, `padding` zeros that preserve the size.
 
-    Raises ValueError, naming the argument, for a convolution that cannot be masked.
+    Args:
+        mask_type, channel_groups: as in `gmfast.functional.masked_conv2d`.
+
+    Raises:
+        ValueError: naming the argument, for a convolution that cannot be masked.
     """
 
     def __init__(
@@ -82,6 +91,7 @@ class MaskedConv2d(nn.Conv2d):
         self.mask_type, self.channel_groups = mask_type, channel_groups
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x (B, I, H, W)`; returns (B, O, H, W)."""
         return GF.masked_conv2d(
             x,
             self.weight,
@@ -92,17 +102,19 @@ class MaskedConv2d(nn.Conv2d):
         )
 
     def init_state(self, batch: int, height: int, width: int) -> RasterState:
-        """The state before the first pixel of `batch` images of `height` rows and `width` columns."""
+        """Return the state before the first pixel of `batch` images of `height` rows and `width` columns."""
         (rows, columns), (down, right) = self.kernel_size, self.dilation
         size = height + rows // 2 * down, width + columns // 2 * right * 2
         return RasterState(self.weight.new_zeros(batch, self.in_channels, *size), height, width)
 
     def step(self, x: Tensor, state: RasterState, *, advance: bool = True) -> Tensor:
-        """The output at the next pixel in raster order, (B, O), where the input is `x` (B, I).
+        """Compute the output (B, O) at the next pixel in raster order.
 
-        `state` changes in place. With `advance=False` it stays at this pixel, so that the call can be
-        repeated when more of `x` is known: type A does not look at it, and colour groups look at the earlier
-        ones.
+        Args:
+            x: the input at that pixel, (B, I).
+            state: changed in place.
+            advance: whether to go on to the next pixel. If not, the call can be repeated when more of `x` is
+                known: type A does not read it, and colour groups read the earlier groups.
         """
         row, column = divmod(state.position, state.width)
         if row >= state.height:
@@ -118,17 +130,22 @@ class MaskedConv2d(nn.Conv2d):
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return f"{super().extra_repr()}, mask_type={self.mask_type!r}, channel_groups={self.channel_groups}"
 
 
 class CausalConv1d(nn.Conv1d):
-    """`nn.Conv1d` whose output at time t sees inputs up to t, with the activation in the same pass.
+    """Causal convolution, whose output at time t depends on inputs up to t, with its activation fused.
 
-    Takes `nn.Conv1d`'s arguments, initialises like it and loads its state dict. `stride` is 1 and `padding`
-    is 0: the zeros before the start are inside. `activation`: see `gmfast.functional.causal_conv1d`; with
-    "gated" the module returns half of `out_channels`.
+    Takes `nn.Conv1d`'s arguments, initialises like it and loads its state dict. `stride` must be 1 and
+    `padding` 0: the input is padded on the left inside.
 
-    Raises ValueError, naming the argument, for a convolution that cannot be causal.
+    Args:
+        activation: as in `gmfast.functional.causal_conv1d`; with "gated" the output has half of
+            `out_channels`.
+
+    Raises:
+        ValueError: naming the argument, for a convolution that cannot be causal.
     """
 
     def __init__(
@@ -177,6 +194,13 @@ class CausalConv1d(nn.Conv1d):
     def forward(
         self, x: Tensor, initial_state: Tensor | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
+        """Convolve `x (B, C, T)`, as `gmfast.functional.causal_conv1d`.
+
+        Args:
+            x: the input.
+            initial_state: of the samples before the first, as `init_state`; None: zeros.
+            return_state: whether to return the state behind the last sample too.
+        """
         return GF.causal_conv1d(
             x,
             self.weight,
@@ -189,11 +213,11 @@ class CausalConv1d(nn.Conv1d):
         )
 
     def init_state(self, batch: int) -> Tensor:
-        """The state before the first sample, (B, C, (k-1)*dilation) zeros."""
+        """Return the state before the first sample, (B, C, (k-1)*dilation) zeros."""
         return self.weight.new_zeros(batch, self.in_channels, (self.kernel_size[0] - 1) * self.dilation[0])
 
     def step(self, x: Tensor, state: Tensor) -> Tensor:
-        """The output for the next sample `x` (B, C), or the next few (B, C, L). `state` changes in place."""
+        """Compute the output for the next sample `x` (B, C), or several (B, C, L); `state` is updated."""
         return GF.causal_conv1d_update(
             x,
             state,
@@ -205,4 +229,5 @@ class CausalConv1d(nn.Conv1d):
         )
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")

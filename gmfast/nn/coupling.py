@@ -1,4 +1,4 @@
-"""Couplings: part of the channels are transformed, with parameters that a network computes from the rest."""
+"""Coupling layers: some channels are transformed with parameters that a network computes from the others."""
 
 from collections.abc import Callable
 
@@ -11,30 +11,30 @@ from .transform import Transform
 
 
 def check_affine_options(scale_map: str, clamp: float) -> None:
-    """Raises what the function raises: it is called with an empty batch."""
+    """Raise what `affine_coupling` raises for these options, by calling it with an empty batch."""
     nothing = torch.empty(0, 1, device="cpu")
     GF.affine_coupling(nothing, nothing, nothing, scale_map=scale_map, clamp=clamp)
 
 
 def check_spline_options(num_bins: int, options: dict) -> None:
-    """Raises what the function raises: it is called with an empty batch."""
+    """Raise what `rational_quadratic_spline` raises for these options, by calling it with an empty batch."""
     _check.at_least(1, num_bins=num_bins)
     nothing = torch.empty(0, 1, 3 * num_bins - 1, device="cpu")
     GF.rational_quadratic_spline(nothing[..., 0], nothing, None, None, packed=True, **options)
 
 
 class Coupling(Transform):
-    """What the couplings share: who sees what, and the check of what the conditioner returns.
+    """Base class of coupling layers: splits the input, and checks what the conditioner returns.
 
     The last `transformed` channels change (half of them, rounded down, if None), and the conditioner sees
     those before. With `mask` (broadcastable to `(C, *S)`) all channels are transformed where it is 0, and the
-    conditioner sees all, zero where it is 0.
+    conditioner sees all channels, with zeros where it is 0.
 
-    `conditioner(a)`, or `conditioner(a, context)` where there is a context, returns `num_params` numbers for
-    each element to be transformed: `(B, num_params * C2, *S)`. A subclass says what they mean.
+    `conditioner(a)`, or `conditioner(a, context)` where there is a context, returns `num_params` parameters
+    for each element to be transformed: `(B, num_params * C2, *S)`. A subclass defines their meaning.
     """
 
-    num_params: int
+    num_params: int  #: number of parameters of each element
 
     def __init__(
         self,
@@ -54,16 +54,23 @@ class Coupling(Transform):
         self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        """Transform `x`, with the parameters that the conditioner computes."""
         return self.transform(x, self.params(x, context), inverse=False)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        """Transform `z` back; the conditioner sees the same as in `forward`."""
         return self.transform(z, self.params(z, context), inverse=True)
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Transform all of `x`, given the conditioner's output; returns it and the log-determinant."""
         raise NotImplementedError
 
     def split_sizes(self, x: Tensor) -> tuple[int, int]:
-        """How many channels pass and how many change."""
+        """Return the numbers of channels that pass and that change.
+
+        Raises:
+            ValueError: for an `x` with too few dimensions or channels.
+        """
         _check.tensor("x", x)
         if x.dim() < 2:
             raise ValueError(f"x: expected (B, C, *S), got {tuple(x.shape)}")
@@ -79,22 +86,26 @@ class Coupling(Transform):
         return channels - changed, changed
 
     def params(self, x: Tensor, context=None) -> Tensor:
-        """The conditioner's output for `x`, either side of the coupling."""
+        """Return the conditioner's output for `x`, the coupling's input or output."""
         return self.condition(x, self.seen(x), context)
 
     def seen(self, x: Tensor) -> Tensor:
-        """What the conditioner sees of `x`, either side of the coupling."""
+        """Return the conditioner's input for `x`, the coupling's input or output."""
         return x[:, : self.split_sizes(x)[0]] if self.mask is None else x * self.mask
 
     def add_seen(self, x: Tensor, seen: Tensor) -> Tensor:
-        """`x` with `seen` added where `seen(x)` comes from: gradients of both make one of `x`."""
+        """Add the gradient of `seen(x)` to the gradient of `x`."""
         if self.mask is not None:
             return torch.addcmul(x, seen, self.mask.to(x.dtype))
         kept = seen.shape[1]
         return torch.cat([x[:, :kept] + seen, x[:, kept:]], 1)
 
     def condition(self, x: Tensor, seen: Tensor, context=None) -> Tensor:
-        """The conditioner's output where it sees `seen` of `x`."""
+        """Return the conditioner's output for its input `seen`, part of `x`.
+
+        Raises:
+            ValueError: for an output of another shape than (B, num_params * C2, *S).
+        """
         params = self.conditioner(seen) if context is None else self.conditioner(seen, context)
         expected = (len(x), self.num_params * self.split_sizes(x)[1], *x.shape[2:])
         if tuple(params.shape) != expected:
@@ -104,8 +115,38 @@ class Coupling(Transform):
             )
         return params
 
+    def backpropagate(
+        self,
+        y: Tensor,
+        grad_y: Tensor,
+        grad_log_det: Tensor,
+        context,
+        inverse: bool,
+        differentiate: Callable[..., tuple[Tensor | None, ...]],
+    ) -> tuple[Tensor, Tensor]:
+        """Recompute the input with one pass of the conditioner, which sees what the coupling does not change.
+
+        See `gmfast.nn.reversible`. NotImplemented for a subclass with its own `params`.
+        """
+        if type(self).params is not Coupling.params:
+            return NotImplemented
+        seen = self.seen(y).detach().requires_grad_()
+        with torch.enable_grad():
+            params = self.condition(y, seen, context)
+        with torch.no_grad():
+            x = self.transform(y, params, inverse=not inverse)[0]
+        leaf, x = params.detach().requires_grad_(), x.detach().requires_grad_()
+        with torch.enable_grad():
+            y, log_det = self.transform(x, leaf, inverse=inverse)
+        grad_x, grad_params = differentiate((y, log_det), (grad_y, grad_log_det), [x, leaf])
+        if params.requires_grad and grad_params is not None:
+            (grad_seen,) = differentiate((params,), (grad_params,), [seen])
+            if grad_seen is not None:
+                grad_x = self.add_seen(grad_x, grad_seen)
+        return x.detach(), grad_x
+
     def extra_repr(self) -> str:
-        """A subclass puts what is its own before it."""
+        """Return the arguments for `repr`; a subclass puts its own before them."""
         if self.mask is not None:
             return f"mask={tuple(self.mask.shape)}"
         return "" if self.transformed is None else f"transformed={self.transformed}"
@@ -116,18 +157,19 @@ def _listed(*parts: str) -> str:
 
 
 class AffineCoupling(Coupling):
-    """`y = x·s + t` of the last half of the channels, with s and t that a network computes from the first
-    (NICE, arXiv:1410.8516; RealNVP, arXiv:1605.08803; Glow, arXiv:1807.03039), by
-    `gmfast.functional.affine_coupling`. Where their number is odd, the first part, which the network sees and
-    which passes, is the larger: of 5 channels the network sees 3, and 2 change.
+    """Affine coupling: `y = x·s + t` of the last channels, s and t computed from the first ones.
+
+    From NICE (arXiv:1410.8516), RealNVP (arXiv:1605.08803) and Glow (arXiv:1807.03039); computed by
+    `gmfast.functional.affine_coupling`. Of an odd number of channels the first part, which passes, is the
+    larger: of 5 channels the conditioner sees 3, and 2 change.
 
     Args:
         conditioner: a network, called as `conditioner(a)` with the first C - C2 channels, or, where there is
             a context, as `conditioner(a, context)`. It returns `(B, 2*C2, *S)`: all shifts, then all raw
-            scales; in turns if `interleaved`; the shifts alone, `(B, C2, *S)`, if `additive`.
+            scales; alternating if `interleaved`; the shifts alone, `(B, C2, *S)`, if `additive`.
         scale_map, shift_first, clamp, recompute: as in `gmfast.functional.affine_coupling`.
         additive: `y = x + t`.
-        interleaved: channel 2i of the conditioner's result is shift i, channel 2i + 1 raw scale i.
+        interleaved: channel 2i of the conditioner's output is shift i, channel 2i + 1 raw scale i.
         transformed: C2: of C channels the last C2 change, and the conditioner sees the C - C2 before them.
             None: C // 2, so of 5 channels the conditioner sees 3 and 2 change.
         mask: instead, broadcastable to `(C, *S)`: elements pass where it is not 0 and change where it is 0;
@@ -155,6 +197,7 @@ class AffineCoupling(Coupling):
         self.packed = None if additive else "interleaved" if interleaved else "chunk"
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Transform all of `x`, given the conditioner's output."""
         return GF.affine_coupling(
             x,
             params,
@@ -169,6 +212,7 @@ class AffineCoupling(Coupling):
         )
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         if self.packed is None:
             return _listed("additive=True", super().extra_repr())
         return _listed(
@@ -181,10 +225,13 @@ class AffineCoupling(Coupling):
 
 
 class ElementwiseCoupling(Coupling):
-    """A coupling whose elements each have parameters of their own, many to an element: channel
-    `c * num_params + p` of the conditioner's result is parameter p of transformed channel c."""
+    """A coupling of an elementwise transform with several parameters.
+
+    Channel `c * num_params + p` of the conditioner's output is parameter p of transformed channel c.
+    """
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Transform all of `x`, given the conditioner's output."""
         kept, changed = self.split_sizes(x)
         params = params.unflatten(1, (changed, self.num_params)).movedim(2, -1)
         first, last = x.split([kept, changed], 1)
@@ -196,13 +243,21 @@ class ElementwiseCoupling(Coupling):
         log_det = torch.where(keep, 0.0, log_derivative).flatten(1).sum(1)
         return torch.where(keep, x, y), log_det
 
-    def transform_elements(self, x: Tensor, params: Tensor, inverse: bool, reduction: str):
+    def transform_elements(
+        self, x: Tensor, params: Tensor, inverse: bool, reduction: str
+    ) -> tuple[Tensor, Tensor]:
+        """Transform `x (B, C2, *S)`, given `params (B, C2, *S, num_params)`.
+
+        Returns:
+            The result and the log-determinant (B,), or with `reduction="none"` each element's log-derivative.
+        """
         raise NotImplementedError
 
 
 class SplineCoupling(ElementwiseCoupling):
-    """A rational-quadratic spline of each transformed element (neural spline flows, Durkan et al., 2019,
-    arXiv:1906.04032), by `gmfast.functional.rational_quadratic_spline` with linear tails.
+    """Rational-quadratic spline coupling, with linear tails (Durkan et al., 2019, arXiv:1906.04032).
+
+    Computed by `gmfast.functional.rational_quadratic_spline`.
 
     Args:
         conditioner: a network, called as `conditioner(a)` with the first C - C2 channels, or, where there is
@@ -239,17 +294,22 @@ class SplineCoupling(ElementwiseCoupling):
         check_spline_options(num_bins, self.options)
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return _listed(f"num_bins={self.num_bins}, bound={self.options['bound']}", super().extra_repr())
 
-    def transform_elements(self, x, params, inverse, reduction):
+    def transform_elements(
+        self, x: Tensor, params: Tensor, inverse: bool, reduction: str
+    ) -> tuple[Tensor, Tensor]:
+        """Apply the spline."""
         return GF.rational_quadratic_spline(
             x, params, None, None, inverse=inverse, reduction=reduction, packed=True, **self.options
         )
 
 
 class LogisticMixtureCoupling(Coupling):
-    """Flow++'s coupling (Ho et al., 2019, arXiv:1902.00275): the logit of a mixture of logistics' CDF, by
-    `gmfast.functional.logistic_mixture_cdf`, then `y = x·exp(a) + b`.
+    """Flow++'s coupling: logit of a logistic mixture's CDF, then affine (Ho et al., 2019, arXiv:1902.00275).
+
+    Computed by `gmfast.functional.logistic_mixture_cdf`, then `y = x·exp(a) + b`.
 
     Args:
         conditioner: a network, called as `conditioner(a)` with the first C - C2 channels, or, where there is
@@ -280,13 +340,15 @@ class LogisticMixtureCoupling(Coupling):
         self.scale_map, self.clamp = scale_map, clamp
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return _listed(
             f"num_components={self.num_components}, scale_map={self.scale_map!r}", super().extra_repr()
         )
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Transform all of `x`, given the conditioner's output."""
         kept, changed = self.split_sizes(x)
-        # One split, which the gradients of all its parts are joined by at once.
+        # One split, whose backward concatenates the gradients of all parts at once.
         elements = params.unflatten(1, (changed, self.num_params))
         shift, scale, *mixture = elements.split([1, 1] + [self.num_components] * 3, 2)
         shift, scale = shift.squeeze(2), scale.squeeze(2)

@@ -1,4 +1,4 @@
-"""A density: a base distribution and the transform that leads to it."""
+"""Normalizing flow: the density of a base distribution under an invertible transform."""
 
 from collections.abc import Iterable
 
@@ -12,17 +12,17 @@ from .transform import Sequential, Transform
 
 
 class Flow(nn.Module):
-    """A normalizing flow: the density of x when `transforms` take x to noise that `base` describes.
+    """A normalizing flow: the density of data that `transforms` map to noise distributed as `base`.
 
     Args:
-        base: the shape of one sample's noise, for a standard normal; or a `torch.distributions.Distribution`
-            whose samples have that shape (`event_shape`, no `batch_shape`). It is the shape of one sample of
-            the data too, unless a transform such as `Squeeze2d` changes it.
-        transforms: from data to noise: a `Transform` or several, in order.
+        base: for a standard normal, the shape of one sample's noise; or a `torch.distributions.Distribution`
+            whose samples have that shape (`event_shape`, no `batch_shape`). It is also the shape of one
+            sample of the data, unless a transform such as `Squeeze2d` changes it.
+        transforms: from data to noise: a `Transform`, or several in order.
 
-    A `context`, where there is one, is handed to every transform: a coupling calls its network as
-    `net(a, context)`, the autoregressive transforms take `(B, num_context)`. A tensor has one row for each
-    sample, or one row, `(1, ...)`, for all of them; anything else reaches the transforms as it is.
+    A `context` is passed to every transform: a coupling calls its network as `net(a, context)`, the
+    autoregressive transforms take `(B, num_context)`. A tensor has one row for each sample, or one row,
+    `(1, ...)`, for all of them; anything else is passed as it is.
 
     Equivalent to::
 
@@ -47,21 +47,25 @@ class Flow(nn.Module):
             self.base, self.shape = None, tuple(base)
         self.transform = transforms if isinstance(transforms, nn.Module) else Sequential(transforms)
         like = next(self.transform.parameters(), torch.empty(0))
-        # Knows the device and the dtype, also where there are no parameters.
+        # For the device and the dtype of samples, even if there are no parameters.
         self.register_buffer("_like", like.detach().new_empty(0), persistent=False)
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        """Data to noise: `x` to `(z (B, *shape), log_det)`."""
+        """Map data `x` to noise; returns `(z (B, *shape), log_det)`."""
         _check.tensor("x", x)
         return self.transform(x, _rows(context, x.shape[:1].numel()))
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        """Noise to data: `z` to `(x, log_det)`."""
+        """Map noise `z` to data; returns `(x, log_det)`."""
         _check.tensor("z", z)
         return self.transform.inverse(z, _rows(context, z.shape[:1].numel()))
 
     def log_prob(self, x: Tensor, context=None) -> Tensor:
-        """Log-density of each sample, (B,), in nats. `context`: a row for each sample, or one for all."""
+        """Compute the log-density of each sample, (B,), in nats.
+
+        Raises:
+            ValueError: for samples whose noise has not the shape of the base.
+        """
         z, log_det = self(x, context)
         if tuple(z.shape[1:]) != self.shape:
             expected = ", ".join(map(str, ("B", *self.shape)))
@@ -72,7 +76,7 @@ class Flow(nn.Module):
         return self.base_log_prob(z) + log_det
 
     def base_log_prob(self, z: Tensor) -> Tensor:
-        """Log-density of noise, (B,), in nats."""
+        """Compute the base's log-density of noise, (B,), in nats."""
         return GF.gaussian_log_prob(z) if self.base is None else self.base.log_prob(z)
 
     @torch.no_grad()
@@ -84,15 +88,18 @@ class Flow(nn.Module):
         context=None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Draws `n` samples, (n, *S) for data of shape S.
+        """Draw `n` samples, (n, *S) for data of shape S.
 
         Args:
-            n: how many; 0 is allowed.
+            n: number of samples; may be 0.
             seed: an int, an int64 tensor, or a `torch.Generator`; None draws one from torch's global
-                generator. Sample i is the same whatever `n` is, but for a base of one's own, which draws as
-                it does after `torch.manual_seed`.
+                generator. Sample i does not depend on `n`, except with a given base distribution, which
+                draws as after `torch.manual_seed`.
             context: what the samples are conditioned on: n rows, or one for all.
-            temperature: the standard deviation of a standard normal base; below 1 sharpens.
+            temperature: standard deviation of the standard normal base.
+
+        Raises:
+            ValueError: for a negative `n`, or a temperature other than 1 with a given base distribution.
         """
         _check.integer("n", n)
         if n < 0:
@@ -115,11 +122,12 @@ class Flow(nn.Module):
         return self.inverse(z, context)[0]
 
     def extra_repr(self) -> str:
+        """Return the base for `repr`."""
         return f"base={self.shape if self.base is None else self.base}"
 
 
 def _rows(context, n: int):
-    """The context of `n` samples: one row stands for all of them."""
+    """Expand a context of one row to `n` samples."""
     if not isinstance(context, Tensor) or context.shape[:1] == (n,):
         return context
     if context.shape[:1] != (1,):

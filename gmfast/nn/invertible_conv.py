@@ -1,4 +1,4 @@
-"""Invertible 1×1 convolutions: a learned mixing of the channels."""
+"""Invertible 1×1 convolution: a learned linear map of the channels."""
 
 import torch
 import torch.nn.functional as F
@@ -9,23 +9,25 @@ from .transform import Transform
 
 
 class InvertibleConv1x1(Transform):
-    """`y = W x` at each position, W an invertible matrix over the channels (Glow, arXiv:1807.03039).
+    """Invertible 1×1 convolution `y = W x`, W a matrix over the channels (Glow, arXiv:1807.03039).
 
-    Takes `(B, C)`, `(B, C, T)`, `(B, C, H, W)` and so on; `log_det` is (number of positions)·log|det W|. W
-    starts as a random rotation. With `lu`, W = P L U with P fixed, L unit lower triangular and U upper
+    Takes `(B, C)`, `(B, C, T)`, `(B, C, H, W)` and so on; `log_det` is (number of positions)·log|det W|. W is
+    initialised to a random rotation. With `lu`, W = P L U with P fixed, L unit lower triangular and U upper
     triangular with a diagonal of fixed signs: W cannot become singular, and log|det W| is a sum. Without, W
-    is one parameter, and the log-determinant takes a decomposition at each call.
+    is one parameter, and the log-determinant needs a decomposition at each call.
 
-    The matrix is worked out in float32 or better (its inverse in float64), whatever the dtype of `x`, and
-    applied in the dtype of `x`, under autocast too: what is lost there no inverse brings back.
+    The matrix is computed in float32 or better (its inverse in float64), whatever the dtype of `x`, and
+    applied in the dtype of `x`, under autocast too: rounding to autocast's dtype is not invertible.
 
-    In eval mode without gradients the inverse of W is computed once. `train()`, `load_state_dict`, `to()` and
-    every change of a parameter that torch counts forget it; fused optimizers and `.data` change parameters
-    uncounted: do not use them between two calls of `inverse` in eval mode, or call `eval()` again after them.
+    In eval mode without gradients the inverse of W is cached. `train()`, `load_state_dict`, `to()` and every
+    change of a parameter that its version counts invalidate it. Fused optimizers and writes to `.data` are
+    not counted: after them call `eval()` again.
 
     Args:
         channels: C.
-        lu: whether W is held as P L U.
+        lu: whether W is parametrised as P L U.
+        device: of the parameters.
+        dtype: of the parameters.
     """
 
     def __init__(self, channels: int, *, lu: bool = True, device=None, dtype=None):
@@ -45,13 +47,17 @@ class InvertibleConv1x1(Transform):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """W becomes a random rotation, drawn from torch's global generator."""
+        """Set W to a random rotation, drawn from torch's global generator."""
         like = self.lower if self.lu else self.matrix
         self.set_weight(nn.init.orthogonal_(torch.empty_like(like, dtype=torch.float64)))
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
-        """Makes `weight` (C, C), such as another library's, W: `y = weight @ x`."""
+        """Set W to `weight` (C, C), such as another library's.
+
+        Raises:
+            ValueError: for another shape, or with `lu` a singular matrix.
+        """
         if tuple(weight.shape) != (self.channels, self.channels):
             raise ValueError(
                 f"weight: expected ({self.channels}, {self.channels}), got {tuple(weight.shape)}"
@@ -73,43 +79,45 @@ class InvertibleConv1x1(Transform):
         self.sign.copy_(diagonal.sign())
 
     def factors(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-        """L and U of W = P L U."""
+        """Return L and U of W = P L U."""
         lower, upper, log_diagonal = (p.to(dtype) for p in (self.lower, self.upper, self.log_diagonal))
         unit = torch.eye(self.channels, dtype=dtype, device=lower.device)
         return lower.tril(-1) + unit, upper.triu(1) + torch.diag(self.sign.to(dtype) * log_diagonal.exp())
 
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """W (C, C), differentiable."""
+        """Return W (C, C), differentiable."""
         if not self.lu:
             return self.matrix.to(dtype)
         lower, upper = self.factors(dtype)
         return (lower @ upper).index_select(0, self.order)
 
     def inverse_weight(self) -> Tensor:
-        """The inverse of W (C, C) in float64, differentiable."""
+        """Return the inverse of W (C, C) in float64, differentiable."""
         if not self.lu:
             return torch.linalg.inv_ex(self.matrix.to(torch.float64)).inverse
         lower, upper = self.factors()
-        # (P L U)⁻¹ = U⁻¹ L⁻¹ Pᵀ: its columns stand in the order of W's rows.
+        # (P L U)⁻¹ = U⁻¹ L⁻¹ Pᵀ: its columns are in the order of W's rows.
         permuted = torch.eye(self.channels, dtype=torch.float64, device=lower.device)
         permuted = permuted.index_select(1, self.order)
         inner = torch.linalg.solve_triangular(lower, permuted, upper=False, unitriangular=True)
         return torch.linalg.solve_triangular(upper, inner, upper=True)
 
     def log_abs_det(self) -> Tensor:
-        """log|det W|, in float32 or better."""
+        """Return log|det W|, in float32 or better."""
         if self.lu:
             dtype = torch.promote_types(self.log_diagonal.dtype, torch.float32)
             return self.log_diagonal.sum(dtype=dtype)
         return torch.linalg.slogdet(self.matrix.to(torch.float64)).logabsdet
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        """Multiply the channels of `x` by W."""
         _check.channels("x", x, self.channels)
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight(torch.promote_types(x.dtype, torch.float32))
             return self._apply_matrix(weight, x), self._log_det(x)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
+        """Multiply the channels of `z` by the inverse of W."""
         _check.channels("z", z, self.channels)
         with torch.autocast(z.device.type, enabled=False):
             return self._apply_matrix(self._cached_inverse(z.dtype), z), -self._log_det(z)
@@ -123,7 +131,7 @@ class InvertibleConv1x1(Transform):
         last = x.movedim(1, -1)
         if x.dim() == 2 or last.is_contiguous():  # channels_last: the result is laid out alike
             return F.linear(last, weight).movedim(-1, 1)
-        # Products of matrices, not convolutions, which may round float32 to TF32.
+        # A matrix product, as a convolution may round float32 to TF32.
         return (weight @ x.flatten(2)).view(x.shape)
 
     def _cached_inverse(self, dtype: torch.dtype) -> Tensor:
@@ -132,13 +140,14 @@ class InvertibleConv1x1(Transform):
         parameters = tuple(self.parameters())
         if any(p.is_inference() for p in parameters):
             return self.inverse_weight()
-        # Held parameters are the same objects, and not others that took their place in memory.
+        # The key holds the parameters themselves: an id alone could be that of a later object.
         key = dtype, *((p, p._version) for p in parameters)
         if self._cached is None or not _same(self._cached[0], key):
             self._cached = key, self.inverse_weight().to(dtype)
         return self._cached[1]
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "InvertibleConv1x1":
+        """Set the mode, and forget the cached inverse."""
         self._cached = None
         return super().train(mode)
 
@@ -154,6 +163,7 @@ class InvertibleConv1x1(Transform):
         return {**self.__dict__, "_cached": None}
 
     def extra_repr(self) -> str:
+        """Return the arguments for `repr`."""
         return f"{self.channels}, lu={self.lu}"
 
 

@@ -1,8 +1,8 @@
-"""The masked network of MADE: Germain, Gregor, Murray and Larochelle, 2015, https://arxiv.org/abs/1502.03509.
+"""The masked network of MADE (Germain et al., 2015, arXiv:1502.03509).
 
-Every unit has a degree: how many leading values, in some order, it may know. The value of rank r (0 comes
-first) has degree r + 1, what is said about it has degree r, and hidden units have degrees from 1 to D - 1.
-One rule makes the masks of all layers: a unit sees those of a degree up to its own.
+Every unit has a degree: the number of leading values, in some order, that it may depend on. The value of rank
+r (from 0) has degree r + 1, its parameters have degree r, and hidden units have degrees from 1 to D - 1. The
+masks of all layers follow from one rule: a unit is connected to those of a degree up to its own.
 """
 
 from itertools import pairwise
@@ -12,34 +12,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _check
-
-#: The nonlinearity of hidden units, by name.
-ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
+from ..ops.made_inverse import ACTIVATIONS
 
 
 class MaskedLinear(nn.Linear):
-    """`nn.Linear` that takes a mask with its input: booleans (out_features, in_features). Where it is false
-    the weight is never read, and its gradient is exactly zero."""
+    """Linear layer with a mask as a second input.
+
+    Masked weights are never read, whatever they hold, and get a gradient of exactly zero.
+    """
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Apply the layer to `x (..., in_features)`; `mask` is boolean, (out_features, in_features)."""
         return F.linear(x, torch.where(mask, self.weight, 0.0), self.bias)
 
 
 class MaskedMLP(nn.Module):
-    """A multilayer perceptron from D values to `num_params` numbers about each, which depend on exactly the
-    values before it in an order that each call names.
+    """Masked autoencoder: maps D values to `num_params` functions of each value's predecessors.
 
-    Unless told otherwise hidden units are rectified, and the input reaches the output directly too. Degrees
-    ascend evenly through a hidden layer and are the same in every order, so one set of weights serves many of
-    them.
+    The order of the values is an argument of each call. Degrees ascend evenly through a hidden layer and are
+    the same in every order, so one set of weights serves many orders.
 
     Args:
         num_inputs: D.
         hidden: sizes of the hidden layers; may be empty.
-        num_params: numbers about each value.
-        num_context: features of a context that every unit sees; 0 for none.
+        num_params: number of parameters of each value.
+        num_context: number of features of a context that every unit is connected to; 0 for none.
         activation: of hidden units: "relu", "tanh", "elu" or "silu".
-        direct: whether the input reaches the output directly too.
+        direct: whether there is also a linear connection from the input to the output.
     """
 
     def __init__(
@@ -63,12 +62,17 @@ class MaskedMLP(nn.Module):
             self.context = nn.ModuleList(nn.Linear(num_context, size, bias=False) for size in sizes[1:])
 
     def forward(self, x: Tensor, order: Tensor, context: Tensor | None = None) -> Tensor:
-        """`x (B, D)`; `order (D,)`, a permutation: the index of the value of each rank; `context (B, F)`.
-        Returns (B, D, num_params)."""
+        """Compute the parameters of each value, (B, D, num_params).
+
+        Args:
+            x: (B, D).
+            order: (D,), a permutation: the index of the value of each rank.
+            context: (B, num_context), or None.
+        """
         return self.outputs_and_sums(x, self.masks(order), context)[0]
 
     def masks(self, order: Tensor) -> list[Tensor]:
-        """The masks of the layers, from the first to the last, and of the direct way."""
+        """Return the masks of the layers, from the first to the last, and of the direct connection."""
         rank = order.argsort()
         degrees = [rank + 1]
         for layer in self.layers[:-1]:
@@ -80,7 +84,7 @@ class MaskedMLP(nn.Module):
     def outputs_and_sums(
         self, x: Tensor, masks: list[Tensor], context: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """What `forward` returns, and what the hidden layers' units are before their nonlinearity."""
+        """Return what `forward` returns, and the pre-activations of the hidden layers."""
         h, sums, activation = x, [], ACTIVATIONS[self.activation]
         for i, layer in enumerate(self.layers):
             h = layer(h if i == 0 else activation(h), masks[i])
@@ -91,12 +95,14 @@ class MaskedMLP(nn.Module):
             h = h + self.direct(x, masks[-1])
         return h.unflatten(1, (self.num_inputs, self.num_params)), sums[:-1]
 
-    def degrees(self, layer: MaskedLinear, device) -> Tensor:
-        """The degree of each unit of a hidden layer."""
+    def degrees(self, layer: MaskedLinear, device: torch.device) -> Tensor:
+        """Return the degree of each unit of a hidden layer."""
         units = torch.arange(layer.out_features, device=device)
         return 1 + units * (self.num_inputs - 1) // layer.out_features
 
     def units_up_to(self, degree: int, layer: MaskedLinear) -> int:
-        """How many units of a hidden layer have at most that degree: they come first.
-        `csrc/math/made_inverse.h` states the same."""
+        """Return the number of units of a hidden layer with at most that degree, which come first.
+
+        `csrc/math/made_inverse.h` has the same formula.
+        """
         return -(-degree * layer.out_features // max(self.num_inputs - 1, 1))

@@ -1,6 +1,21 @@
-"""Training without stored activations: they are recomputed from outputs by the inverse."""
+"""Backpropagation without stored activations: inputs are recomputed from outputs by the inverse.
+
+`run` works on any transform with `forward` and `inverse`. A transform's class may define methods that it uses
+besides; each counts as long as no subclass overrides `forward` or `inverse` without it:
+
+- `walk(visit, x, inverse) -> (y, log_det)` and `rewind(visit, y, grad, inverse) -> (x, grad_x)`, of a
+  transform made of others: apply `visit(part, x, inverse)` to its parts from input to output, and
+  `visit(part, y, grad, inverse)` from output to input.
+- `backpropagate(y, grad_y, grad_log_det, context, inverse, differentiate) -> (x, grad_x)`, of a transform
+  that has a cheaper way than its inverse followed by its forward pass: the input and the gradient there, from
+  the output and the gradients there; or NotImplemented. `differentiate(outputs, grads, inputs)` returns
+  gradients of `inputs` (None for those not involved) and accumulates those of context and parameters.
+- `needs_first_batch() -> bool`, of a transform that initialises its parameters from a batch and does so
+  through `inverse` only where gradients are enabled: whether it is yet to do so.
+"""
 
 import contextlib
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,33 +23,49 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .actnorm import ActNorm
-from .coupling import Coupling
-from .transform import Inverse, Sequential, Split, no_log_det
+
+def apply(transform: nn.Module, x: Tensor, inverse: bool, context=None) -> tuple[Tensor, Tensor]:
+    """Apply a transform in the given direction."""
+    return (transform.inverse if inverse else transform)(x, context)
 
 
 @torch.compiler.disable
-def run(transform: Sequential, x: Tensor, context=None, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """`transform(x, context)`, or its inverse, of which autograd keeps only the result.
+def run(transform: nn.Module, x: Tensor, context=None, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """Apply a transform, for whose gradients autograd keeps nothing but the output.
 
     Gradients reach `x`, the tensors in `context` (any nesting of tuples, lists and dicts) and the parameters
-    of `transform`. `Sequential(…, reversible=True)` calls this; its docstring says what to expect.
+    of `transform`. The docstring of `gmfast.nn.Sequential` states costs and limits.
+
+    Args:
+        transform: made of others: it has `walk` and `rewind`.
+        x: its input, or of its inverse.
+        context: passed to every transform.
+        inverse: whether to apply the inverse.
+
+    Returns:
+        What the transform returns.
+
+    Raises:
+        RuntimeError: in backward, if the parameters have changed since, or a tensor from elsewhere requires
+            a gradient.
     """
     tensors, spec = tree_flatten(context)
     differentiable = [isinstance(t, Tensor) and t.requires_grad for t in tensors]
     parameters = [p for p in transform.parameters() if p.requires_grad]
     if not (torch.is_grad_enabled() and (x.requires_grad or any(differentiable) or parameters)):
-        return transform._one_by_one(x, context, inverse)
+        return transform.walk(partial(apply, context=context), x, inverse)
     call = _Call(transform, inverse, tensors, spec, differentiable, parameters, x.device.type)
-    # Gradients of the parameters are the function's results: hooks of DistributedDataParallel see them.
+    # Parameters are inputs of the function, so that DistributedDataParallel's hooks see their gradients.
     wanted = [t for t, needed in zip(tensors, differentiable, strict=True) if needed]
     return _Run.apply(call, x, *wanted, *parameters)
 
 
 class _Run(torch.autograd.Function):
-    """One pass through a transform of transforms. Forward stores the result, and the state of the random
-    number generators before each step that draws; backward goes through the steps from the last to the
-    first."""
+    """One pass through a transform made of others.
+
+    Forward stores the output, and the state of the random number generators before each part that draws;
+    backward visits the parts from the last to the first.
+    """
 
     @staticmethod
     def forward(ctx, call, x, *inputs):
@@ -51,7 +82,15 @@ class _Run(torch.autograd.Function):
 
 
 class _Call:
-    """What one call of `run` has to remember."""
+    """The constants of one call of `run`, and both passes.
+
+    Args:
+        transform, inverse: as of `run`.
+        tensors, spec: the flattened context.
+        differentiable: for each of `tensors`, whether a gradient is wanted.
+        parameters: those of the transform that require a gradient.
+        device_type: of the input.
+    """
 
     def __init__(self, transform, inverse, tensors, spec, differentiable, parameters, device_type):
         self.transform, self.inverse = transform, inverse
@@ -61,43 +100,32 @@ class _Call:
             kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in dict.fromkeys([device_type, "cpu"])
         }
-        self.rng_states = []  # one entry for each step, in the order of the forward pass
-        # Through the inverse an ActNorm sets itself by the first batch only where there are gradients.
-        self.first_batch = any(
-            isinstance(m, ActNorm) and m.training and not m._known_initialized for m in transform.modules()
-        )
+        self.rng_states = []  # one entry for each part, in the order of the forward pass
+        self.first_batch = any(map(_needs_first_batch, transform.modules()))
         self.context = tree_unflatten(tensors, spec)
 
     def forward(self, x):
+        """Compute the output and the log-determinant."""
         with self.settings(), torch.set_grad_enabled(self.first_batch):
-            y, log_det = self.forward_through(self.transform, x.detach(), self.inverse)
+            y, log_det = self.visit(self.transform, x.detach(), self.inverse)
         self.versions = [p._version for p in self.parameters]  # after a first batch
-        del self.context  # what is needed of it is saved where autograd watches it
+        del self.context  # its differentiable tensors are saved for backward
         return y.detach(), log_det.detach()
 
-    def forward_through(self, transform, x, inverse):
-        """The result of `transform`, its steps one by one."""
-        if _is(transform, Sequential):
-            total = no_log_det(x)
-            for step in reversed(transform.transforms) if inverse else transform.transforms:
-                x, log_det = self.forward_through(step, x, inverse)
-                total = total + log_det
-            return x, total
-        if _is(transform, Inverse):
-            return self.forward_through(transform.transform, x, not inverse)
-        if _is(transform, Split):
-            first, rest = transform.split(x)
-            first, log_det = self.forward_through(transform.transform, first, inverse)
-            return torch.cat([first, rest], 1), log_det
+    def visit(self, transform, x, inverse):
+        """Apply a transform, part by part if it is made of others."""
+        walk = _method(transform, "walk")
+        if walk is not None:
+            return walk(self.visit, x, inverse)
         before = _rng_state(x)
-        y, log_det = (transform.inverse if inverse else transform)(x, self.context)
+        y, log_det = apply(transform, x, inverse, self.context)
         after = _rng_state(x)
         drew = any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
         self.rng_states.append(before if drew else None)
         return y.detach(), log_det.detach()
 
     def backward(self, y, wanted, grad_y, grad_log_det, needs_x):
-        """Gradients of x, of the context's tensors and of the parameters."""
+        """Compute the gradients of x (None unless `needs_x`), of the context's tensors and the parameters."""
         current = [p for p in self.transform.parameters() if p.requires_grad]
         if list(map(id, current)) != list(map(id, self.parameters)) or self.versions != [
             p._version for p in current
@@ -113,17 +141,17 @@ class _Call:
                 tree_unflatten(tensors, self.spec),
                 [t for t, needed in zip(tensors, self.differentiable, strict=True) if needed],
                 list(self.rng_states),
+                grad_log_det,
                 check=not getattr(self.transform, "_reversible_checked", False),
             )
-            grad_x = backward.through(self.transform, y, grad_y, grad_log_det, self.inverse)[1]
+            grad_x = backward.visit(self.transform, y, grad_y, self.inverse)[1]
         self.transform._reversible_checked = True
         found = (backward.grads.get(id(t)) for t in [*backward.wanted, *self.parameters])
         return grad_x if needs_x else None, *found
 
     @contextlib.contextmanager
     def settings(self):
-        """Autocast as at the call. Weights cast without gradients must not serve where there are some: no
-        cache."""
+        """Restore the call's autocast without its cache, which holds weights cast without gradients."""
         with contextlib.ExitStack() as stack:
             for kind, (enabled, dtype) in self.autocast.items():
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
@@ -131,63 +159,50 @@ class _Call:
 
 
 class _Backward:
-    """One backward pass: `context` and its differentiable tensors, and what has been found so far."""
+    """One backward pass.
 
-    def __init__(self, context, wanted, rng_states, check):
-        self.context, self.wanted, self.rng_states, self.check = context, wanted, rng_states, check
-        self.grads = {}
+    Args:
+        context: with leaves in the place of its differentiable tensors.
+        wanted: those leaves.
+        rng_states: of the forward pass.
+        grad_log_det: the gradient of the log-determinant, which is that of each part's.
+        check: whether to look for tensors from elsewhere that require a gradient.
+    """
 
-    def through(self, transform, y, grad_y, grad_log_det, inverse):
-        """From a transform's result and the gradients there to its input and the gradient there."""
-        if _is(transform, Sequential):
-            for step in transform.transforms if inverse else reversed(transform.transforms):
-                y, grad_y = self.through(step, y, grad_y, grad_log_det, inverse)
-            return y, grad_y
-        if _is(transform, Inverse):
-            return self.through(transform.transform, y, grad_y, grad_log_det, not inverse)
-        if _is(transform, Split):
-            (y, rest), (grad_y, grad_rest) = transform.split(y), transform.split(grad_y)
-            x, grad_x = self.through(transform.transform, y, grad_y, grad_log_det, inverse)
-            return torch.cat([x, rest], 1), torch.cat([grad_x, grad_rest], 1)
+    def __init__(self, context, wanted, rng_states, grad_log_det, check):
+        self.context, self.wanted, self.rng_states = context, wanted, rng_states
+        self.grad_log_det, self.check = grad_log_det, check
+        self.grads = {}  # of the leaves and the parameters, by their id
+
+    def visit(self, transform, y, grad_y, inverse):
+        """Compute a transform's input and the gradient there, from its output and the gradient there."""
+        rewind = _method(transform, "rewind")
+        if rewind is not None:
+            return rewind(self.visit, y, grad_y, inverse)
         state = self.rng_states.pop()
         parameters = [p for p in transform.parameters() if p.requires_grad]
         with _random_numbers_of(state, y), _running_statistics_kept(transform):
-            coupling = _is(transform, Coupling) and type(transform).params is Coupling.params
-            step = self.through_coupling if coupling else self.through_any
-            return step(transform, parameters, state, y, grad_y, grad_log_det, inverse)
+            differentiate = partial(self.differentiate, parameters=parameters)
+            backpropagate = _method(transform, "backpropagate")
+            if backpropagate is not None:
+                found = backpropagate(y, grad_y, self.grad_log_det, self.context, inverse, differentiate)
+                if found is not NotImplemented:
+                    return found
+            return self.backpropagate(transform, state, y, grad_y, inverse, differentiate)
 
-    def through_any(self, transform, parameters, state, y, grad_y, grad_log_det, inverse):
-        back, again = transform.inverse, transform
-        if inverse:
-            back, again = again, back
+    def backpropagate(self, transform, state, y, grad_y, inverse, differentiate):
+        """Recompute the input by the inverse, then differentiate the transform there."""
         with torch.no_grad():
-            x = back(y, self.context)[0]
+            x = apply(transform, y, not inverse, self.context)[0]
         x = x.detach().requires_grad_()
         _set_rng_state(state, y)
         with torch.enable_grad():
-            y, log_det = again(x, self.context)
-        (grad_x,) = self.add((y, log_det), (grad_y, grad_log_det), [x], parameters)
+            y, log_det = apply(transform, x, inverse, self.context)
+        (grad_x,) = differentiate((y, log_det), (grad_y, self.grad_log_det), [x])
         return x.detach(), torch.zeros_like(x) if grad_x is None else grad_x
 
-    def through_coupling(self, transform, parameters, state, y, grad_y, grad_log_det, inverse):
-        """The conditioner sees what the coupling does not change, so it runs once."""
-        seen = transform.seen(y).detach().requires_grad_()
-        with torch.enable_grad():
-            params = transform.condition(y, seen, self.context)
-        with torch.no_grad():
-            x = transform.transform(y, params, inverse=not inverse)[0]
-        leaf, x = params.detach().requires_grad_(), x.detach().requires_grad_()
-        with torch.enable_grad():
-            y, log_det = transform.transform(x, leaf, inverse=inverse)
-        grad_x, grad_params = self.add((y, log_det), (grad_y, grad_log_det), [x, leaf], parameters)
-        if params.requires_grad and grad_params is not None:
-            (grad_seen,) = self.add((params,), (grad_params,), [seen], parameters)
-            if grad_seen is not None:
-                grad_x = transform.add_seen(grad_x, grad_seen)
-        return x.detach(), grad_x
-
-    def add(self, outputs, grads, inputs, parameters):
-        """Adds to the gradients of context and parameters, and returns those of `inputs`."""
+    def differentiate(self, outputs, grads, inputs, parameters):
+        """Return gradients of `inputs`; accumulate those of the context and the parameters."""
         others = [*self.wanted, *parameters]
         if self.check:
             _check_leaves(outputs, [*inputs, *others])
@@ -206,7 +221,7 @@ def _grad(outputs, grads, inputs):
 
 
 def _check_leaves(outputs, inputs) -> None:
-    """Raises RuntimeError for a leaf behind `outputs` that is none of `inputs`: it would get no gradient."""
+    """Raise RuntimeError if `outputs` depend on a leaf that is not in `inputs`: it would get no gradient."""
     known, visited = set(map(id, inputs)), set()
     nodes = [o.grad_fn for o in outputs if o.grad_fn is not None]
     while nodes:
@@ -224,10 +239,19 @@ def _check_leaves(outputs, inputs) -> None:
         nodes += [following for following, _ in node.next_functions if following is not None]
 
 
-def _is(transform, kind) -> bool:
-    """Whether both directions are those of `kind`."""
+def _method(transform, name):
+    """Return the method `name` if the class that defines it has the forward and inverse in use, else None."""
     own = type(transform)
-    return isinstance(transform, kind) and own.forward is kind.forward and own.inverse is kind.inverse
+    for kind in own.__mro__:
+        if name in vars(kind):
+            same = all(getattr(own, f) is getattr(kind, f, None) for f in ("forward", "inverse"))
+            return getattr(transform, name) if same else None
+    return None
+
+
+def _needs_first_batch(module):
+    method = getattr(type(module), "needs_first_batch", None)
+    return method is not None and method(module)
 
 
 def _rng_state(x: Tensor) -> list[Tensor]:
@@ -246,7 +270,7 @@ def _set_rng_state(states: list[Tensor] | None, x: Tensor) -> None:
 
 @contextlib.contextmanager
 def _random_numbers_of(states: list[Tensor] | None, x: Tensor):
-    """Draws what was drawn from there; afterwards the generators are as before."""
+    """Draw the random numbers that follow `states`; afterwards restore the generators."""
     if states is None:
         yield
         return
@@ -260,7 +284,7 @@ def _random_numbers_of(states: list[Tensor] | None, x: Tensor):
 
 @contextlib.contextmanager
 def _running_statistics_kept(transform: nn.Module):
-    """A batch counts once in the running statistics of a conditioner."""
+    """Restore the running statistics of a conditioner, so that each batch counts once."""
     kept = [
         (buffer, buffer.clone())
         for module in transform.modules()

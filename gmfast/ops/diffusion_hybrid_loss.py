@@ -1,48 +1,62 @@
-"""The two terms of improved DDPM's loss."""
+"""Hybrid loss of improved DDPM."""
 
 import torch
+from torch import Tensor
 
 from .. import _check, reference
 from .._library import has_kernel, operator
 from .._table import COLUMNS
-from ..reference.discretized_gaussian_nll import FORMULATIONS
 from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
-from .discretized_gaussian_nll import _check_options
+from .discretized_gaussian_nll import FORMULATIONS, check_options
 
 _X0_X, _X0_M = COLUMNS.index("x0_x"), COLUMNS.index("x0_m")
 _RANGE = slice(COLUMNS.index("log_var_min"), None)
 
 
 def diffusion_hybrid_loss(
-    model_output, x0, x_t, noise, table, timestep, *, num_classes=256, formulation="exact"
-):
-    """Both terms of the hybrid loss of improved DDPM (Nichol and Dhariwal, 2021, arXiv:2102.09672).
+    model_output: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    noise: Tensor,
+    table: Tensor,
+    timestep: Tensor,
+    *,
+    num_classes: int = 256,
+    formulation: str = "exact",
+) -> tuple[Tensor, Tensor]:
+    """Compute both terms of improved DDPM's hybrid loss (Nichol and Dhariwal, 2021, arXiv:2102.09672).
+
+    One pass over the inputs forward, one backward.
 
     Args:
-        model_output: floating `(B, 2C, *S)`: the predicted noise, then v, the place of the log-variance in
-            [log_var_min, log_var_max] of the table, from -1 to 1.
-        x0, x_t, noise: floating `(B, C, *S)`: the data in [-1, 1], noised, and the noise.
-        table: float64 `(T, 20)`, of the DDPM sampler with a learned range, row t for the step from t to
-            t - 1, as `gmfast.diffusion.training_table` gives it. Other tables are an error on the CPU;
-            elsewhere nobody waits for a check.
-        timestep: int64 `(B,)`, rows of the table. At 0 the second term is the decoder's. Of a row that the
-            table does not have the second term is NaN: nobody waits for a check.
-        num_classes, formulation: of `discretized_gaussian_nll`.
+        model_output: Floating point `(B, 2C, *S)`: the predicted noise, then v in [-1, 1], the position of
+            the log-variance between the table's log_var_min and log_var_max.
+        x0: Data in [-1, 1], floating point, `(B, C, *S)`.
+        x_t: Noised data, floating point, `(B, C, *S)`.
+        noise: Noise in `x_t`, floating point, `(B, C, *S)`.
+        table: Coefficients of the DDPM sampler with a learned range, float64 `(T, 20)`, row t for the step
+            from t to t - 1, as `gmfast.diffusion.training_table` makes them. Other tables are an error on the
+            CPU and are not checked on other devices.
+        timestep: Rows of the table, int64 `(B,)`. At 0 the second term is the decoder's; at rows that the
+            table does not have it is NaN, as values on a device are not checked.
+        num_classes: As in `discretized_gaussian_nll`.
+        formulation: As in `discretized_gaussian_nll`.
 
     Returns:
         `(simple, bound)`, both `(B,)`, float64 if an input but the table is float64, else float32: the mean
-        squared error of the noise, and a term of the variational bound in bits per dimension. The loss is
-        `simple + 0.001 · T · bound`, averaged, or as the paper scales it.
+        squared error of the noise, and the term of the variational bound in bits per dimension. The loss is
+        the mean of `simple + 0.001 · T · bound`, or as the paper scales it.
 
         Differentiable to any order in `model_output` alone: `simple` in the predicted noise, `bound` in v
         (the gradient of its mean is stopped, as in the paper). All other inputs are constants, as if
-        detached. One pass over the inputs forward, one backward.
+        detached.
 
     Raises:
-        ValueError: for shapes and values. TypeError: for dtypes.
+        ValueError: For shapes and values.
+        TypeError: For dtypes.
 
-    Equivalent to (a column of the table at the time steps as `row.NAME`, (B, 1, ...))::
+    Equivalent to (`row.NAME`: a column of the table at the timesteps, (B, 1, ...))::
 
         epsilon, v = model_output.chunk(2, 1)
         simple = (epsilon - noise).square().flatten(1).mean(1)
@@ -82,7 +96,7 @@ def diffusion_hybrid_loss(
         raise TypeError(f"timestep: expected int64, got {str(timestep.dtype)[6:]}")
     if timestep.shape != (batch,):
         raise ValueError(f"timestep: expected shape {(batch,)}, got {tuple(timestep.shape)}")
-    _check_options(num_classes, formulation)
+    check_options(num_classes, formulation)
     tensors = (model_output, x0, x_t, noise, table, timestep)
     options = (num_classes, formulation == "exact")
     if not has_kernel(*tensors):

@@ -1,8 +1,10 @@
 """One step of any linear diffusion sampler."""
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
@@ -17,67 +19,71 @@ _UNCONDITIONAL, _VARIANCE, _NOISE, _STEPS, _SEEDS, _SEED, _X0, _KEPT = (1 << bit
 
 
 def diffusion_step(
-    x,
-    model_output,
-    table,
+    x: Tensor,
+    model_output: Tensor,
+    table: Tensor,
     *,
-    step=0,
-    unconditional=None,
-    guidance=1.0,
-    guidance_rescale=0.0,
-    variance=None,
-    clip=None,
-    threshold=None,
-    threshold_max=None,
-    history=(),
-    noise=None,
-    seed=None,
-    x0=False,
-    kept=False,
-    out=None,
-):
-    """One step of any linear sampler of a diffusion, score or flow model, in one pass.
+    step: int | Tensor = 0,
+    unconditional: Tensor | None = None,
+    guidance: float = 1.0,
+    guidance_rescale: float = 0.0,
+    variance: Tensor | None = None,
+    clip: float | None = None,
+    threshold: float | None = None,
+    threshold_max: float | None = None,
+    history: Sequence[Tensor] = (),
+    noise: Tensor | None = None,
+    seed: int | Tensor | torch.Generator | None = None,
+    x0: bool = False,
+    kept: bool = False,
+    out: Tensor | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    """Take one step of any linear sampler of a diffusion, score or flow model, in one pass over memory.
 
-    With m the model's output (guided: `unconditional` + g·(m - `unconditional`)) and one row of the table::
+    With the model's output m, guided as `unconditional` + g·(m - `unconditional`), and one row of the table::
 
         x0 = f(x0_x·x + x0_m·m)                       # f: the identity, a clamp or dynamic thresholding
         result = x·X + m·M + x0·E + Σ h_k·C_k + z·D
 
     Args:
-        x: floating, `(B, *S)`, any strides.
-        model_output: in the shape of `x`: of whatever the table's columns `x0_x` and `x0_m` turn into x0.
-        table: float64 `(steps, 20)` on the device of `x`, columns as `gmfast.diffusion.COLUMNS`. Of a sampler
-            `gmfast.diffusion.plan` makes it, in the order of sampling.
-        step: the row: an int; an int64 tensor on the device, which nobody waits for, `()` or, for a row for
-            each sample, `(B,)`. A tensor's steps beyond the table are the nearest that it has.
-        unconditional: the model's output without the condition, for classifier-free guidance (Ho and
-            Salimans, 2022, arXiv:2207.12598).
-        guidance: g; 1 without an `unconditional`.
-        guidance_rescale: φ of Lin et al. (2024, arXiv:2305.08891), 0 to 1: the share of the guided output
-            that is rescaled to the standard deviation of `model_output`, for each sample. Of 0 deviation
-            nothing is.
+        x: Floating point, shape `(B, *S)`, any strides.
+        model_output: m, in the shape of `x`, of the prediction that the table's columns `x0_x` and `x0_m`
+            turn into x0.
+        table: Coefficients, float64 `(steps, 20)` on the device of `x`, with the columns of
+            `gmfast.diffusion.COLUMNS`; `gmfast.diffusion.plan` makes a sampler's.
+        step: Row of the table: an int, or an int64 tensor on the device, `()` or, for a row for each sample,
+            `(B,)`. A tensor is never synchronised with the host, and its values are clamped to the table.
+        unconditional: Model output without the condition, for classifier-free guidance (Ho and Salimans,
+            2022, arXiv:2207.12598).
+        guidance: Guidance scale g; 1 without an `unconditional`.
+        guidance_rescale: φ in [0, 1] of Lin et al. (2024, arXiv:2305.08891): the fraction of the guided
+            output that is rescaled to the standard deviation of `model_output`, for each sample. A sample
+            with standard deviation 0 is not rescaled.
         variance: v of a learned range (Nichol and Dhariwal, 2021, arXiv:2102.09672), in the shape of `x`: the
-            noise's coefficient is multiplied by exp(¼(max + min) + ¼(max - min)·v) of the columns
-            `log_var_min` and `log_var_max`.
-        clip: f clamps to [-clip, clip]; not where there is a `threshold`.
-        threshold: f clamps to ±s and divides by s, with s the quantile of |x0| of each sample, at least 1 and
-            at most `threshold_max` (None: without a limit; Saharia et al., "Imagen", 2022, arXiv:2205.11487).
-        history: up to four tensors in the shape of `x`, for `h1` ... `h4`. What a row multiplies by 0 is not
-            read; what is not given counts as 0.
-        noise: z, in the shape of `x`; else it is drawn, where a row's `noise` is not 0.
-        seed: an int, an int64 tensor on the device, `()` or `(B,)` (one for each sample), or a
-            `torch.Generator`; None: no noise unless given. Sample *i* and step *k* have the same noise
-            whatever the batch size, the threads and the device.
-        x0, kept: also return x0, or a second sum with the table's columns `kept_...`.
-        out: where to write the result, in the shape and dtype of `x`, such as `x` or a history itself.
+            noise's coefficient is multiplied by exp(¼(max + min) + ¼(max - min)·v) with the columns
+            `log_var_max` and `log_var_min`.
+        clip: f clamps to [-clip, clip]; ignored with a `threshold`.
+        threshold: f clamps to ±s and divides by s, where s is this quantile of each sample's |x0|, at least 1
+            and at most `threshold_max` (Saharia et al., "Imagen", 2022, arXiv:2205.11487).
+        threshold_max: Upper bound of s; None for no bound.
+        history: Up to four tensors in the shape of `x`, for `h1` ... `h4`. One whose coefficient is 0 is not
+            read; a missing one counts as 0.
+        noise: z, in the shape of `x`; else drawn, where the row's `noise` is not 0.
+        seed: An int, an int64 tensor on the device, `()` or, for a seed for each sample, `(B,)`, or a
+            `torch.Generator`; None for no noise unless given. The noise of sample *i* at step *k* does not
+            depend on the batch size, the number of threads or the device.
+        x0: Whether to also return x0.
+        kept: Whether to also return a second sum, with the table's columns `kept_...`.
+        out: Tensor for the result, in the shape and dtype of `x`; may be `x` or a history itself.
 
     Returns:
-        The result, in the shape and dtype of `x`; or a tuple with x0 and the kept sum behind it, where asked
-        for. Computed in float32 (float64 where an input is float64), rounded once; the noise's numbers are
-        those of the dtype computed in. Where a gradient is wanted, plain PyTorch computes it.
+        The result, in the shape and dtype of `x`; or a tuple of it, x0 and the kept sum, of those asked for.
+        Computed in float32 (float64 where an input is float64) and rounded once; noise is drawn in the
+        computation's dtype. Where a gradient is needed, plain PyTorch computes it.
 
     Raises:
-        ValueError: for shapes and values. TypeError: for dtypes.
+        ValueError: For shapes and values.
+        TypeError: For dtypes.
 
     Equivalent to::
 
@@ -119,7 +125,7 @@ def diffusion_step(
             number = seed
             present |= _SEED
     options = ()
-    # Arguments are looked at in Python where the operator did not take them, which costs the others nothing.
+    # Python checks the arguments only after the operator has refused them, so that valid calls do not pay.
     try:
         others += history
         if guidance != 1 or guidance_rescale != 0 or threshold is not None:
@@ -133,7 +139,9 @@ def diffusion_step(
                 return tuple(results) if x0 or kept else results[0]
             predicted, sum_kept = _step_to_now(out, x, model_output, table, others, present, row, *options)
             if not out.is_inference():
-                torch.autograd.graph.increment_version(out)  # who saved it for a gradient must find out
+                torch.autograd.graph.increment_version(
+                    out
+                )  # autograd must notice that a saved tensor changed
             if not (x0 or kept):
                 return out
             return (out, predicted, sum_kept) if x0 and kept else (out, predicted if x0 else sum_kept)
@@ -141,7 +149,7 @@ def diffusion_step(
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         failure = error
     _check_arguments(x, model_output, table, step, unconditional, variance, history, noise, out)
-    _check_options(guidance, guidance_rescale, clip, threshold, threshold_max)
+    check_options(guidance, guidance_rescale, clip, threshold, threshold_max)
     _check_guided(unconditional, guidance, guidance_rescale)
     if seed is not None:
         seed = _seed.of_samples(seed, x.shape[0], x.device)
@@ -150,7 +158,7 @@ def diffusion_step(
 
     given = {"unconditional": unconditional, "variance": variance, "noise": noise}
     if failure is not None or _has_operator(x, model_output, others, out):
-        if present & _SEED:  # a number of any size, of which a compiled graph must not be made for each
+        if present & _SEED:  # as a tensor: torch.compile must not specialise on the seed
             others.insert(len(others) - len(history), seed)
             present += _SEEDS - _SEED
             options = (clip, 0, *options[2:])
@@ -180,11 +188,12 @@ def diffusion_step(
 
 
 def _needs_pytorch(x, model_output, others, out):
-    """Whether the operator does not do, or does not do yet: arguments are to be looked at first."""
+    """Whether the operator cannot take the call, or not before the arguments are checked."""
     if (
         _library._functorch_is_active()
         or forward_ad._current_level >= 0
-        or ("cpu" if x.is_cpu else x.device.type) not in _library.devices  # making a Device's name takes time
+        or ("cpu" if x.is_cpu else x.device.type)
+        not in _library.devices  # faster than the name of a torch.device
     ):
         return True
     if torch.is_grad_enabled():
@@ -197,7 +206,7 @@ def _needs_pytorch(x, model_output, others, out):
 
 
 def _has_operator(x, model_output, others, out):
-    """Of arguments that are right: whether it does, perhaps while compiling."""
+    """Whether the operator takes checked arguments while torch.compile traces the call."""
     if x.device.type not in _library.devices or not is_compiling():
         return False
     tensors = [x, model_output, *others, *([] if out is None else [out])]
@@ -253,7 +262,8 @@ def _check_guided(unconditional, guidance, guidance_rescale):
         raise ValueError("unconditional: expected a tensor, as guidance is given, got None")
 
 
-def _check_options(guidance, guidance_rescale, clip, threshold, threshold_max):
+def check_options(guidance, guidance_rescale, clip, threshold, threshold_max):
+    """Check the options that are numbers; `gmfast.diffusion.sample` takes them too."""
     _check.number("guidance", guidance, -math.inf, math.inf)
     _check.number("guidance_rescale", guidance_rescale, 0, 1)
     if clip is not None:
@@ -277,7 +287,7 @@ def _fake_to(out, x, model_output, table, others, present, *_):
 
 
 def _on_one_device(x, *tensors):
-    # Calls with a tensor on the meta device among others come to the fake kernel.
+    # The dispatcher sends a call here if any one of its tensors is on the meta device.
     if any(tensor.device != x.device for tensor in tensors):
         raise ValueError("expected all tensors on one device")
 

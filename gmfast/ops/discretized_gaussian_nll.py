@@ -2,10 +2,12 @@
 
 from .. import _check, reference
 from .._library import has_kernel, operator
-from ..reference.discretized_gaussian_nll import FORMULATIONS
 from . import _broadcast
 from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
+
+#: Names of the formulas of a level's probability.
+FORMULATIONS = ("exact", "improved_ddpm")
 
 
 def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation="exact"):
@@ -48,7 +50,7 @@ def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation
             raise ValueError(
                 f"{name}: expected a shape that broadcasts to {tuple(x.shape)}, got {tuple(tensor.shape)}"
             )
-    _check_options(num_classes, formulation)
+    check_options(num_classes, formulation)
     exact = formulation == "exact"
     if not has_kernel(x, mean, log_scale):
         return _plain(x, mean, log_scale, num_classes, exact)
@@ -57,7 +59,7 @@ def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation
     return nll if len(shape) > 1 else nll.reshape(shape)
 
 
-def _check_options(num_classes, formulation):
+def check_options(num_classes, formulation):
     _check.integer("num_classes", num_classes)
     if not 2 <= num_classes <= 2**24:
         raise ValueError(f"num_classes: expected 2 to 2**24, got {num_classes}")

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from .. import _check, _seed, reference
 from .._library import differentiated, has_kernel, operator
@@ -10,44 +11,47 @@ from ._layout import compute_dtype, empty_as
 
 
 def langevin_step(
-    x,
-    score,
+    x: Tensor,
+    score: Tensor,
     *,
-    step_size=None,
-    snr=None,
-    alpha=1.0,
-    temperature=1.0,
-    noise=None,
-    seed=None,
-    draw=0,
-    return_mean=False,
-):
-    """x + ε·score + √(2·temperature·ε)·z: a step of unadjusted Langevin dynamics, with standard normal z.
+    step_size: float | Tensor | None = None,
+    snr: float | None = None,
+    alpha: float = 1.0,
+    temperature: float = 1.0,
+    noise: Tensor | None = None,
+    seed: int | Tensor | torch.Generator | None = None,
+    draw: int = 0,
+    return_mean: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Take a step of unadjusted Langevin dynamics: x + ε·score + √(2·temperature·ε)·z, z standard normal.
 
-    With `snr` = r instead of a step size, ε = 2·alpha·(r·‖z‖/‖score‖)², the norms those of samples, averaged
-    over the batch: the corrector of Song et al. (2021, arXiv:2011.13456). One pass over the data; with `snr`
-    a second over the score. Nobody waits for the device.
+    With `snr` = r in place of a step size, ε = 2·alpha·(r·‖z‖/‖score‖)² with the samples' norms averaged over
+    the batch: the corrector of Song et al. (2021, arXiv:2011.13456). One pass over the data; with `snr` a
+    second over the score. Never synchronises with the device.
 
     Args:
-        x, score: floating, `(B, *S)`; the score is the gradient of log p.
-        step_size: ε, a number, a floating tensor `()` or `(B,)`, not negative; either this or `snr`.
-        snr: r, a number, not negative. The score of some sample must not be 0.
-        alpha: a number, 1 for variance-exploding processes.
-        temperature: a number, not negative; 0 leaves the noise out.
-        noise: floating z, in the shape of `x`; else drawn.
-        seed: an int, an int64 tensor on the device of `x`, `()` or `(B,)`, or a `torch.Generator`; None draws
-            one from torch's. The noise of sample *i* is the same whatever the batch size, the threads, the
-            memory format and the device; with seeds `(B,)` it is that of sample 0 of its own seed.
-        draw: an int in [0, 2**32): which of the seed's noises, such as 1 + the number of the step.
-        return_mean: also return x + ε·score.
+        x: Floating point, shape `(B, *S)`.
+        score: Gradient of log p at x, floating point, in the shape of `x`.
+        step_size: ε, a non-negative number or a floating point tensor `()` or `(B,)`; excludes `snr`.
+        snr: r, a non-negative number; at least one sample's score must not be 0.
+        alpha: Factor of ε with `snr`; 1 for variance-exploding processes.
+        temperature: Non-negative number; 0 adds no noise.
+        noise: z, floating point, in the shape of `x`; else drawn.
+        seed: An int, an int64 tensor on the device of `x`, `()` or `(B,)`, or a `torch.Generator`; by default
+            drawn from torch's global generator. The noise of sample *i* does not depend on the batch size,
+            the number of threads, the memory format or the device; with seeds `(B,)` it is that of sample 0
+            of its own seed.
+        draw: Index of the draw from the seed, in [0, 2**32), such as 1 + the number of the step.
+        return_mean: Whether to also return x + ε·score.
 
     Returns:
-        The new x, or a tuple of it and the mean, in the shape and dtype of `x`. Computed in float32, in
+        The new x, or a tuple of it and the mean, in the shape and dtype of `x`. Computed in float32, or in
         float64 where `x`, `score` or `noise` is float64; norms are summed in float64. Where a gradient is
-        wanted, plain PyTorch computes it.
+        needed, plain PyTorch computes it.
 
     Raises:
-        ValueError: for shapes and values. TypeError: for dtypes.
+        ValueError: For shapes and values.
+        TypeError: For dtypes.
 
     Equivalent to::
 

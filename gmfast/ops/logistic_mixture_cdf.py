@@ -4,7 +4,6 @@ import torch
 
 from .. import _check, reference
 from .._library import has_kernel, operator
-from ..reference.logistic_mixture_cdf import transform
 from ._layout import compute_dtype, empty_as, empty_in_order
 from ._second_order import _differentiate
 
@@ -133,7 +132,9 @@ def _plain_gradients(grad_y, grad_log_det, x, params, inverse, per_element):
     """What the operator computes, in differentiable PyTorch. Of the inverse x(y), with T its forward and L
     the log of T's derivative: dx = (dy - dT) / exp(L), and the log-derivative is -L."""
     dtype = compute_dtype(x, *params)
-    y, log_derivative = transform(x.to(dtype), *(p.to(dtype) for p in params))
+    y, log_derivative = reference.logistic_mixture_cdf(
+        x.to(dtype), *(p.to(dtype) for p in params), reduction="none"
+    )
     zero = torch.zeros_like(y)
     grad_y = zero if grad_y is None else grad_y.to(dtype)
     grad_log_derivative = zero if grad_log_det is None else grad_log_det.to(dtype)

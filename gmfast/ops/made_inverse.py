@@ -5,10 +5,15 @@ Everything is in the order of the steps: values, rows and columns of the matrice
 degree. `weights` are L + 1 matrices (to, from), `direct` the input's way past the hidden layers, or None.
 """
 
+import torch
+import torch.nn.functional as F
+
 from .. import reference
 from .._library import has_kernel, operator
-from ..reference.made_inverse import ACTIVATIONS
 from .affine_coupling import _MAPS
+
+#: Activations of hidden units by name, in the order of the kernels' enumeration.
+ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
 
 #: Hidden layers that the kernels take.
 MAX_LAYERS = 16
@@ -33,6 +38,20 @@ def made_inverse(z, weights, direct, offsets, *, activation="relu", scale_map="s
         )
     kinds = list(ACTIVATIONS).index(activation), _MAPS.index(scale_map)
     return _inverse(z, weights, direct, offsets, *kinds, float(clamp))
+
+
+def made_invert(z, weights, direct, offsets, activation, invert):
+    """Invert another elementwise transform than `made_inverse`, in plain PyTorch on every device.
+
+    Args:
+        z, weights, direct, offsets, activation: as in `made_inverse`; (P·D)×HL the last of `weights`.
+        invert: function of (step, z of that step (B,), its parameters (B, P)) that returns the value and its
+            log-derivative, both (B,).
+
+    Returns:
+        x (B, D) and the log-determinant (B,).
+    """
+    return reference.made_invert(z, weights, direct, offsets, activation, invert)
 
 
 def made_solve(grad, diagonal, partial, slopes, weights, direct):

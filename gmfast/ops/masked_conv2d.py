@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .. import _check, reference
+from .. import _check
+from .._conv_mask import conv_mask
 from .._library import has_kernel, operator
 from ._layout import cast, convolution_dtype, empty_as
 
@@ -114,7 +115,7 @@ def plain(x, weight, bias, geometry):
     (out_channels, in_channels, height, columns), above = weight.shape, weight.shape[2] // 2
     # Without colours every pair of channels has the same mask.
     shape = (out_channels, in_channels, height, width) if channel_groups > 1 else (1, 1, height, width)
-    mask = reference.conv_mask(shape, "B" if sees_itself else "A", channel_groups, weight.device)
+    mask = conv_mask(shape, "B" if sees_itself else "A", channel_groups, weight.device)
     live = torch.where(mask[..., :columns], weight, weight.new_zeros(()))
     before = width // 2 * right
     if height == 3 and left == 0:

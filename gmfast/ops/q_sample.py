@@ -1,8 +1,9 @@
-"""Data with noise, as diffusion models are trained on it."""
+"""Forward diffusion: noised data and the training target."""
 
 import math
 
 import torch
+from torch import Tensor
 
 from .. import _check, _seed, reference
 from .._library import has_kernel, operator
@@ -13,28 +14,39 @@ _NONE, _EPSILON, _VELOCITY, _FLOW = range(4)
 _TARGETS = {None: _NONE, "epsilon": _EPSILON, "x0": _NONE, "v": _VELOCITY, "flow": _FLOW}
 
 
-def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
-    """alpha·x + sigma·z with standard normal z: a sample of q(x_t | x_0); optionally the training target.
+def q_sample(
+    x: Tensor,
+    alpha: float | Tensor,
+    sigma: float | Tensor,
+    *,
+    noise: Tensor | None = None,
+    seed: int | Tensor | torch.Generator | None = None,
+    target: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Draw x_t = alpha·x + sigma·z from q(x_t | x_0), z standard normal, and optionally a training target.
 
     One pass over the data, which draws the noise as well.
 
     Args:
-        x: floating, `(B, *S)`.
-        alpha, sigma: numbers, or floating `(B,)`, `(B, 1, ..., 1)` or scalar tensors: of each sample.
-        noise: floating z, in the shape of `x`; else drawn.
-        seed: an int, an int64 tensor on the device of `x`, `()` or `(B,)`, or a `torch.Generator`; None draws
-            one from torch's. The noise of sample *i* is that of `standard_normal`, whatever the batch size,
-            the threads, the memory format and the device; with seeds `(B,)` that of sample 0 of its own seed.
+        x: Data, floating point, shape `(B, *S)`.
+        alpha: Signal level: a number, or a floating point tensor `()`, `(B,)` or `(B, 1, ..., 1)`.
+        sigma: Noise level, as `alpha`.
+        noise: z, floating point, in the shape of `x`; else drawn.
+        seed: An int, an int64 tensor on the device of `x`, `()` or `(B,)`, or a `torch.Generator`; by default
+            drawn from torch's global generator. The noise of sample *i* is that of `standard_normal`,
+            independent of the batch size, the number of threads, the memory format and the device; with seeds
+            `(B,)` that of sample 0 of its own seed.
         target: "epsilon" (z), "x0" (x), "v" (alpha·z - sigma·x: Salimans and Ho, 2022, arXiv:2202.00512) or
-            "flow" (z - x: Lipman et al., 2023, arXiv:2210.02747); None: only the noised data are returned.
+            "flow" (z - x: Lipman et al., 2023, arXiv:2210.02747); None for the noised data alone.
 
     Returns:
-        `x_t`, or `(x_t, target)`, in the shape and dtype of `x`. A target that is an input, x0 or given noise
-        of that dtype, is that tensor itself. Computed in float32, in float64 where `x` or `noise` is float64.
-        Differentiable to any order in `x`, `alpha`, `sigma` and `noise`.
+        `x_t`, or `(x_t, target)`, in the shape and dtype of `x`. A target that is an input of that dtype, x0
+        or given noise, is that tensor itself. Computed in float32, or in float64 where `x` or `noise` is
+        float64. Differentiable to any order in `x`, `alpha`, `sigma` and `noise`.
 
     Raises:
-        ValueError: for shapes and values. TypeError: for dtypes.
+        ValueError: For shapes and values.
+        TypeError: For dtypes.
 
     Equivalent to::
 
@@ -74,7 +86,7 @@ def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
 
 
 def _coefficient(name, value, x):
-    """A number, and the tensor (B,) where it is one."""
+    """Split a coefficient into a number and, if it is a tensor, its `(B,)` form, else None."""
     if not isinstance(value, torch.Tensor):
         _check.number(name, value, -math.inf, math.inf)
         return float(value), None
@@ -140,7 +152,7 @@ def _backward(ctx, grad_noised, grad_target):
 
 
 def _by_coefficients(grad_noised, grad_target, x, noise, alphas, sigmas, seed, target):
-    """Of learned schedules; in plain PyTorch."""
+    """Gradients of alpha and sigma, as learned schedules need; in plain PyTorch."""
     dtype = _computed(x, noise)
     if noise is None:
         noise, _ = _forward(torch.zeros_like(x, dtype=dtype), None, None, None, seed, 0.0, 1.0, _NONE)

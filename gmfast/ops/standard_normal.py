@@ -1,7 +1,5 @@
 """Standard normal noise that depends on the seed and the sample, and on nothing else."""
 
-import operator as _operator
-
 import torch
 
 from .. import _check, _seed, reference
@@ -30,7 +28,7 @@ def standard_normal(shape, *, seed=None, dtype=torch.float32, device=None):
 
     Equivalent to `torch.randn(shape, dtype=dtype, device=device)`, with noise of its own.
     """
-    shape = _shape(shape)
+    shape = _check.shape(shape)
     if dtype not in _check.FLOATING:
         raise TypeError(f"dtype: expected float32, float64, bfloat16 or float16, got {dtype}")
     if device is None:
@@ -42,16 +40,6 @@ def standard_normal(shape, *, seed=None, dtype=torch.float32, device=None):
     if device.type not in devices:
         return reference.standard_normal(shape, seed=seed, dtype=dtype)
     return _draw(seed, shape, dtype)
-
-
-def _shape(shape):
-    try:
-        sizes = [n if isinstance(n, torch.SymInt) else _operator.index(n) for n in shape]
-    except TypeError:
-        raise TypeError(f"shape: expected a sequence of ints, got {shape!r}") from None
-    if not sizes or any(n < 0 for n in sizes):
-        raise ValueError(f"shape: expected (B, *S), got {tuple(sizes)}")
-    return sizes
 
 
 _draw = operator("standard_normal", fake=lambda seed, size, dtype: seed.new_empty(list(size), dtype=dtype))

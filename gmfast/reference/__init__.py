@@ -1,5 +1,7 @@
-"""Every operation in plain PyTorch: the tests' oracle, the benchmarks' baseline, and what runs on a
-device that has no kernel. Same names and arguments as `gmfast.functional`, in any floating dtype."""
+"""Every operation in plain PyTorch: oracle of tests, baseline of benchmarks, fallback without a kernel.
+
+Names and arguments are those of `gmfast.functional`, in any floating dtype.
+"""
 
 from .actnorm import actnorm
 from .affine_coupling import affine_coupling
@@ -19,7 +21,7 @@ from .gaussian_kl import gaussian_kl
 from .gaussian_log_prob import gaussian_log_prob
 from .langevin_step import langevin_step
 from .logistic_mixture_cdf import logistic_mixture_cdf
-from .made_inverse import made_inverse, made_solve
+from .made_inverse import made_inverse, made_invert, made_solve
 from .masked_conv2d import conv_mask, masked_conv2d
 from .q_sample import q_sample
 from .rational_quadratic_spline import rational_quadratic_spline
@@ -44,6 +46,7 @@ __all__ = [
     "langevin_step",
     "logistic_mixture_cdf",
     "made_inverse",
+    "made_invert",
     "made_solve",
     "masked_conv2d",
     "q_sample",

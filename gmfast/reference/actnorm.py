@@ -1,9 +1,12 @@
+"""Activation normalisation in plain PyTorch."""
+
 import math
 
 import torch
 
 
 def actnorm(x, shift, log_scale, *, inverse=False):
+    """As `gmfast.functional.actnorm`."""
     per_channel = (1, -1, *[1] * (x.dim() - 2))
     shift, log_s = shift.view(per_channel), log_scale.view(per_channel)
     log_det = log_scale.sum() * math.prod(x.shape[2:])

@@ -1,3 +1,5 @@
+"""The causal convolution in plain PyTorch."""
+
 import torch
 import torch.nn.functional as F
 
@@ -17,6 +19,7 @@ def causal_conv1d(
     initial_state=None,
     return_state=False,
 ):
+    """As `gmfast.functional.causal_conv1d`."""
     length = (weight.shape[2] - 1) * dilation
     if initial_state is None:
         initial_state = x.new_zeros(*x.shape[:2], length)

@@ -1,3 +1,5 @@
+"""Dequantization and logit in plain PyTorch."""
+
 import math
 
 import torch
@@ -6,7 +8,7 @@ from .. import _philox
 
 
 def dequantize_logit(x, *, num_levels=256, alpha=0.05, seed=None, inverse=False, noise=None, quantize=True):
-    """`seed` is a 0-dim int64 tensor; with `noise` it is not used."""
+    """As `gmfast.functional.dequantize_logit`; `seed` is a 0-dim int64 tensor, not used with `noise`."""
     constant = math.log1p(-2 * alpha) - math.log(num_levels)
     if inverse:
         log_p, log_q = torch.nn.functional.logsigmoid(x), torch.nn.functional.logsigmoid(-x)
@@ -16,11 +18,11 @@ def dequantize_logit(x, *, num_levels=256, alpha=0.05, seed=None, inverse=False,
         return y, (log_p + log_q - constant).flatten(1).sum(1)
     if noise is None:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        # Away from the edges of a level, so that it can be told from the rounded logit.
+        # Away from the edges of a level, so that the level can be recovered from the rounded logit.
         margin = min(0.25, num_levels * (2.0**-50 if dtype == torch.float64 else 2.0**-21))
         noise = _philox.array_uniform(seed, tuple(x.shape), dtype, x.device).clamp(margin, 1 - margin)
     x = x.to(torch.promote_types(x.dtype, noise.dtype))
-    # Both probabilities by themselves: 1 - p would lose a small one.
+    # Both probabilities separately: 1 - p would cancel.
     least = torch.finfo(x.dtype).tiny
     p = (alpha + (1 - 2 * alpha) / num_levels * (x + noise)).clamp(min=least)
     q = (alpha + (1 - 2 * alpha) / num_levels * ((num_levels - 1 - x) + (1 - noise))).clamp(min=least)

@@ -1,13 +1,12 @@
-"""Negative log-likelihood of levels under a normal distribution, in plain PyTorch."""
+"""Negative log-likelihood of discrete levels under a normal distribution, in plain PyTorch."""
 
 import math
 
 import torch
 
-FORMULATIONS = ("exact", "improved_ddpm")
-
 
 def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation="exact"):
+    """As `gmfast.functional.discretized_gaussian_nll`."""
     half = 1 / (num_classes - 1)
     centred, inverse = x - mean, torch.exp(-log_scale)
     upper, lower = inverse * (centred + half), inverse * (centred - half)
@@ -17,7 +16,7 @@ def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation
         inside = cdf_tanh(upper) - cdf_tanh(lower)
         p = torch.where(x < -0.999, below, torch.where(x > 0.999, above, inside))
         return -torch.log(p.clamp(min=1e-12))
-    # Of a bin right of the mean, the mirror image: where the tails are small.
+    # Bins right of the mean are mirrored to the left tail, where the CDF does not cancel.
     turned = torch.where(centred > 0, -lower, upper), torch.where(centred > 0, -upper, lower)
     log_upper, log_lower = (log_ndtr(v) for v in turned)
     inside = log_upper + torch.log(-torch.expm1(log_lower - log_upper))
@@ -26,10 +25,10 @@ def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation
 
 
 def log_ndtr(v):
-    """Which PyTorch lacks for halves."""
+    """Log of the normal CDF, which PyTorch does not implement in half precision."""
     return torch.special.log_ndtr(v.float()).to(v.dtype) if v.itemsize < 4 else torch.special.log_ndtr(v)
 
 
 def cdf_tanh(v):
-    """The normal distribution's, as improved DDPM approximates it."""
+    """Improved DDPM's approximation of the normal CDF."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))

@@ -6,20 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from .. import _philox
-
-
-def split_params(params, channels):
-    """(B, P, *S) as logits (B, K, *S) and means, log_scales, coeffs (B, C, K, *S); coeffs None for C = 1."""
-    if channels == 1:
-        logits, means, log_scales = params.chunk(3, 1)
-        return logits, means.unsqueeze(1), log_scales.unsqueeze(1), None
-    mixtures = params.shape[1] // 10
-    colours = params[:, mixtures:].unflatten(1, (3, 3, mixtures))
-    return params[:, :mixtures], colours[:, :, 0], colours[:, :, 1], colours[:, :, 2]
+from .._mixture_params import split_params
 
 
 def conditional_means(x, means, coeffs):
-    """The means (B, C, K, *S) once the colours before each one are known."""
+    """Return the means (B, C, K, *S) conditional on the previous colours."""
     if coeffs is None:
         return means
     weight = torch.tanh(coeffs)
@@ -35,6 +26,7 @@ def conditional_means(x, means, coeffs):
 
 
 def log_prob_exact(x, means, log_scales, num_classes):
+    """Log-probability of each level under each component, without cancellation."""
     delta = 1 / (num_classes - 1)
     inv_scale = torch.exp(-log_scales)
     a = (x - means + delta) * inv_scale
@@ -53,6 +45,7 @@ def log_prob_exact(x, means, log_scales, num_classes):
 
 
 def log_prob_pixelcnnpp(x, means, log_scales, num_classes):
+    """Log-probability of each level under each component, as PixelCNN++ computes it."""
     delta = 1 / (num_classes - 1)
     inv_scale = torch.exp(-log_scales)
     centred = x - means
@@ -79,9 +72,10 @@ def log_prob_pixelcnnpp(x, means, log_scales, num_classes):
 def discretized_logistic_mixture_nll(
     x, params, *, num_classes=256, log_scale_min=-7.0, formulation="exact", reduction="none"
 ):
+    """As `gmfast.functional.discretized_logistic_mixture_nll`."""
     logits, means, log_scales, coeffs = split_params(params, x.shape[1])
     means = conditional_means(x, means, coeffs)
-    # At the minimum itself the gradient passes; whether it does through clamp depends on torch's version.
+    # At the minimum itself the gradient passes, unlike that of clamp in some versions of torch.
     log_scales = torch.where(log_scales < log_scale_min, log_scale_min, log_scales)
     component = {"exact": log_prob_exact, "pixelcnnpp": log_prob_pixelcnnpp}[formulation]
     log_probs = component(x.unsqueeze(2), means, log_scales, num_classes).sum(1)
@@ -101,6 +95,7 @@ def discretized_logistic_mixture_nll(
 def discretized_logistic_mixture_sample(
     params, *, channels=3, num_classes=256, log_scale_min=-7.0, temperature=1.0, quantize=True, seed=None
 ):
+    """As `gmfast.functional.discretized_logistic_mixture_sample`."""
     logits, means, log_scales, coeffs = split_params(params, channels)
     if params.dtype in (torch.float16, torch.bfloat16):
         logits, means, log_scales = logits.float(), means.float(), log_scales.float()

@@ -1,9 +1,12 @@
+"""The log-density of normal distributions in plain PyTorch."""
+
 import math
 
 import torch
 
 
 def gaussian_log_prob(z, mean=None, log_std=None):
+    """As `gmfast.functional.gaussian_log_prob`."""
     if mean is not None:
         z = z - mean
     log_p = -0.5 * math.log(2 * math.pi)

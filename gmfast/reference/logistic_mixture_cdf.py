@@ -1,3 +1,5 @@
+"""The transform of Flow++ in plain PyTorch."""
+
 import math
 
 import torch
@@ -5,7 +7,7 @@ import torch.nn.functional as F
 
 
 def transform(x, logits, means, log_scales):
-    """logit of the mixture's CDF, and its log-derivative."""
+    """Compute the logit of the mixture's CDF, and its log-derivative."""
     log_pi = F.log_softmax(logits, -1)
     z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
     below, above = F.logsigmoid(z), F.logsigmoid(-z)
@@ -17,7 +19,7 @@ def transform(x, logits, means, log_scales):
 
 @torch.no_grad()
 def _solve(y, logits, means, log_scales):
-    """x with `transform(x) = y`, by bisection between the components' own solutions."""
+    """Solve `transform(x) = y` by bisection between the components' own solutions."""
     solutions = means + torch.exp(log_scales) * y.unsqueeze(-1)
     low, high = solutions.amin(-1), solutions.amax(-1)
     for _ in range(200):
@@ -28,12 +30,13 @@ def _solve(y, logits, means, log_scales):
 
 
 def logistic_mixture_cdf(x, logits, means, log_scales, *, inverse=False, reduction="sum"):
+    """As `gmfast.functional.logistic_mixture_cdf`."""
     if not inverse:
         y, log_derivative = transform(x, logits, means, log_scales)
     else:
         y = _solve(x, logits, means, log_scales)
-        # A step of Newton's, of which only the derivatives are kept: the first gives the implicit function's
-        # first derivative, the second its second.
+        # Newton steps without their values: the first gives the implicit function's first derivative, the
+        # second its second.
         for _ in range(2):
             again, log_derivative = transform(y, logits, means, log_scales)
             log_largest = math.log(torch.finfo(y.dtype).max) - 1

@@ -1,3 +1,5 @@
+"""Inverse of masked autoregressive transforms, one value after another, in plain PyTorch."""
+
 import torch
 import torch.nn.functional as F
 
@@ -7,7 +9,7 @@ ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
 
 
 def complete(units, steps, step, transposed=False):
-    """How many of a hidden layer's units are complete at a step."""
+    """Return the number of a hidden layer's units whose inputs are all known at a step."""
     span = max(steps - 1, 1)
     if transposed:
         return units - -(-(steps - 1 - step) * units // span)
@@ -15,8 +17,21 @@ def complete(units, steps, step, transposed=False):
 
 
 def made_sweep(batch, steps, inputs, weights, direct, unit, step, transposed=False):
-    """Runs a masked autoencoder one step after another, each weight used once. `unit(layer, first, sums)` is
-    called for hidden units as they become complete, `step(s, results)` gives what becomes known by step s."""
+    """Run a masked autoencoder one step after another, each weight used once.
+
+    Args:
+        batch: B.
+        steps: number of steps.
+        inputs: number of input values that become known in a step.
+        weights: as of `made_inverse`.
+        direct: as of `made_inverse`.
+        unit: function of (layer, index of the first, sums) that returns hidden units whose inputs are known.
+        step: function of (step, outputs) that returns the values known after that step, (B, inputs).
+        transposed: whether the units become complete in the order of the transposed network.
+
+    Returns:
+        The values, (B, steps * inputs).
+    """
     like = weights[0]
     values = like.new_zeros(batch, steps * inputs)
     hidden = [like.new_zeros(batch, len(weight)) for weight in weights[:-1]]
@@ -40,7 +55,7 @@ def made_sweep(batch, steps, inputs, weights, direct, unit, step, transposed=Fal
 
 
 def made_invert(z, weights, direct, offsets, activation, invert):
-    """`invert(s, z_s, params (B, P))` gives value s and its log-derivative."""
+    """Invert a masked autoregressive transform, as `gmfast.ops.made_inverse.made_invert`."""
     starts = [0]
     for weight in weights:
         starts.append(starts[-1] + len(weight))
@@ -63,6 +78,8 @@ def made_invert(z, weights, direct, offsets, activation, invert):
 
 
 def made_inverse(z, weights, direct, offsets, *, activation="relu", scale_map="softclip", clamp=2.0):
+    """As `gmfast.ops.made_inverse.made_inverse`."""
+
     def invert(s, z, params):
         shift, scale = params.unbind(1)
         log_scale = SCALE_MAPS[scale_map](scale, clamp)
@@ -72,6 +89,7 @@ def made_inverse(z, weights, direct, offsets, *, activation="relu", scale_map="s
 
 
 def made_solve(grad, diagonal, partial, slopes, weights, direct):
+    """As `gmfast.ops.made_inverse.made_solve`."""
     starts = [0]
     for weight in weights:
         starts.append(starts[-1] + len(weight))

@@ -1,4 +1,4 @@
-"""Noised data and what a network is trained to say of it, in plain PyTorch."""
+"""Noised data and training targets in plain PyTorch."""
 
 from .. import _philox
 
@@ -6,7 +6,7 @@ TARGETS = ("epsilon", "x0", "v", "flow")
 
 
 def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
-    """`alpha`, `sigma`: (B,) or numbers. `seed`: a 0-dim int64 tensor."""
+    """As `gmfast.functional.q_sample`; `alpha`, `sigma`: (B,) or numbers, `seed`: a 0-dim int64 tensor."""
     if noise is None:
         noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device)
     alpha, sigma = (

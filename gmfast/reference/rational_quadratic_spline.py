@@ -1,15 +1,17 @@
+"""The rational-quadratic spline in plain PyTorch."""
+
 import torch
 import torch.nn.functional as F
 
 
 def _bins(raw, bound, min_bin):
-    """Sizes of the bins, and where each begins."""
+    """Return sizes of the bins, and their lower ends."""
     sizes = 2 * bound * (min_bin + (1 - min_bin * raw.shape[-1]) * F.softmax(raw, -1))
     return sizes, F.pad(sizes[..., :-1].cumsum(-1), (1, 0)) - bound
 
 
 def _to_unit(t):
-    """In [0, 1], which only rounding leaves: the gradient is left alone."""
+    """Clamp to [0, 1] against rounding, without changing the gradient."""
     return t + (t.clamp(0, 1) - t).detach()
 
 
@@ -28,6 +30,7 @@ def rational_quadratic_spline(
     reduction="sum",
     packed=False,
 ):
+    """As `gmfast.functional.rational_quadratic_spline`."""
     if packed:
         bins = (widths.shape[-1] + (1 if tails == "linear" else -1)) // 3
         widths, heights, derivatives = widths.split([bins, bins, widths.shape[-1] - 2 * bins], -1)
@@ -63,7 +66,7 @@ def rational_quadratic_spline(
     if not inverse:
         y = floor + height * theta * (s * theta + d0 * rest) / denominator
 
-    # Beyond the bounds, a line of the slope that the spline has there.
+    # Outside the bounds, a line with the slope at the bound.
     low = x < -bound
     outside = low | (x > bound)
     if tails == "linear":

@@ -1,8 +1,10 @@
+"""Standard normal noise in plain PyTorch."""
+
 import torch
 
 from .. import _philox
 
 
 def standard_normal(shape, *, seed, dtype=torch.float32, device=None):
-    """`seed` is an int64 tensor, () or (B,), on the device of the result."""
+    """As `gmfast.functional.standard_normal`; `seed`: an int64 tensor, () or (B,), on the result's device."""
     return _philox.array_normal(seed, tuple(shape), dtype, device or seed.device)

@@ -1,6 +1,8 @@
 """The loop around the samplers: seeds, guidance, starts, masks, reports and errors; and the schedules."""
 
+import inspect
 import math
+import pickle
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -782,3 +784,36 @@ def test_a_networks_output_object_is_not_its_tensor():
 def test_a_schedule_prints_in_a_line():
     assert repr(diffusion.linear(10)).startswith("VariancePreserving(alphas_cumprod=(10 from 0.9999 to 0.90")
     assert "\n" not in repr(diffusion.cosine())
+
+
+def test_samplers_and_schedules_go_by_their_public_names():
+    assert repr(diffusion.DDPM("large")) == "DDPM(variance='large')"
+    assert repr(diffusion.EDM(churn=2.0, s_max=5.0)).startswith("EDM(churn=2.0, s_min=0.0, s_max=5.0")
+    assert repr(diffusion.FlowMatching()) == "FlowMatching(shift=1.0)"
+    for made in [*(make() for make in diffusion.SAMPLERS.values()), diffusion.Karras(rho=5.0)]:
+        assert (
+            eval(repr(made), vars(diffusion) | {"inf": math.inf}) == made == pickle.loads(pickle.dumps(made))
+        )
+
+    @dataclass(frozen=True)
+    class OwnSampler(diffusion.Sampler):
+        schedule = "karras"
+
+        def rows(self, schedule, levels):
+            return diffusion.Heun().rows(schedule, levels)
+
+    with pytest.raises(ValueError, match="strength: expected a number, as OwnSampler needs the steps before"):
+        draw(sampler=OwnSampler(), init=torch.zeros(SHAPE), strength=[0.5] * 4)
+
+
+def test_options_are_those_of_the_signature():
+    parameters = inspect.signature(diffusion.sample).parameters
+    assert list(parameters)[:4] == ["denoiser", "shape", "sampler", "schedule"]
+    assert parameters["steps"].default == 50 and parameters["sampler"].default == "ddim"
+    for name in list(parameters)[2:]:
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert f"        {name} (" in diffusion.sample.__doc__
+    with pytest.raises(TypeError, match=r"sample\(\) got an unexpected keyword argument 'stepz'"):
+        draw(stepz=3)
+    with pytest.raises(RuntimeError, match="graph: expected samples on a CUDA device"):
+        diffusion.capture(denoiser, SHAPE, sampler="unipc", device="cpu")

@@ -7,7 +7,7 @@ import torch
 from diffusion.gaussians import Mixture
 
 from gmfast import diffusion
-from gmfast.diffusion import samplers
+from gmfast.diffusion.samplers.langevin import best_step_size
 
 VE = diffusion.VarianceExploding()
 VP = diffusion.linear(spacing="exponential")
@@ -258,7 +258,7 @@ def test_langevin_has_the_variance_of_its_recursion():
 
 def test_step_size_of_langevin_keeps_the_variance_of_noise():
     for falls, times in [(1.04, 5), (1.25, 10), (1.0, 3)]:
-        r, variance = samplers._langevin_step_size(falls, times), falls**2
+        r, variance = best_step_size(falls, times), falls**2
         for _ in range(times):
             variance = (1 - r) ** 2 * variance + 2 * r
         assert variance == pytest.approx(1, abs=0.1)
@@ -303,7 +303,7 @@ def test_constant_data_are_found_exactly(name):
     torch.testing.assert_close(x, torch.full_like(x, 0.7), rtol=2e-3 if name == "lcm" else 1e-6, atol=0)
 
 
-@pytest.mark.parametrize("prediction", samplers.PREDICTIONS)
+@pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
 @pytest.mark.parametrize("name", ["linear", "karras"])
 def test_predictions_of_the_same_data_give_the_same_samples(prediction, name):
     schedule = diffusion.schedules.schedule(name)

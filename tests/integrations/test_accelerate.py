@@ -21,7 +21,9 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("scipy")
 
 import gmfast.functional as GF  # noqa: E402
-from gmfast.integrations.diffusers import _framework, accelerate, unaccelerate  # noqa: E402
+from gmfast._table import COLUMNS  # noqa: E402
+from gmfast.integrations.diffusers import accelerate, install, unaccelerate  # noqa: E402
+from gmfast.integrations.diffusers import state as state_module  # noqa: E402
 
 SCHEDULERS = list(OPTIONS)
 every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
@@ -143,11 +145,11 @@ def test_twice_and_back():
     assert unaccelerate(scheduler) is scheduler
     accelerate(scheduler, noise="keyed", seed=3)
     accelerate(scheduler, noise="keyed", seed=4)
-    assert scheduler._gmfast.seed == 4
+    assert scheduler._gmfast.noise.seed == 4
     loaded = pickle.loads(pickle.dumps(scheduler))
     loaded.set_timesteps(3)
-    assert not _framework.is_accelerated(loaded)
-    assert _framework.is_accelerated(accelerate(loaded))
+    assert not install.is_accelerated(loaded)
+    assert install.is_accelerated(accelerate(loaded))
     loop(loaded, torch.randn(SHAPE))
 
 
@@ -491,7 +493,7 @@ def test_keyed_noise_is_the_operator_s():
         SHAPE, generator=seeded()
     )
     zeros = torch.zeros(int(t) + 1, 20, dtype=torch.float64)
-    zeros[int(t), _framework.COLUMN["noise"]] = 1.0
+    zeros[int(t), COLUMNS.index("noise")] = 1.0
     drawn = GF.diffusion_step(x, m, zeros, step=int(t), seed=7)
     torch.testing.assert_close(noise, quietly + variance**0.5 * drawn, rtol=1e-4, atol=1e-4)
 
@@ -540,7 +542,7 @@ def test_add_noise_beyond_the_table(monkeypatch):
     theirs, ours = both("DPMSolverMultistepScheduler")
     times = torch.stack([theirs.timesteps[2], theirs.timesteps[2] + 1])
     close(ours.add_noise(x, noise, times), theirs.add_noise(x, noise, times))
-    monkeypatch.setattr(_framework, "on_host", lambda t: False)  # where nobody may ask whether it is there
+    monkeypatch.setattr(state_module, "on_host", lambda t: False)  # where nobody may ask whether it is there
     close(ours.add_noise(x, noise, times), theirs.add_noise(x, noise, times))
 
 
@@ -581,7 +583,7 @@ def test_no_step_reads_from_the_device(name, begins, monkeypatch):
     """The time steps and the data stand for a GPU's: nothing may ask for their numbers."""
     owned = set()
     of_device = lambda t: t.untyped_storage().data_ptr() in owned  # noqa: E731
-    monkeypatch.setattr(_framework, "on_host", lambda t: not of_device(t))
+    monkeypatch.setattr(state_module, "on_host", lambda t: not of_device(t))
     scheduler = accelerate(make(Case(name)))
     if begins and not hasattr(scheduler, "set_begin_index"):
         pytest.skip("it has none")
@@ -646,7 +648,7 @@ def test_a_device_s_own_time_steps_are_not_read(name, monkeypatch):
     expected = theirs.step(x, t, x, generator=seeded())[0]
     other = t.clone()
     owned = {s.untyped_storage().data_ptr() for s in (other, ours.timesteps)}
-    monkeypatch.setattr(_framework, "on_host", lambda t: t.untyped_storage().data_ptr() not in owned)
+    monkeypatch.setattr(state_module, "on_host", lambda t: t.untyped_storage().data_ptr() not in owned)
     ours._gmfast.numbers(ours)
     with NoReads(owned), NoReadsBelow(owned):
         found = ours.step(x, other, x, generator=seeded())[0]
@@ -714,7 +716,7 @@ def test_what_cannot_be_accelerated_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="expected its class's step"):
         accelerate(patched)
 
-    rule = _framework.find(diffusers.DDIMScheduler)[0].rule
+    rule = install.find(diffusers.DDIMScheduler).rule
     monkeypatch.setattr(rule, "known", rule.known - {"set_alpha_to_one"})
     accelerate(diffusers.DDIMScheduler())  # a later version's option, as it is
     with pytest.raises(ValueError, match="another set_alpha_to_one than False"):

@@ -10,7 +10,8 @@ pytestmark = pytest.mark.peers
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("scipy")  # of the betas' and the linear multistep's options
 
-from gmfast.integrations.diffusers import _framework, accelerate  # noqa: E402
+from gmfast.integrations.diffusers import accelerate, install  # noqa: E402
+from gmfast.integrations.diffusers.rule import RULES  # noqa: E402
 
 LATEST = diffusers.__version__.split(".")[:2] >= ["0", "42"]
 
@@ -52,13 +53,11 @@ def test_every_option_is_decided_on(scheduler):
     tried = set(cases.OPTIONS[scheduler])
     tried |= {option for name, _, option in cases.REFUSED if name == scheduler}
     assert options <= tried
-    target, _ = _framework.find(getattr(diffusers, scheduler))
-    assert options <= target.rule.known
+    assert options <= install.find(getattr(diffusers, scheduler)).rule.known
 
 
 def test_every_rule_has_cases():
-    _framework.find(diffusers.DDIMScheduler)
-    assert set(_framework.RULES) == set(cases.OPTIONS)
+    assert set(RULES) == set(cases.OPTIONS)
 
 
 @pytest.mark.parametrize("scheduler, config, option", cases.REFUSED)

@@ -134,6 +134,34 @@ def test_shared_and_frozen_parameters():
             torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
 
 
+def test_subclasses_that_override_a_direction():
+    """What a class knows of its parts or its conditioner does not hold for a subclass that changes them."""
+
+    class Doubled(AffineCoupling):
+        def params(self, x, context=None):
+            return 2 * super().params(x, context)
+
+    class Shifted(Sequential):
+        def forward(self, x, context=None):
+            z, log_det = super().forward(x, context)
+            return z + 1, log_det
+
+        def inverse(self, z, context=None):
+            return super().inverse(z - 1, context)
+
+    grads = []
+    for reversible in (False, True):
+        torch.manual_seed(2)
+        steps = [Doubled(Net(2, 4, norm=False), scale_map="tanh"), Shifted(*step(4, norm=False))]
+        flow = Sequential(*steps, Inverse(Shifted(*step(4, norm=False))), reversible=reversible).double()
+        x = torch.randn(4, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+        y, log_det = flow(x)
+        (y.square().sum() - log_det.sum()).backward()
+        grads.append([x.grad, *(p.grad for p in flow.parameters())])
+    for actual, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_autocast():
     """Conditioners in bfloat16, the flow's own numbers in float32; weights cast once do not lose their
     gradient, inside the flow or after it."""

@@ -3,28 +3,39 @@
 pipeline = gmfast.integrations.diffusers.accelerate(pipeline)
 """
 
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
 from ... import _check
-from . import _framework
+from . import install as _install
+from .noise import GeneratorNoise, KeyedNoise
+
+_SchedulerOrPipeline = TypeVar("_SchedulerOrPipeline")
 
 
-def accelerate(scheduler_or_pipeline, *, noise="generator", seed=None):
-    """The same scheduler, or pipeline, whose steps are one pass over the data each.
+def accelerate(
+    scheduler_or_pipeline: _SchedulerOrPipeline,
+    *,
+    noise: str = "generator",
+    seed: int | Sequence[int] | None = None,
+) -> _SchedulerOrPipeline:
+    """Fuse the steps of a scheduler, or of a pipeline's scheduler, in place: one pass over the data each.
 
-    The scheduler stays what it is: its class, `config`, `order`, the signatures of its methods, what it
-    saves, and the attributes that its steps change. Its results are those of diffusers for the same noise,
-    to the rounding of the arithmetic; halves compute in float32. What it is copied to is accelerated too.
+    The scheduler keeps its class, `config`, `order`, the signatures of its methods, what it saves, and the
+    attributes that its steps change. Results are those of diffusers for the same noise, up to rounding; half
+    precision is computed in float32. Copies of the scheduler are accelerated too.
 
-    A step never waits for a GPU: the index of a time step that is an element of `timesteps` is known from its
-    address. Only a first step's time step that was made elsewhere on the GPU is read, once. The coefficients
-    are sent to the device once, at the first step after `timesteps` or `sigmas` changed.
+    No step synchronises with a GPU: the index of a timestep that is an element of `timesteps` is known from
+    its address. Only a first timestep from elsewhere on the GPU is read, once. Coefficients are sent to the
+    device once, at the first step after `timesteps` or `sigmas` changed.
 
     Args:
-        scheduler_or_pipeline: a scheduler of diffusers, or an object with one as `scheduler`. Accelerated
-            already, only its noise is changed.
-        noise: "generator": what diffusers draws from the generators that `step` is given. "keyed": what the
-            kernel draws, keyed by the seed, the sample and the step, whatever the batch size and the device.
-        seed: for "keyed": an int, or a list with one for each sample. None: from the generators that `step`
-            is given, one for each step.
+        scheduler_or_pipeline: a scheduler of diffusers, or an object with one as `scheduler`. If it is
+            accelerated already, only its noise changes.
+        noise: "generator": drawn as diffusers does from the generators that `step` is given. "keyed": drawn
+            by the kernel, keyed by seed, sample and step, whatever the batch size and the device.
+        seed: for "keyed": an int, or a list of one for each sample. None: each step draws one from the
+            generators that it is given.
 
     Returns:
         The argument.
@@ -42,21 +53,31 @@ def accelerate(scheduler_or_pipeline, *, noise="generator", seed=None):
             if isinstance(number, bool) or not isinstance(number, int):
                 raise TypeError(f"seed: expected an int or a list of them, got {type(number).__name__}")
     scheduler = _scheduler(scheduler_or_pipeline)
-    if _framework.is_accelerated(scheduler):
-        _framework.remove(scheduler)
-    _framework.install(scheduler, noise, seed)
+    if _install.is_accelerated(scheduler):
+        _install.remove(scheduler)
+    _install.install(scheduler, KeyedNoise(seed) if noise == "keyed" else GeneratorNoise())
     return scheduler_or_pipeline
 
 
-def unaccelerate(scheduler_or_pipeline):
-    """The same scheduler, or pipeline, with its class's own methods again; in the middle of a run, too."""
+def unaccelerate(scheduler_or_pipeline: _SchedulerOrPipeline) -> _SchedulerOrPipeline:
+    """Give a scheduler, or a pipeline's scheduler, its class's own methods again, even within a run.
+
+    Args:
+        scheduler_or_pipeline: as of `accelerate`; unchanged if it is not accelerated.
+
+    Returns:
+        The argument.
+
+    Raises:
+        TypeError: for an object that has no scheduler.
+    """
     scheduler = _scheduler(scheduler_or_pipeline)
-    if _framework.is_accelerated(scheduler):
-        _framework.remove(scheduler)
+    if _install.is_accelerated(scheduler):
+        _install.remove(scheduler)
     return scheduler_or_pipeline
 
 
-def _scheduler(given):
+def _scheduler(given: Any) -> Any:
     scheduler = getattr(given, "scheduler", given)
     if isinstance(given, type) or not (hasattr(scheduler, "step") and hasattr(scheduler, "config")):
         raise TypeError(

@@ -249,8 +249,8 @@ class DDPM(Likelihood, ImageDiffusion):
             steps: Number of steps; None: all time steps for "ddpm", else 50.
         """
         if sampler in (None, "ddpm"):
-            sampler = diffusion.DDPM("learned_range" if self.learned_range else "small")
-        ancestral = isinstance(sampler, diffusion.DDPM)
+            sampler = diffusion.samplers.DDPMSampler("learned_range" if self.learned_range else "small")
+        ancestral = isinstance(sampler, diffusion.samplers.DDPMSampler)
         if steps is None:
             steps = self.num_timesteps if ancestral else min(50, self.num_timesteps)
         denoiser = self

@@ -1,26 +1,38 @@
-"""The multistep and singlestep solvers in λ = ln(alpha/sigma): DPM-Solver(++), its SDE forms, DEIS, UniPC.
+"""Exponential integrators in λ = ln(alpha/sigma): DPM-Solver, DPM-Solver++, their SDE forms, DEIS, UniPC.
 
-Rows are for each step and order, because which order a step has depends on where a run began. `model_outputs`
-holds what diffusers keeps in it: x0 for the ++ solvers, the noise for the others.
+A table has a row for each step and order, because the order of a step depends on where a run began.
+Schedulers keep in `model_outputs` the data predictions x0 of the ++ solvers, the noise predictions of others.
 """
 
 import torch
 
-from . import _framework
-from ._framework import Plan, Rule, check_prediction, limits, plain, refused, rows, run, step_index
+from .plan import Plan, divisors_plan, rows, run, x0_limits
+from .rule import (
+    BETAS,
+    EDM_SIGMAS,
+    SIGMA_SPACINGS,
+    THRESHOLDING,
+    SigmaRule,
+    check_prediction,
+    fits_kernel,
+    refused,
+    step_index,
+)
 
-_BETAS = frozenset(("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"))
-_SOLVER = _BETAS | {
-    *("solver_order", "prediction_type", "solver_type", "lower_order_final"),
-    *("thresholding", "dynamic_thresholding_ratio", "sample_max_value"),
-    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas", "flow_shift"),
-    *("use_dynamic_shifting", "time_shift_type"),
-}
+_SOLVER = (
+    BETAS
+    | THRESHOLDING
+    | SIGMA_SPACINGS
+    | {
+        *("solver_order", "prediction_type", "solver_type", "lower_order_final"),
+        *("use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type"),
+    }
+)
 _PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
 class Levels:
-    """alpha, sigma and λ of a scheduler's sigmas, as it computes them."""
+    """alpha, sigma and λ (`log_snr`) of a scheduler's sigmas, as the scheduler computes them."""
 
     def __init__(self, scheduler):
         self.sigmas = scheduler.sigmas
@@ -30,14 +42,16 @@ class Levels:
         self.log_snr = torch.log(self.alpha) - torch.log(self.sigma)
 
     def now(self, name, back=0):
-        """Of the levels that the steps begin at, or `back` before those, as a negative index has it."""
+        """Return a quantity at the start of each step, or `back` steps before it (cyclically)."""
         return getattr(self, name).roll(back)[:-1]
 
     def to(self, name):
+        """Return a quantity at the end of each step."""
         return getattr(self, name)[1:]
 
 
 def x0_columns(prediction, levels):
+    """Return the columns of x0."""
     a, s = levels.now("alpha").double(), levels.now("sigma").double()
     if prediction == "epsilon":
         return dict(x0_x=1 / a, x0_m=-s / a)
@@ -49,7 +63,7 @@ def x0_columns(prediction, levels):
 
 
 def epsilon_columns(prediction, levels):
-    """As x0's: of the noise, which then takes the place of x0."""
+    """Return the columns of the predicted noise, which then stands in the place of x0."""
     a, s = levels.now("alpha").double(), levels.now("sigma").double()
     if prediction == "sample":
         return dict(x0_x=1 / s, x0_m=-a / s)
@@ -62,11 +76,17 @@ def epsilon_columns(prediction, levels):
 
 
 class Converted:
-    """What a step keeps of the network's output: x0, or the noise, after x0's limits."""
+    """The converted model output that a scheduler keeps: x0, or the noise, after the limits of x0.
+
+    Args:
+        config: the scheduler's.
+        levels: its `Levels`.
+        noise: whether it keeps the noise.
+    """
 
     def __init__(self, config, levels, noise):
         prediction = config["prediction_type"]
-        self.limits = limits(config, clip=False)
+        self.limits = x0_limits(config, clip=False)
         self.kept = {}
         if noise and not self.limits:
             self.columns = epsilon_columns(prediction, levels)
@@ -82,25 +102,26 @@ class Converted:
                 self.kept = {f"kept_{name}": w for name, w in self.weights.items()}
 
     def row(self, x, weight, **others):
-        """A table's columns: x·x + weight·(what is kept) + others."""
+        """Return the columns of x·sample + weight·(converted output) + others."""
         columns = {**self.columns, **self.kept, "x": x, **others}
         for name, w in self.weights.items():
             columns[name] = columns.get(name, 0.0) + w * weight
         return columns
-
-    def split(self, results, model_output):
-        """The result, and what is kept of `run`'s results."""
-        if self.given:
-            return results, model_output
-        return results
 
 
 # ---- DPM-Solver --------------------------------------------------------------------------------------------
 
 
 def _terms(kind, solver, levels, h, before):
-    """The weights of x, of D0, D1 (by `solver`, and as the third order has it) and D2, and of the noise.
-    `before`: how many steps ago the step began."""
+    """Return the weights of x, D0, D1 (of order 2 by `solver`, then of order 3), D2 and the noise.
+
+    Args:
+        kind: the algorithm type.
+        solver: the solver type, "midpoint" or "heun".
+        levels: the scheduler's `Levels`.
+        h: the length of the steps in λ.
+        before: how many levels before its last one a step began (singlestep solvers).
+    """
     a, s = levels.to("alpha"), levels.to("sigma")
     a_from, s_from = levels.now("alpha", before), levels.now("sigma", before)
     if kind == "dpmsolver++":
@@ -128,7 +149,7 @@ def _terms(kind, solver, levels, h, before):
 
 
 def _multistep_rows(kind, solver, levels, converted, most):
-    """A table with a row for each step and order, 1 to `most`."""
+    """Make a table with a row for each step and order from 1 to `most`."""
     h = levels.to("log_snr") - levels.now("log_snr")
     h_0 = levels.now("log_snr") - levels.now("log_snr", 1)
     h_1 = levels.now("log_snr", 1) - levels.now("log_snr", 2)
@@ -148,23 +169,40 @@ def _multistep_rows(kind, solver, levels, converted, most):
     return torch.stack(tables, 1).flatten(0, 1)
 
 
-class _Multistep(Rule):
-    scaled = False
-    wide = True  #: whether x and the noise are float32 at least, and the result in what is kept's dtype
-    noises = ()
+def _check_solver(config, algorithms, most=3):
+    """Raise ValueError for another algorithm type, or another order than 1 to `most`."""
+    if config["algorithm_type"] not in algorithms:
+        raise refused("algorithm_type", config["algorithm_type"], f"expected one of {', '.join(algorithms)}")
+    if not 1 <= config["solver_order"] <= most:
+        raise refused("solver_order", config["solver_order"], f"expected 1 to {most}")
 
-    def steps(self, scheduler):
-        config, levels = scheduler.config, Levels(scheduler)
-        kind = config["algorithm_type"]
-        converted = self.convert(scheduler, levels)
-        order = config["solver_order"]
-        table = _multistep_rows(kind, config["solver_type"], levels, converted, order)
-        return self.finish(scheduler, table, converted, order)
+
+class ExponentialRule(SigmaRule):
+    """Rule of solvers in λ, whose noise is added with `Levels`' alpha and sigma."""
+
+    def noise_plan(self, scheduler):
+        """Make the plan of `add_noise`: alpha·x + sigma·noise."""
+        levels = Levels(scheduler)
+        return Plan(rows(len(levels.sigmas), x=levels.alpha, m=levels.sigma))
+
+
+class Multistep(ExponentialRule):
+    """Rule of DPM-Solver's multistep solvers, and what the other DPM solvers share with them."""
 
     def convert(self, scheduler, levels):
+        """Make the `Converted` that the scheduler keeps."""
         return Converted(scheduler.config, levels, "++" not in scheduler.config["algorithm_type"])
 
-    def finish(self, scheduler, table, converted, order):
+    def step_plan(self, state, scheduler, key):
+        """Make the plan."""
+        config, levels = scheduler.config, Levels(scheduler)
+        converted, order = self.convert(scheduler, levels), config["solver_order"]
+        kind, solver = config["algorithm_type"], config["solver_type"]
+        table = _multistep_rows(kind, solver, levels, converted, order)
+        return self.solver_plan(scheduler, table, converted, order)
+
+    def solver_plan(self, scheduler, table, converted, order):
+        """Make the plan from a table with `order` rows a step."""
         config, number = scheduler.config, len(scheduler.timesteps)
         short = config["lower_order_final"] and number < 15
         first = short or config.get("euler_at_final") or config.get("final_sigmas_type") == "zero"
@@ -183,84 +221,85 @@ class _Multistep(Rule):
             and config["prediction_type"] == "epsilon",
         )
 
-    def plan(self, scheduler, key):
-        if key == "add_noise":
-            levels = Levels(scheduler)
-            return Plan(rows(len(levels.sigmas), x=levels.alpha, m=levels.sigma))
-        if key == "scale":
-            return _divisors_edm(scheduler)
-        return self.steps(scheduler)
+    def multistep(self, state, scheduler, model_output, sample, timestep, plan, draw, return_dict, wide):
+        """Step with as many kept outputs as the due step's order asks for.
 
-    add_noise = _framework.add_noise_of_sigmas
-
-
-def _divisors_edm(scheduler):
-    data = scheduler.config["sigma_data"]
-    return Plan(torch.empty(0), divisors=((scheduler.sigmas**2 + data**2) ** 0.5).tolist())
-
-
-def multistep(self, model_output, sample, timestep, plan, draw, return_dict, wide):
-    """A step of any of these; NotImplemented where the scheduler's own must do it."""
-    state = self._gmfast
-    index = step_index(self, timestep)
-    outputs = self.model_outputs
-    order = min(plan.orders[index], self.lower_order_nums + 1) if index < len(plan.orders) else 0
-    history = outputs[:-order:-1] if order > 1 else ()
-    if order == 0 or (history and history[-1] is None):
-        return NotImplemented
-    noise = draw() if plan.noisy else {}
-    dtype = torch.promote_types(sample.dtype, model_output.dtype)
-    row = plan.order * index + order - 1
-    if plan.given:
-        result = run(plan, row, sample, model_output, history=history, **noise)
-        converted = model_output
-    elif plan.kept:
-        result, converted = run(plan, row, sample, model_output, history=history, kept=True, **noise)
-    else:
-        result, converted = run(plan, row, sample, model_output, history=history, x0=True, **noise)
-    if wide:
-        dtype = converted.dtype
-    if result.dtype != dtype:
-        result = result.to(dtype)
-    del outputs[0]
-    outputs.append(converted)
-    if self.lower_order_nums < plan.order:
-        self.lower_order_nums += 1
-    self._step_index = index + 1
-    return state.finish(return_dict, result)
+        Args:
+            state: the scheduler's state.
+            scheduler: the scheduler.
+            model_output: the prediction.
+            sample: x.
+            timestep: the timestep.
+            plan: the plan of this step.
+            draw: function that returns the arguments of `run` for noise; called if the plan is `noisy`.
+            return_dict: whether to return the scheduler's output class.
+            wide: whether the result is in the dtype of the converted output, which is float32 at least if the
+                noise is, rather than in the inputs' promoted one.
+        """
+        index = step_index(scheduler, timestep)
+        outputs = scheduler.model_outputs
+        order = min(plan.orders[index], scheduler.lower_order_nums + 1) if index < len(plan.orders) else 0
+        history = outputs[:-order:-1] if order > 1 else ()
+        if order == 0 or (history and history[-1] is None):
+            return NotImplemented
+        noise = draw() if plan.noisy else {}
+        dtype = torch.promote_types(sample.dtype, model_output.dtype)
+        row = plan.order * index + order - 1
+        if plan.given:
+            result = run(plan, row, sample, model_output, history=history, **noise)
+            converted = model_output
+        elif plan.kept:
+            result, converted = run(plan, row, sample, model_output, history=history, kept=True, **noise)
+        else:
+            result, converted = run(plan, row, sample, model_output, history=history, x0=True, **noise)
+        if wide:
+            dtype = converted.dtype
+        if result.dtype != dtype:
+            result = result.to(dtype)
+        del outputs[0]
+        outputs.append(converted)
+        if scheduler.lower_order_nums < plan.order:
+            scheduler.lower_order_nums += 1
+        scheduler._step_index = index + 1
+        return state.finish(return_dict, result)
 
 
-def _check_solver(config, algorithms, most=3):
-    if config["algorithm_type"] not in algorithms:
-        raise refused("algorithm_type", config["algorithm_type"], f"expected one of {', '.join(algorithms)}")
-    if not 1 <= config["solver_order"] <= most:
-        raise refused("solver_order", config["solver_order"], f"expected 1 to {most}")
+class DPMSolverMultistep(Multistep, scheduler="DPMSolverMultistepScheduler"):
+    """DPM-Solver and DPM-Solver++ (Lu et al., 2022, arXiv:2206.00927, arXiv:2211.01095), and SDE forms."""
 
-
-@_framework.register("DPMSolverMultistepScheduler")
-class DPMSolverMultistep(_Multistep):
     known = _SOLVER | {
         *("algorithm_type", "euler_at_final", "use_lu_lambdas", "final_sigmas_type", "lambda_min_clipped"),
         *("variance_type", "timestep_spacing", "steps_offset", "rescale_betas_zero_snr"),
     }
 
     def check(self, config):
+        """Raise ValueError for an algorithm, order or prediction type that diffusers does not implement."""
         kind = config["algorithm_type"]
         _check_solver(config, ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"))
         if kind == "sde-dpmsolver" and config["solver_order"] == 3:
             raise refused("solver_order", 3, "diffusers has no third order of sde-dpmsolver")
         check_prediction(config, _PREDICTIONS if "++" in kind else _PREDICTIONS[:3])
 
-    def step(self, model_output, timestep, sample, generator=None, variance_noise=None, return_dict=True):
+    def step(
+        self,
+        state,
+        scheduler,
+        model_output,
+        timestep,
+        sample,
+        generator=None,
+        variance_noise=None,
+        return_dict=True,
+    ):
+        """Step as `DPMSolverMultistepScheduler.step`."""
         m = model_output
-        if self.num_inference_steps is None or not isinstance(m, torch.Tensor):
+        if scheduler.num_inference_steps is None or not isinstance(m, torch.Tensor):
             return NotImplemented
-        state = self._gmfast
-        plan = state.plan(self)
+        plan = state.plan(scheduler)
         if plan.learned:
             m = m[:, :3]
         given = plan.noisy and variance_noise is not None
-        if not plain(m, sample) or (given and variance_noise.shape != m.shape):
+        if not fits_kernel(m, sample) or (given and variance_noise.shape != m.shape):
             return NotImplemented
 
         def draw():
@@ -268,10 +307,12 @@ class DPMSolverMultistep(_Multistep):
                 return {"noise": variance_noise.to(device=m.device, dtype=torch.float32)}
             return state.draw(m, generator, torch.float32)
 
-        return multistep(self, m, sample, timestep, plan, draw, return_dict, True)
+        return self.multistep(state, scheduler, m, sample, timestep, plan, draw, return_dict, True)
 
 
 class _Preconditioned(Converted):
+    """EDM's denoised output (Karras et al., 2022, arXiv:2206.00364)."""
+
     def __init__(self, scheduler, levels):
         config, sigma = scheduler.config, levels.now("sigmas")
         data = config["sigma_data"]
@@ -280,22 +321,21 @@ class _Preconditioned(Converted):
             x0_x=(data**2 / (sigma**2 + data**2)).double(),
             x0_m=(-out if config["prediction_type"] == "v_prediction" else out).double(),
         )
-        self.limits, self.kept, self.given = limits(config, clip=False), {}, False
+        self.limits, self.kept, self.given = x0_limits(config, clip=False), {}, False
         self.weights = dict(x0=1.0)
 
 
-@_framework.register("EDMDPMSolverMultistepScheduler")
-class EDMDPMSolverMultistep(_Multistep):
-    known = frozenset(
-        {
-            *("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "num_train_timesteps"),
-            *("prediction_type", "rho", "solver_order", "thresholding", "dynamic_thresholding_ratio"),
-            *("sample_max_value", "algorithm_type", "solver_type", "lower_order_final", "euler_at_final"),
-            "final_sigmas_type",
-        }
+class EDMDPMSolverMultistep(Multistep, scheduler="EDMDPMSolverMultistepScheduler"):
+    """DPM-Solver++ with EDM's preconditioning."""
+
+    known = (
+        EDM_SIGMAS
+        | THRESHOLDING
+        | {"solver_order", "algorithm_type", "solver_type", "lower_order_final", "euler_at_final"}
     )
 
     def check(self, config):
+        """Raise ValueError for an algorithm, order or prediction type that diffusers does not implement."""
         kind = config["algorithm_type"]
         _check_solver(config, ("dpmsolver++", "sde-dpmsolver++"))
         if kind == "sde-dpmsolver++" and config["solver_order"] == 3:
@@ -303,30 +343,39 @@ class EDMDPMSolverMultistep(_Multistep):
         check_prediction(config, ("epsilon", "v_prediction"))
 
     def convert(self, scheduler, levels):
+        """Make the `Converted` that the scheduler keeps."""
         return _Preconditioned(scheduler, levels)
 
-    def scale_model_input(self, sample, timestep):
-        index = step_index(self, timestep)
-        self.is_scale_input_called = True
-        return sample / self._gmfast.plan(self, "scale").divisors[index]
+    def scale_plan(self, scheduler):
+        """Make the plan of `scale_model_input` for data of the configured deviation."""
+        return divisors_plan(scheduler.sigmas, scheduler.config["sigma_data"] ** 2)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        if self.num_inference_steps is None or not plain(model_output, sample):
+    def scale_model_input(self, state, scheduler, sample, timestep):
+        """Divide the sample by the due step's divisor."""
+        index = step_index(scheduler, timestep)
+        scheduler.is_scale_input_called = True
+        return sample / state.plan(scheduler, "scale").divisors[index]
+
+    def step(self, state, scheduler, model_output, timestep, sample, generator=None, return_dict=True):
+        """Step as `EDMDPMSolverMultistepScheduler.step`."""
+        if scheduler.num_inference_steps is None or not fits_kernel(model_output, sample):
             return NotImplemented
-        state = self._gmfast
 
         def draw():
             dtype = torch.promote_types(model_output.dtype, sample.dtype)
             return state.draw(model_output, generator, dtype)
 
-        return multistep(self, model_output, sample, timestep, state.plan(self), draw, return_dict, False)
+        plan = state.plan(scheduler)
+        return self.multistep(
+            state, scheduler, model_output, sample, timestep, plan, draw, return_dict, False
+        )
 
 
 # ---- DEIS --------------------------------------------------------------------------------------------------
 
 
 def _log(tensor):
-    """NumPy's, whose last bit is another than PyTorch's: in the integrals few digits are left."""
+    """NumPy's logarithm, which diffusers uses: its last bit matters where the integrals cancel."""
     import numpy
 
     return torch.from_numpy(numpy.log(tensor.numpy()))
@@ -342,19 +391,22 @@ def _log_integral_3(t, b, c, d):
     return numerator / ((_log(b) - c_log) * (_log(b) - d_log))
 
 
-@_framework.register("DEISMultistepScheduler")
-class DEIS(_Multistep):
+class DEIS(Multistep, scheduler="DEISMultistepScheduler"):
+    """Diffusion exponential integrator sampler (Zhang and Chen, 2023, arXiv:2204.13902)."""
+
     known = _SOLVER | {"algorithm_type", "timestep_spacing", "steps_offset"}
 
     def check(self, config):
+        """Raise ValueError for another algorithm, order or prediction type."""
         _check_solver(config, ("deis",))
         check_prediction(config, _PREDICTIONS)
 
-    def steps(self, scheduler):
+    def step_plan(self, state, scheduler, key):
+        """Make the plan."""
         config, levels = scheduler.config, Levels(scheduler)
         converted, order = Converted(config, levels, True), config["solver_order"]
-        converted.given = False  # diffusers keeps no tensor of the network's, which may write into it again
-        if config["prediction_type"] == "v_prediction":  # by way of x0: alpha² + sigma² is not quite 1
+        converted.given = False  # diffusers keeps a copy, as the model may write into its output again
+        if config["prediction_type"] == "v_prediction":  # through x0, as alpha² + sigma² is rounded
             alpha, sigma = levels.now("alpha").double(), levels.now("sigma").double()
             if not converted.limits:
                 converted.columns["x0_x"] = (1 - alpha**2) / sigma
@@ -373,31 +425,36 @@ class DEIS(_Multistep):
             w1 = a * (_log_integral_3(t, r1, r2, r0) - _log_integral_3(r0, r1, r2, r0))
             w2 = a * (_log_integral_3(t, r2, r0, r1) - _log_integral_3(r0, r2, r0, r1))
             tables.append(rows(len(h), **converted.row(x, w0.double(), h1=w1.double(), h2=w2.double())))
-        return self.finish(scheduler, torch.stack(tables, 1).flatten(0, 1), converted, order)
+        return self.solver_plan(scheduler, torch.stack(tables, 1).flatten(0, 1), converted, order)
 
-    def step(self, model_output, timestep, sample, return_dict=True):
-        if self.num_inference_steps is None or not plain(model_output, sample):
+    def step(self, state, scheduler, model_output, timestep, sample, return_dict=True):
+        """Step as `DEISMultistepScheduler.step`."""
+        if scheduler.num_inference_steps is None or not fits_kernel(model_output, sample):
             return NotImplemented
-        plan = self._gmfast.plan(self)
-        return multistep(self, model_output, sample, timestep, plan, None, return_dict, False)
+        plan = state.plan(scheduler)
+        return self.multistep(
+            state, scheduler, model_output, sample, timestep, plan, None, return_dict, False
+        )
 
 
 # ---- Singlestep --------------------------------------------------------------------------------------------
 
 
-@_framework.register("DPMSolverSinglestepScheduler")
-class DPMSolverSinglestep(_Multistep):
+class DPMSolverSinglestep(Multistep, scheduler="DPMSolverSinglestepScheduler"):
+    """DPM-Solver(++)'s singlestep solvers (Lu et al., 2022, arXiv:2206.00927, arXiv:2211.01095)."""
+
     known = _SOLVER | {"algorithm_type", "final_sigmas_type", "lambda_min_clipped", "variance_type"}
 
     def check(self, config):
+        """Raise ValueError for an algorithm, order or option that diffusers does not implement."""
         kind = config["algorithm_type"]
         _check_solver(config, ("dpmsolver", "dpmsolver++", "sde-dpmsolver++"))
         check_prediction(config, _PREDICTIONS if "++" in kind else _PREDICTIONS[:3])
         if kind == "dpmsolver" and config["thresholding"]:
             raise refused("thresholding", True, "diffusers cannot do it with algorithm_type dpmsolver")
 
-    def steps(self, scheduler):
-        """h1 is x where the step began, h2 and h3 are what was kept since."""
+    def step_plan(self, state, scheduler, key):
+        """Make the plan; h1 is x where a step of several stages began, h2 and h3 outputs kept since."""
         config, levels = scheduler.config, Levels(scheduler)
         kind, solver, order = config["algorithm_type"], config["solver_type"], config["solver_order"]
         converted = self.convert(scheduler, levels)
@@ -415,7 +472,7 @@ class DPMSolverSinglestep(_Multistep):
             h = end - l2
             x, c0, _, heun, c2, noise = _terms(kind, solver, levels, h, 2)
             r0, r1 = (l0 - l2) / h, (l1 - l2) / h
-            # of D1_1 = (m0 - m2)/r0 and of D1_0 = (m1 - m2)/r1
+            # Weights of D1_1 = (m0 - m2)/r0 and of D1_0 = (m1 - m2)/r1.
             p, q = heun, 0.0
             if solver == "heun":
                 between = (r0 - r1).double()
@@ -424,26 +481,29 @@ class DPMSolverSinglestep(_Multistep):
             p, q = p * (1.0 / r0).double(), q * (1.0 / r1).double()
             weights = dict(h1=x, h2=q, h3=c0 - p - q, noise=noise)
             tables.append(rows(len(end), **converted.row(0.0, p, **weights)))
-        return self.finish(scheduler, torch.stack(tables, 1).flatten(0, 1), converted, order)
+        return self.solver_plan(scheduler, torch.stack(tables, 1).flatten(0, 1), converted, order)
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        state = self._gmfast
+    def step(self, state, scheduler, model_output, timestep, sample, generator=None, return_dict=True):
+        """Step as `DPMSolverSinglestepScheduler.step`."""
         m, plan = model_output, None
-        if self.num_inference_steps is not None and isinstance(m, torch.Tensor):
-            plan = state.plan(self)
+        if scheduler.num_inference_steps is not None and isinstance(m, torch.Tensor):
+            plan = state.plan(scheduler)
             if plan.learned:
                 m = m[:, :3]
-        index = step_index(self, timestep) if plan is not None and plain(m, sample) else len(self.order_list)
-        if index >= len(self.order_list):
+        orders = scheduler.order_list
+        index = (
+            step_index(scheduler, timestep) if plan is not None and fits_kernel(m, sample) else len(orders)
+        )
+        if index >= len(orders):
             return NotImplemented
-        outputs, order = self.model_outputs, self.order_list[index]
+        outputs, order = scheduler.model_outputs, orders[index]
         while order > 1 and outputs[1 - order] is None:
             order -= 1
         if order == 1:
-            self.sample = sample
+            scheduler.sample = sample
             history = ()
         else:
-            history = (self.sample, *outputs[:-order:-1])
+            history = (scheduler.sample, *outputs[:-order:-1])
         noise = {}
         if plan.noisy:
             noise = state.draw(m, generator, torch.promote_types(m.dtype, sample.dtype))
@@ -454,7 +514,7 @@ class DPMSolverSinglestep(_Multistep):
             result, converted = run(plan, row, sample, m, history=history, x0=True, **noise)
         del outputs[0]
         outputs.append(converted)
-        self._step_index = index + 1
+        scheduler._step_index = index + 1
         return state.finish(return_dict, result)
 
 
@@ -462,8 +522,20 @@ class DPMSolverSinglestep(_Multistep):
 
 
 def _unipc_weights(levels, kind, noise, shift, order, correct):
-    """Of the step that began at level i - `shift`: the weights of x and of what was kept at i - `shift`, one
-    before, ..., `order` of them, and, to correct, of what is kept at its end."""
+    """Return the weights of a predictor's or a corrector's step that began `shift` levels before level i.
+
+    Args:
+        levels: the scheduler's `Levels`.
+        kind: the solver type, "bh1" or "bh2".
+        noise: whether the kept outputs are the noise.
+        shift: 0 for the step from level i, 1 for the step to it.
+        order: 1 to 3.
+        correct: whether the output at the step's end is part of it.
+
+    Returns:
+        A list: the weights of x and of the output kept at i - `shift`, of the `order` - 1 outputs before it,
+        and, if `correct`, of the output at the step's end.
+    """
 
     def now(name, back=0):
         return levels.now(name, back + shift)
@@ -501,14 +573,16 @@ def _unipc_weights(levels, kind, noise, shift, order, correct):
     return [x.double(), -(size * first).double() - sum(differences), *differences]
 
 
-@_framework.register("UniPCMultistepScheduler")
-class UniPC(Rule):
+class UniPC(ExponentialRule, scheduler="UniPCMultistepScheduler"):
+    """Unified predictor-corrector (Zhao et al., 2023, arXiv:2302.04867)."""
+
     known = _SOLVER | {
         *("predict_x0", "disable_corrector", "solver_p", "timestep_spacing", "steps_offset"),
         *("final_sigmas_type", "rescale_betas_zero_snr", "sigma_min", "sigma_max", "shift_terminal"),
     }
 
     def check(self, config):
+        """Raise ValueError for another predictor, order or prediction type, or a last step that is NaN."""
         if config["solver_p"] is not None:
             raise refused("solver_p", config["solver_p"], "the predictor must be UniP")
         if not 1 <= config["solver_order"] <= 3:
@@ -519,20 +593,18 @@ class UniPC(Rule):
                 if config[name] == value:
                     raise refused(name, value, "diffusers' last step is NaN at final_sigmas_type zero")
 
-    add_noise = _framework.add_noise_of_sigmas
+    def step_plan(self, state, scheduler, predict_x0):
+        """Make the plan: rows for each step, order of the corrector (0 for none) and order of the predictor.
 
-    def plan(self, scheduler, key):
-        """Rows for each step, order of the corrector (0: none) and order of the predictor. h1 is the last
-        corrected x, h2, h3 and h4 are what was kept of the steps before."""
+        h1 is the last corrected x; h2, h3 and h4 are the outputs kept of the steps before.
+        """
         levels, config = Levels(scheduler), scheduler.config
-        if key == "add_noise":
-            return Plan(rows(len(levels.sigmas), x=levels.alpha, m=levels.sigma))
-        noise, kind, most = not key, config["solver_type"], config["solver_order"]
+        noise, kind, most = not predict_x0, config["solver_type"], config["solver_order"]
         prediction = config["prediction_type"]
         if noise:
-            columns, x0_limits = epsilon_columns(prediction, levels), {}
+            columns, limits = epsilon_columns(prediction, levels), {}
         else:
-            columns, x0_limits = x0_columns(prediction, levels), limits(config, clip=False)
+            columns, limits = x0_columns(prediction, levels), x0_limits(config, clip=False)
         predictors = [_unipc_weights(levels, kind, noise, 0, p, False) for p in range(1, most + 1)]
         tables = []
         for c in range(most + 1):
@@ -548,24 +620,30 @@ class UniPC(Rule):
                 if c:
                     weights.update({f"kept_{name}": w for name, w in fixed.items()})
                 tables.append(rows(len(levels.sigmas) - 1, **columns, **weights))
-        given = prediction == ("epsilon" if noise else "sample") and not x0_limits
-        return Plan(torch.stack(tables, 1).flatten(0, 1), x0_limits, order=most, given=given)
+        given = prediction == ("epsilon" if noise else "sample") and not limits
+        return Plan(torch.stack(tables, 1).flatten(0, 1), limits, order=most, given=given)
 
-    def step(self, model_output, timestep, sample, return_dict=True):
-        state = self._gmfast
-        if self.num_inference_steps is None or self.solver_p is not None or not plain(model_output, sample):
+    def step(self, state, scheduler, model_output, timestep, sample, return_dict=True):
+        """Step as `UniPCMultistepScheduler.step`."""
+        if (
+            scheduler.num_inference_steps is None
+            or scheduler.solver_p is not None
+            or not fits_kernel(model_output, sample)
+        ):
             return NotImplemented
-        index = step_index(self, timestep)
-        plan = state.plan(self, bool(self.predict_x0))
-        most, outputs = plan.order, self.model_outputs
-        correct = index > 0 and index - 1 not in self.disable_corrector and self.last_sample is not None
-        corrector = self.this_order if correct else 0
-        order = min(most, self.lower_order_nums + 1)
-        if self._internal_dict["lower_order_final"]:
-            order = min(order, len(self.timesteps) - index)
+        index = step_index(scheduler, timestep)
+        plan = state.plan(scheduler, bool(scheduler.predict_x0))
+        most, outputs = plan.order, scheduler.model_outputs
+        correct = (
+            index > 0 and index - 1 not in scheduler.disable_corrector and scheduler.last_sample is not None
+        )
+        corrector = scheduler.this_order if correct else 0
+        order = min(most, scheduler.lower_order_nums + 1)
+        if scheduler._internal_dict["lower_order_final"]:
+            order = min(order, len(scheduler.timesteps) - index)
         history = (sample, *outputs[: -max(corrector, order - 1) - 1 : -1])
         if correct:
-            history = (self.last_sample, *history[1:])
+            history = (scheduler.last_sample, *history[1:])
         if order < 1 or history[-1] is None:
             return NotImplemented
         row = (index * (most + 1) + corrector) * most + order - 1
@@ -573,12 +651,12 @@ class UniPC(Rule):
         if plan.given and not correct:
             results = (results,)
         result = results[0] if results[0].dtype == sample.dtype else results[0].to(sample.dtype)
-        del outputs[0], self.timestep_list[0]
+        del outputs[0], scheduler.timestep_list[0]
         outputs.append(model_output if plan.given else results[1])
-        self.timestep_list.append(timestep)
-        self.this_order = order
-        self.last_sample = results[-1] if correct else sample
-        if self.lower_order_nums < most:
-            self.lower_order_nums += 1
-        self._step_index = index + 1
+        scheduler.timestep_list.append(timestep)
+        scheduler.this_order = order
+        scheduler.last_sample = results[-1] if correct else sample
+        if scheduler.lower_order_nums < most:
+            scheduler.lower_order_nums += 1
+        scheduler._step_index = index + 1
         return state.finish(return_dict, result)

@@ -1,0 +1,108 @@
+"""Plan of a run: the times that it visits and the coefficient tables of its steps."""
+
+import functools
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from torch import Tensor
+
+from .. import _check
+from . import samplers, schedules
+from .samplers import Plan, Sampler
+from .schedules import Schedule
+
+
+def plan(
+    sampler: str | Sampler = "ddim",
+    schedule: str | Schedule | None = None,
+    *,
+    steps: int = 50,
+    prediction: str | None = None,
+    times: Sequence[float] | Tensor | None = None,
+) -> Plan:
+    """Make the plan that `sample` executes, for a loop of one's own.
+
+    `Plan.table()` is what `gmfast.functional.diffusion_step` takes, `Plan.times()` what the denoiser is given
+    at each row, and `Plan.rows` name the tensors that a row keeps for the next. x begins as noise times
+    `schedule.start(plan.start)`, which is 1 for variance-preserving schedules. For a sampler that keeps
+    nothing (`plan.single`)::
+
+        plan = gmfast.diffusion.plan("ddim", "cosine", steps=20, prediction="v")
+        table = plan.table(x.device)
+        with torch.no_grad():  # a step that records gradients runs in plain PyTorch
+            for k, t in enumerate(plan.times(x.device)):
+                x = gmfast.functional.diffusion_step(x, denoiser(x, t.expand(len(x))), table, step=k, seed=0)
+
+    Args:
+        sampler: As in `sample`.
+        schedule: As in `sample`.
+        steps: As in `sample`.
+        prediction: As in `sample`; by default the schedule's.
+        times: As in `sample`.
+
+    Raises:
+        ValueError: For names and values.
+        TypeError: For types.
+    """
+    sampler, schedule = resolve(sampler, schedule)
+    return make_plan(sampler, schedule, steps, prediction, times)
+
+
+def resolve(sampler: str | Sampler, schedule: str | Schedule | None) -> tuple[Sampler, Schedule]:
+    """Look up a sampler and a schedule by name; without a schedule, the sampler's default."""
+    sampler = samplers.sampler(sampler)
+    return sampler, schedules.schedule(sampler.schedule if schedule is None else schedule)
+
+
+def make_plan(
+    sampler: Sampler,
+    schedule: Schedule,
+    steps: int,
+    prediction: str | None,
+    times: Iterable[float] | None,
+    strength: float = 1.0,
+) -> Plan:
+    """Make a plan, or return that of an earlier call with equal arguments and with its cached tables.
+
+    Args:
+        sampler: Sampler.
+        schedule: Schedule.
+        steps: Number of steps.
+        prediction: What the denoiser returns; by default the schedule's.
+        times: Times to visit in place of the sampler's.
+        strength: Fraction of the steps to execute, at least one of them: the last ones.
+    """
+    _check.at_least(1, steps=steps)
+    arguments = sampler, schedule, int(steps), prediction, _falling(times), strength
+    try:
+        hash(arguments)
+    except TypeError:  # a user's own sampler or schedule, which may change between calls
+        return _plan.__wrapped__(*arguments)
+    return _plan(*arguments)
+
+
+@functools.lru_cache(64)
+def _plan(sampler, schedule, steps, prediction, times, strength):
+    if times is None:
+        if schedule.discrete and steps > len(schedule):
+            raise ValueError(f"steps: expected at most the {len(schedule)} of the schedule, got {steps}")
+        times = sampler.times(schedule, steps)
+    elif schedule.discrete and any(t != int(t) for t in times):
+        raise ValueError(f"times: expected whole numbers, as the schedule has time steps, got {times}")
+    skipped = len(times) - 1 - max(int((len(times) - 1) * strength + 1e-9), 1)
+    return sampler.plan(schedule, times[skipped:], prediction)
+
+
+def _falling(times):
+    """Return `times` as a tuple of strictly decreasing numbers, or None."""
+    if times is None:
+        return None
+    try:
+        times = tuple(times.tolist() if hasattr(times, "tolist") else times)
+    except TypeError:
+        raise TypeError(f"times: expected numbers, got {type(times).__name__}") from None
+    for t in times:
+        _check.real("times", t)
+    if len(times) < 2 or not all(a > b for a, b in pairwise(times)):
+        raise ValueError(f"times: expected at least two falling numbers, got {times}")
+    return times

@@ -1,0 +1,88 @@
+"""Samplers of diffusion, score, consistency and flow models.
+
+A sampler turns the noise levels that it visits into rows of coefficients, one for each call of the denoiser,
+computed in float64; `gmfast.functional.diffusion_step` executes a row in one pass. Its `rows` follow the
+notation of its paper: the next x is a combination of x, of x0 (the denoised x), of tensors kept from the rows
+before, and of new noise. As alpha and sigma of each level come from the schedule, the same rows serve
+variance-preserving, variance-exploding and flow-matching schedules.
+
+`gmfast.diffusion` exports each class without its suffix: `DDIMSampler` as `DDIM`.
+"""
+
+from .._naming import described
+from .ancestral import DDIMSampler, DDPMSampler, EulerAncestralSampler
+from .base import Plan, Row, Sampler
+from .distilled import ConsistencySampler, LCMSampler, TCDSampler
+from .langevin import LangevinSampler
+from .multistep import (
+    DPMPP2MSampler,
+    DPMPP2MSDESampler,
+    DPMPP3MSampler,
+    DPMPP3MSDESampler,
+    LMSSampler,
+    UniPCSampler,
+)
+from .sigma import EDMSampler, EulerSampler, FlowEulerSampler, HeunSampler
+from .weights import PREDICTIONS
+
+__all__ = [
+    "PREDICTIONS",
+    "SAMPLERS",
+    "ConsistencySampler",
+    "DDIMSampler",
+    "DDPMSampler",
+    "DPMPP2MSDESampler",
+    "DPMPP2MSampler",
+    "DPMPP3MSDESampler",
+    "DPMPP3MSampler",
+    "EDMSampler",
+    "EulerAncestralSampler",
+    "EulerSampler",
+    "FlowEulerSampler",
+    "HeunSampler",
+    "LCMSampler",
+    "LMSSampler",
+    "LangevinSampler",
+    "Plan",
+    "Row",
+    "Sampler",
+    "TCDSampler",
+    "UniPCSampler",
+    "sampler",
+]
+
+#: Samplers by the names that `sampler=` takes.
+SAMPLERS: dict[str, type[Sampler]] = {
+    "ddpm": DDPMSampler,
+    "ddim": DDIMSampler,
+    "dpmpp_2m": DPMPP2MSampler,
+    "dpmpp_3m": DPMPP3MSampler,
+    "dpmpp_2m_sde": DPMPP2MSDESampler,
+    "dpmpp_3m_sde": DPMPP3MSDESampler,
+    "euler": EulerSampler,
+    "euler_ancestral": EulerAncestralSampler,
+    "heun": HeunSampler,
+    "edm": EDMSampler,
+    "lms": LMSSampler,
+    "lcm": LCMSampler,
+    "tcd": TCDSampler,
+    "consistency": ConsistencySampler,
+    "flow_euler": FlowEulerSampler,
+    "unipc": UniPCSampler,
+    "langevin": LangevinSampler,
+}
+
+
+def sampler(value: str | Sampler) -> Sampler:
+    """Return a sampler as it is, or the one of that name with its defaults.
+
+    Raises:
+        ValueError: For an unknown name or an object that is no sampler.
+    """
+    if isinstance(value, Sampler):
+        return value
+    if isinstance(value, str) and value in SAMPLERS:
+        return SAMPLERS[value]()
+    raise ValueError(
+        f"sampler: expected a Sampler object or one of {', '.join(SAMPLERS)}, got {described(value)}"
+    )
