@@ -35,7 +35,8 @@ struct Channels {
 template <class S>
 struct Seen {
   Channels<const S> x;
-  int64_t channels, depthwise;
+  int64_t channels;
+  bool depthwise;
 };
 
 // What happens to a layer's sums at a position.

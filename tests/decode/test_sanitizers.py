@@ -3,14 +3,14 @@ AddressSanitizer with UndefinedBehaviorSanitizer, on decode programs recorded he
 
 import pytest
 import torch
-from cuda_on_cpu.emulator import DTYPES, SANITIZERS, run_program
-from decode.stepping import started
+from cuda_on_cpu.emulator import SANITIZERS, run_program
+from decode.stepping import recorded, started
 from decode.test_models import CASES
 from native.harness import build, simd_levels
 
 from gmfast import _library, decode
-from gmfast.decode import program as programs
 from gmfast.decode.builder import Builder, Tap
+from gmfast.decode.packing import structs
 from gmfast.models.heads import Categorical
 
 pytestmark = pytest.mark.skipif(_library._C is None, reason="needs the compiled library")
@@ -52,12 +52,9 @@ def compile_program(sanitizer):
 
 def record(program, label, x, keep=None, local=None, *, barriers=True):
     """The items of a case (tests/native/decode.cpp): the program at its start, and how it samples."""
-    structs, memory = programs._structs(program.start(len(x), label), programs._taps)
-    dtypes = [DTYPES.index(getattr(torch, name)) for name in (structs.dtype, structs.weight_dtype)]
-    case = [int(not barriers), *dtypes, structs.columns, *structs.features, structs.num_features]
-    case.append(structs.log_scale_min)
-    for rows in (structs.values, structs.taps, structs.layers, structs.draws, structs.steps):
-        case += [len(rows), torch.tensor(rows, dtype=torch.int64)]
+    program.start(len(x), label)
+    arguments, memory = structs(program._plan, program._form, program._state, program._packed)
+    case = [int(not barriers), *recorded(arguments)]
     storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in memory if tensor.numel()}
     case.append(len(storages))
     for address, tensor in storages.items():
@@ -72,7 +69,7 @@ def cases(monkeypatch):
     """Recorded programs, of all kinds of layers and draws, and what they sample in this process: one sample,
     two and many, because these are computed in tiles of their own."""
     panel = {"v3": 64}.get(LEVEL, 32)  # bytes
-    monkeypatch.setattr(_library._C, "decode_panel", lambda itemsize: panel // itemsize)
+    monkeypatch.setattr(_library._C, "decode_panel", lambda element_size: panel // element_size)
     names = ["gated", "pixelcnnpp", "pixelcnnpp-grey", "wavenet-conditional", "pixelcnn-bernoulli", "made"]
     forms = [(torch.float64, None), (torch.float32, None), (torch.float32, "bfloat16")]
     for i, name in enumerate(names):

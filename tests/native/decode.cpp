@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "../../csrc/cpu/team.h"
-#include "../cuda_on_cpu/driver.h"
+#include "decode.h"
 
 using namespace gmfast;
 
@@ -27,18 +27,6 @@ namespace {
 
 // Memory that is allocated by itself and just so long: AddressSanitizer knows its end.
 using Block = std::vector<char>;
-
-template <class T>
-struct Structs {
-  int64_t count;
-  T* data;
-};
-
-template <class T>
-Structs<T> structs(Cases& cases) {
-  const int64_t count = cases.integer();
-  return {count, reinterpret_cast<T*>(cases.memory())};
-}
 
 // Memory of the process that recorded a program, by its address there.
 struct Recorded {
@@ -60,21 +48,8 @@ void relocate(Pointer& pointer, std::vector<Recorded>& memory) {
 
 struct Case {
   explicit Case(Cases& cases) {
-    DecodeProgram& program = run.program;
-    program.dtype = DType(cases.integer());
-    program.weight_dtype = DType(cases.integer());
-    program.columns = cases.integer();
-    program.features.value = cases.integer();
-    program.features.channel = cases.integer();
-    program.num_features = cases.integer();
-    program.log_scale_min = cases.real();
-    values = structs<DecodeValue>(cases);
-    program.taps = structs<DecodeTap>(cases).data;
-    layers = structs<DecodeLayer>(cases);
-    program.draws = structs<DecodeDraw>(cases).data;
-    const auto steps = structs<DecodeStep>(cases);
-    program.steps = steps.data;
-    program.num_steps = steps.count;
+    const auto taps = read_program(cases, run.program, values, layers);
+    run.program.taps = reinterpret_cast<const DecodeTap*>(taps.data);
     for (int64_t count = cases.integer(); count > 0; --count) {
       const uintptr_t address = cases.integer();
       memory.push_back({address, Block(cases.integer())});
