@@ -1,8 +1,7 @@
-// Runs decode programs, which tests/decode/test_sanitizers.py records, with a sanitizer.
+// Runs decode programs recorded by tests/decode/test_sanitizers.py under a sanitizer.
 //
-// Each runs on teams of 1 to 4 threads, a few positions at a time, with pauses in which the
-// threads fall asleep, and once more with its draws fed one by one. All must end with the same
-// bits.
+// Each runs on teams of 1 to 4 threads, a few positions at a time, with pauses in which the threads
+// fall asleep, and once more with its draws fed one by one. All must end with the same bits.
 #include "../../csrc/decode.h"
 
 #include <algorithm>
@@ -16,7 +15,7 @@
 
 using namespace gmfast;
 
-// The executor's barriers come here (the linker's --wrap), those inside Team do not.
+// The linker's --wrap directs the executor's barriers here, but not those inside Team.
 bool without_barrier = false;
 extern "C" void __real__ZN6gmfast4Team7barrierEv(Team* team);
 extern "C" void __wrap__ZN6gmfast4Team7barrierEv(Team* team) {
@@ -25,7 +24,7 @@ extern "C" void __wrap__ZN6gmfast4Team7barrierEv(Team* team) {
 
 namespace {
 
-// Memory that is allocated by itself and just so long: AddressSanitizer knows its end.
+// A separate allocation of exactly this size, so that AddressSanitizer knows its end.
 using Block = std::vector<char>;
 
 // Memory of the process that recorded a program, by its address there.
@@ -34,7 +33,7 @@ struct Recorded {
   Block block;
 };
 
-// From an address in that process to one in these blocks.
+// Translates an address in that process to one in these blocks.
 template <class Pointer>
 void relocate(Pointer& pointer, std::vector<Recorded>& memory) {
   for (Recorded& recorded : memory) {
