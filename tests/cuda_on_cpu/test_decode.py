@@ -1,4 +1,4 @@
-"""Decode programs on a GPU, run as C++: against the CPU's executor."""
+"""The GPU's executor of decode programs, compiled as C++, against the CPU's."""
 
 import contextlib
 import ctypes
@@ -56,7 +56,7 @@ def depthwise():
 
 
 class Case:
-    """A program that has been started, twice: once to run on the CPU, once packed for the GPU."""
+    """Two started programs of a model: one for the CPU, one whose weights are packed for the GPU."""
 
     def __init__(self, model, batch, dtype, weights=None, positions=None):
         torch.manual_seed(0)
@@ -106,8 +106,8 @@ class Case:
         ]
 
     def sample(self):
-        """The items of a case that draws, at each position with the launches of the first one of its kind,
-        and a check of what it drew."""
+        """The items of a case that draws, with the launches of the first position of each kind, and a check of
+        the result."""
         draw = self.draws[0]
         x = self._random(self.batch, draw.total_channels, self.positions).clamp(-1, 1)
         keep = (torch.rand(self.batch, 1, self.positions) < 0.2).expand(x.shape).to(torch.uint8).contiguous()
@@ -129,7 +129,7 @@ class Case:
         return items, check
 
     def steps(self, count, x=None):
-        """The items of a case that goes step by step, taking `x`, and a check of what is said at each."""
+        """The items of a case that is fed `x` step by step, and a check of the predictions."""
         draws, value = self.draws, self.plan.features
         x = self._random(count, self.batch, draws[0].channels) if x is None else x.clone()
         local = None if value is None else self._random(count, self.batch, value.channels)
@@ -155,7 +155,7 @@ class Case:
         return items, check
 
     def _check_values(self, position):
-        """All that the layers have made and is still kept, and the zeros around it."""
+        """Compare the rings with their padding."""
         assert self.position == position
         for got, e in zip(self.program._state.rings, self.on_cpu._state.rings, strict=True):
             torch.testing.assert_close(got, e, rtol=0, atol=TOLERANCE[e.dtype])
@@ -294,7 +294,7 @@ def test_graphs_are_replayed_where_the_same_layers_run(model, shape, monkeypatch
 
 @pytest.mark.parametrize("longest", [1, 4])
 def test_stretches(longest):
-    """All positions come once, in order, from the middle of one on."""
+    """From the middle of a position on, all positions come once and in order."""
     kinds = list(stretches((3, 2), 21, longest, tuple))
     assert kinds[0] == (4, None)
     assert [p for _, kind in kinds[1:] for p in kind] == list(range(4, 21))

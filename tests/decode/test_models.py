@@ -1,5 +1,5 @@
-"""Models as decode programs: against their full forward pass and their naive sampling, and what a program
-promises about bits, states, signals, threads and forks."""
+"""Models as decode programs: parameters and samples against full forward passes; bits, states, signals,
+threads and forks."""
 
 import copy
 import functools
@@ -27,7 +27,7 @@ compiled_only = pytest.mark.skipif(_library._C is None, reason="needs the compil
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A small model, and what it is called with."""
+    """A small model and the arguments it is called with."""
 
     model: type
     shape: tuple = ()
@@ -58,7 +58,7 @@ class Case:
         return x.double() * (2 / (levels - 1)) - 1
 
     def whole(self, x):
-        """What the model calls x (n, channels, positions)."""
+        """`x` (n, channels, positions) in the shape that the model takes."""
         return x if self.model is WaveNet else x.view(-1, *self.shape)
 
     def label(self, n):
@@ -80,7 +80,7 @@ class Case:
         return program
 
     def params(self, x):
-        """Those of the full pass for each value, (n, parameters, positions), in the order of the program."""
+        """Parameters from the full forward pass, (n, parameters, positions), in the program's order."""
         given = {"label": self.label(len(x))} | self.conditions(len(x))
         with torch.no_grad():
             if self.model is MADE:
@@ -89,7 +89,7 @@ class Case:
             return self.built(self.whole(x), **given).flatten(2)
 
     def stepped(self, program, x):
-        """What the program says, like `params`."""
+        """Parameters from the program step by step, as `params`."""
         if self.model is MADE:
             in_order = x.transpose(1, 2)[:, self.built.orders[self.order]]
             said = predictions(program, in_order, draws=x.shape[2])
@@ -102,7 +102,7 @@ class Case:
         return program.sample(x, keep, seed=seed, **self.conditions(n), **options)
 
     def given(self, n):
-        """Data, and which of it is kept: some positions for all, and of each sample some."""
+        """Data and a mask of given elements: some positions in all samples, others in some."""
         keep = torch.rand(n, *self.positions, generator=torch.Generator().manual_seed(4)) < 0.4
         if self.built.head.joint:
             keep = keep[:, :1].expand_as(keep).clone()
@@ -145,7 +145,7 @@ some = pytest.mark.parametrize("name", ["gated", "pixelcnnpp", "wavenet-conditio
 
 @functools.cache
 def naive(case, completed=False):
-    """Three samples by full passes, or cooler completions of `case.given(3)`."""
+    """Three samples by full passes, or completions of `case.given(3)` at temperature 0.5."""
     options = {"label": case.label(3)} | case.conditions(3)
     if case.model is MADE:
         options["order"] = case.order
@@ -176,7 +176,7 @@ def test_parameters_are_those_of_the_full_pass(case, executor):
 
 @models
 def test_a_model_in_half_precision_computes_in_float32_with_its_weights(case):
-    """What is made of them too: sums of biases, normalised weights."""
+    """Derived weights too, such as sums of biases and normalised weights, are not rounded."""
     case = replace(case)  # with a model of its own
     x, program = case.data(2), case.program(torch.float16)
     assert program.dtype == program.weight_dtype == torch.float32
@@ -253,7 +253,7 @@ def test_training_leaves_a_program_as_it_is(name, executor, monkeypatch):
 @pytest.mark.parametrize("form", ["float32", "float64", "bfloat16"])
 @models
 def test_bits_depend_neither_on_the_batch_nor_on_threads(case, form, threads):
-    """All that a program remembers of a sample at the end."""
+    """Compared are all rings of a program at the end of its samples."""
     weights = "bfloat16" if form == "bfloat16" else None
     program = case.program(torch.float64 if form == "float64" else torch.float32, weights)
     most = 19
@@ -303,7 +303,7 @@ def test_empty_batches(case, executor):
 @pytest.mark.parametrize("route", ["compiled to compiled", "compiled to reference", "reference to compiled"])
 @some
 def test_a_state_continues_elsewhere(name, route, tmp_path):
-    """Half of a sample is fed value by value; another program of the model draws the rest."""
+    """The first half of a sample is fed value by value; another program of the model draws the rest."""
     if _library._C is None:
         pytest.skip("needs the compiled library")
     source, target = route.split(" to ")
@@ -337,7 +337,7 @@ def test_a_state_continues_elsewhere(name, route, tmp_path):
 
 
 def test_a_state_is_a_copy():
-    """Of the values, and of the labels, which may change hands."""
+    """Both the rings and the labels are copied."""
     case = CASES["gated"]
     label = case.label(2)
     program = case.program().start(2, label)
@@ -412,8 +412,8 @@ LONG = 2_000_000
 
 
 def interrupted(sightings):
-    """A program and its `x` after SIGINT in the middle of a sample of LONG positions, and the positions at
-    which another Python thread saw it meanwhile, before it sent the signal."""
+    """A program interrupted by SIGINT while it samples LONG positions, its `x`, and the positions at which
+    another Python thread saw the program before it sent the signal."""
     torch.manual_seed(1)
     model = WaveNet(num_cycles=2, layers_per_cycle=5, residual_channels=64, skip_channels=256, num_levels=9)
     program = decode.compile(model).start(2)
@@ -439,7 +439,7 @@ def interrupted(sightings):
 
 @compiled_only
 def test_a_signal_stops_a_long_sample():
-    """Ctrl-C between positions: what was drawn stands, and the program goes on from there."""
+    """Ctrl-C stops between positions: drawn positions stay, and another call continues from there."""
     program, x, seen = interrupted(1)
     position = program.position
     drawn = ~x[0, 0].isnan()
@@ -475,7 +475,7 @@ def test_programs_of_two_threads_run_at_once(threads):
 
 @compiled_only
 def test_a_call_within_another_is_refused(threads):
-    """As one of another Python thread is, which would find the program's own threads at work."""
+    """From `progress`, or from another Python thread: the program's own threads are busy."""
     case, refused = CASES["wavenet"], []
     threads(2)
     program = case.program().start(1)
@@ -501,7 +501,7 @@ def test_a_call_within_another_is_refused(threads):
 @compiled_only
 @pytest.mark.skipif(sys.platform != "linux", reason="limits threads as Linux does")
 def test_without_threads_an_error_is_raised_each_time():
-    """And none waits for threads that could not start, for lack of memory for their stacks."""
+    """Threads that could not start, for lack of memory for their stacks, are not waited for."""
     script = """
 import resource
 import torch
@@ -530,7 +530,7 @@ print("stepped")
 
 @compiled_only
 def test_other_python_threads_run_meanwhile():
-    """One sees the program at many positions before the sample ends. It could see none, were the GIL held."""
+    """One sees the program at many positions before the sample ends; with the GIL held it would see none."""
     program, _, seen = interrupted(20)
     assert len(seen) == 20 and seen == sorted(seen) and seen[0] > 0 and seen[-1] <= program.position < LONG
 
@@ -538,8 +538,8 @@ def test_other_python_threads_run_meanwhile():
 @compiled_only
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_goes_on(threads):
-    """The child has none of the threads, which sleep at the time. It goes on without them, more than once, so
-    that its own threads sleep too; begins anew; and drops what its parent had begun."""
+    """The child has none of the parent's threads, which sleep at the fork. It continues the program several
+    times, with pauses in which its own threads sleep; starts it again; and frees a program of its parent."""
     case = CASES["wavenet"]
     expected = naive(case)
     threads(3)

@@ -1,5 +1,5 @@
-"""The executor and its threads by themselves (tests/native/decode.cpp), under ThreadSanitizer, and under
-AddressSanitizer with UndefinedBehaviorSanitizer, on decode programs recorded here."""
+"""The CPU's executor (tests/native/decode.cpp) on recorded decode programs, under ThreadSanitizer and under
+AddressSanitizer with UndefinedBehaviorSanitizer."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ LEVEL = [level for level in simd_levels() if level != "v4"][-1]
 
 
 class Depthwise(torch.nn.Module):
-    """Depthwise taps, by themselves, with others and in a gate, which no model has: of 19 channels."""
+    """Depthwise taps alone, with other taps and in a gate, on 19 channels; no model has them."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ def compile_program(sanitizer):
 
 
 def record(program, label, x, keep=None, local=None, *, barriers=True):
-    """The items of a case (tests/native/decode.cpp): the program at its start, and how it samples."""
+    """The items of a case for tests/native/decode.cpp: the program at its start, and a sample's arguments."""
     program.start(len(x), label)
     arguments, memory = structs(program._plan, program._form, program._state, program._packed)
     case = [int(not barriers), *recorded(arguments)]
@@ -66,8 +66,8 @@ def record(program, label, x, keep=None, local=None, *, barriers=True):
 
 
 def cases(monkeypatch):
-    """Recorded programs, of all kinds of layers and draws, and what they sample in this process: one sample,
-    two and many, because these are computed in tiles of their own."""
+    """Programs with all kinds of layers and draws, and arguments of a sample: batches of one, two and many,
+    which have tiles of their own."""
     panel = {"v3": 64}.get(LEVEL, 32)  # bytes
     monkeypatch.setattr(_library._C, "decode_panel", lambda element_size: panel // element_size)
     names = ["gated", "pixelcnnpp", "pixelcnnpp-grey", "wavenet-conditional", "pixelcnn-bernoulli", "made"]
@@ -88,8 +88,8 @@ def cases(monkeypatch):
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_nothing_is_reported(sanitizer, monkeypatch):
-    """No race and no access out of bounds on 1 to 4 threads, which all leave the same bits; and what is drawn
-    is what the reference draws."""
+    """No race and no access out of bounds on 1 to 4 threads, all with the same bits; the samples are the
+    reference's."""
     items, drawn = [], []
     for program, label, x, keep, local in cases(monkeypatch):
         expected = started(program, "reference", len(x), label)
@@ -104,7 +104,7 @@ def test_nothing_is_reported(sanitizer, monkeypatch):
 
 
 def test_a_missing_barrier_is_a_race(monkeypatch):
-    """The sanitizer would see it: without its barriers the executor's threads read what others write."""
+    """The sanitizer reports one: without barriers the executor's threads read what others write."""
     program, label, x, keep, local = next(cases(monkeypatch))
     case = record(program, label, x, keep, local, barriers=False)
     with pytest.raises(AssertionError, match="data race"):
