@@ -106,8 +106,8 @@ class Case:
         ]
 
     def sample(self):
-        """The items of a case that draws, with the launches of the first position of each kind, and a check of
-        the result."""
+        """The items of a case that draws, with the launches of the first position of each kind, and a check
+        of the result."""
         draw = self.draws[0]
         x = self._random(self.batch, draw.total_channels, self.positions).clamp(-1, 1)
         keep = (torch.rand(self.batch, 1, self.positions) < 0.2).expand(x.shape).to(torch.uint8).contiguous()

@@ -63,7 +63,7 @@ def sounds(draw):
 
 @st.composite
 def images(draw, mask_type):
-    """A Sequential of masked convolutions, and its input channels, image size and number of channel groups."""
+    """A Sequential of masked convolutions, and its input channels, image size and channel groups."""
     groups = draw(st.integers(1, 3)) if mask_type == "A" else 1
     first = channels = groups * draw(st.integers(1, 7))
     modules, channels = activations(draw, channels, groups == 1)
