@@ -10,6 +10,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -51,10 +52,34 @@ struct PythonType<T*> {
   static uintptr_t to(T* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
 };
 
+// The name of a type in Python, for messages.
+template <class T>
+std::string name_of() {
+  if constexpr (std::is_same<T, bool>::value) return "bool";
+  if constexpr (std::is_integral<T>::value) return "int";
+  const std::string name = py::type_id<T>();
+  return name.substr(name.rfind(':') + 1);
+}
+
 template <class T, class Member>
 struct Field {
   const char* name;
   Member T::* member;
+
+  // Sets the field from the keyword arguments of a constructor; nothing is converted.
+  void set(T& made, const py::kwargs& given) const {
+    using Type = typename PythonType<Member>::type;
+    PyObject* value = PyDict_GetItemWithError(given.ptr(), key.ptr());
+    if (!value) throw py::type_error(name_of<T>() + ": expected the field " + name + ", got none");
+    py::detail::make_caster<Type> caster;
+    if (!caster.load(value, false)) {
+      throw py::type_error(name_of<T>() + "." + name + ": expected " + name_of<Type>() + ", got " +
+                           Py_TYPE(value)->tp_name);
+    }
+    made.*member = PythonType<Member>::from(py::detail::cast_op<Type>(caster));
+  }
+
+  py::handle key = PyUnicode_InternFromString(name);
 };
 template <class T, class Member>
 Field<T, Member> field(const char* name, Member T::* member) {
@@ -66,12 +91,17 @@ Field<T, Member> field(const char* name, Member T::* member) {
 template <class T, class... Members>
 void bind_struct(py::module_& m, const char* name, const char* doc, Field<T, Members>... fields) {
   py::class_<T> bound(m, name, doc);
-  bound.def(py::init([fields...](typename PythonType<Members>::type... values) {
-              T made{};
-              ((made.*fields.member = PythonType<Members>::from(values)), ...);
-              return made;
-            }),
-            py::kw_only(), py::arg(fields.name).noconvert()...);
+  bound.def(py::init([fields...](const py::kwargs& given) {
+    T made{};
+    (fields.set(made, given), ...);
+    if (given.size() != sizeof...(fields)) {
+      for (const auto& [key, value] : given) {
+        if (((key.equal(fields.key)) || ...)) continue;
+        throw py::type_error(name_of<T>() + ": expected no field " + std::string(py::str(key)));
+      }
+    }
+    return made;
+  }));
   (bound.def_property_readonly(
        fields.name,
        [fields](const T& self) { return PythonType<Members>::to(self.*fields.member); }),

@@ -17,7 +17,7 @@ from .packing import Format, Packed, State, pointer, structs
 from .request import SampleRequest
 
 
-def executor(plan: Plan, form: Format, state: State, packed: list[Packed] | None) -> Any:
+def executor(plan: Plan, form: Format, state: State, packed: Packed | None) -> Any:
     """Return the executor of a program on one batch."""
     # An empty batch has no memory that kernels could be given.
     if form.kernels is None or state.batch == 0:
@@ -28,9 +28,9 @@ def executor(plan: Plan, form: Format, state: State, packed: list[Packed] | None
 class CpuExecutor:
     """Runs a program in C++ on the CPU, with torch's number of threads."""
 
-    def __init__(self, plan: Plan, form: Format, state: State, packed: list[Packed]):
+    def __init__(self, plan: Plan, form: Format, state: State, packed: Packed):
         self._batch = state.batch
-        arguments, self._memory = structs(plan, form, state, packed)
+        arguments, self._memory = structs(packed, state)
         self._executor = _library._C.CpuExecutor(
             program=_library._C.DecodeProgram(**arguments), threads=torch.get_num_threads()
         )
@@ -68,9 +68,9 @@ class CudaExecutor:
     now and then to call `progress`.
     """
 
-    def __init__(self, plan: Plan, form: Format, state: State, packed: list[Packed]):
+    def __init__(self, plan: Plan, form: Format, state: State, packed: Packed):
         self._batch, self._device = state.batch, form.device
-        arguments, memory = structs(plan, form, state, packed)
+        arguments, memory = structs(packed, state)
         strips = _bytes(_library._C.DecodeStrip.array(arguments["taps"])).to(self._device)
         self._position = torch.zeros((), dtype=torch.int64, device=self._device)
         self._memory = [memory, strips]

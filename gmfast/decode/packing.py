@@ -4,6 +4,8 @@
 library.
 """
 
+import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -75,21 +77,52 @@ class State:
 # ---- Weights: panels --------------------------------------------------------------------------------------
 
 
-class Packed(NamedTuple):
+class Weights(NamedTuple):
     """A layer's weight, [panel][channel of all taps][sum], and bias, [panel][sum]."""
 
     weight: Tensor
     bias: Tensor
 
 
+@dataclass
+class Packed:
+    """Packed weights of a program, and the structs that are the same for all batches.
+
+    `taps` are empty on a GPU: strips hold addresses of rings, which each batch has of its own.
+    """
+
+    plan: Plan
+    form: Format
+    weights: list[Weights]
+
+    @functools.cached_property
+    def structs(self) -> dict[str, list[Any]]:
+        """Arguments of `_C.DecodeProgram`: taps, layers without a label's bias, draws and steps."""
+        taps, layers, first = [], [], 0
+        for layer, (weight, bias) in zip(self.plan.layers, self.weights, strict=True):
+            if self.form.kernels == "cuda":
+                count = sum(len(_split(tap)) for tap in layer.taps)
+            else:
+                count = len(layer.taps)
+                taps += map(_tap, layer.taps)
+            layers.append(_layer(layer, first, count, weight, bias, None))
+            first += count
+        draws = [_draw(draw) for draw in self.plan.draws]
+        return {"taps": taps, "layers": layers, "draws": draws, "steps": list(_steps(self.plan.steps))}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the structs, which hold addresses, from copies and pickles."""
+        return {name: value for name, value in vars(self).items() if name != "structs"}
+
+
 @torch.no_grad()
-def pack(plan: Plan, form: Format) -> list[Packed]:
+def pack(plan: Plan, form: Format) -> Packed:
     """Pack the weights of each layer into panels."""
-    packed = []
+    weights = []
     for layer in plan.layers:
         bias = torch.zeros(layer.sums, device=form.device) if layer.bias is None else layer.bias
-        packed.append(Packed(_pack_weight(layer, form), _pack_biases(layer, bias.unsqueeze(0), form)))
-    return packed
+        weights.append(Weights(_pack_weight(layer, form), _pack_biases(layer, bias.unsqueeze(0), form)))
+    return Packed(plan, form, weights)
 
 
 def _pack_weight(layer: Layer, form: Format) -> Tensor:
@@ -142,31 +175,25 @@ class Structs(NamedTuple):
 
 
 @torch.no_grad()
-def structs(plan: Plan, form: Format, state: State, packed: list[Packed]) -> Structs:
+def structs(packed: Packed, state: State) -> Structs:
     """Describe a program on one batch to the kernels."""
-    C = _library._C
+    plan, form = packed.plan, packed.form
+    memory = [*state.rings, *itertools.chain(*packed.weights)]
     values = [_value(value, ring) for value, ring in zip(plan.values, state.rings, strict=True)]
-    taps, layers, draws = [], [], []
-    memory = [*state.rings]
-    for layer, (weight, bias) in zip(plan.layers, packed, strict=True):
-        memory += weight, bias
-        context = None
+    arguments = {**packed.structs, "layers": [*packed.structs["layers"]], "values": values}
+    for i, (layer, (weight, bias)) in enumerate(zip(plan.layers, packed.weights, strict=True)):
         if layer.embedding is not None:
             context = _pack_biases(layer, layer.embedding[state.label], form)
             memory.append(context)
-        own = list(_strips(layer, weight, values) if form.kernels == "cuda" else _taps(layer))
-        layers.append(_layer(layer, len(taps), len(own), weight, bias, context))
-        taps += own
-    draws = [_draw(draw) for draw in plan.draws]
+            without = arguments["layers"][i]
+            arguments["layers"][i] = _layer(layer, without.first_tap, without.taps, weight, bias, context)
+    if form.kernels == "cuda":
+        pairs = zip(plan.layers, packed.weights, strict=True)
+        arguments["taps"] = [s for layer, own in pairs for s in _strips(layer, own.weight, values)]
     scales = [draw.head.log_scale_min for draw in plan.draws if hasattr(draw.head, "log_scale_min")]
-    arguments = {
-        "dtype": C.DType[_name(form.dtype)],
-        "weight_dtype": C.DType[_name(form.weight_dtype)],
-        "values": values,
-        "taps": taps,
-        "layers": layers,
-        "draws": draws,
-        "steps": list(_steps(plan.steps)),
+    arguments |= {
+        "dtype": _library._C.DType[_name(form.dtype)],
+        "weight_dtype": _library._C.DType[_name(form.weight_dtype)],
         "columns": plan.width,
         "features": _slot(plan.features and Slot(plan.features)),
         "num_features": plan.features.channels if plan.features else 0,
@@ -197,28 +224,30 @@ def _value(value: Value, ring: Tensor) -> Any:
 
 
 def _slot(slot: Slot | None) -> Any:
-    if slot is None:
-        return _library._C.DecodeSlot(value=-1, channel=0)
-    return _library._C.DecodeSlot(value=slot.value.index, channel=slot.channel)
+    return _channels(-1, 0) if slot is None else _channels(slot.value.index, slot.channel)
 
 
-def _taps(layer: Layer) -> Iterator[Any]:
-    for tap in layer.taps:
-        yield _library._C.DecodeTap(
-            value=tap.value.index,
-            row=tap.row,
-            column=tap.column,
-            channel=tap.channel,
-            channels=tap.channels,
-            depthwise=tap.depthwise,
-        )
+@functools.lru_cache(4096)  # programs of thousands of layers repeat few slots
+def _channels(value: int, channel: int) -> Any:
+    return _library._C.DecodeSlot(value=value, channel=channel)
+
+
+def _tap(tap: Tap) -> Any:
+    return _library._C.DecodeTap(
+        value=tap.value.index,
+        row=tap.row,
+        column=tap.column,
+        channel=tap.channel,
+        channels=tap.channels,
+        depthwise=tap.depthwise,
+    )
 
 
 def _strips(layer: Layer, weight: Tensor, values: list[Any]) -> Iterator[Any]:
     """Yield the taps in strips of at most as many channels as a panel of the GPU has sums."""
     panel, row = _library._C.decode_cuda_panel, 0
     for tap in layer.taps:
-        for first, channels in _split(tap, panel):
+        for first, channels in _split(tap):
             yield _library._C.DecodeStrip(
                 value=values[tap.value.index],
                 row=tap.row,
@@ -232,10 +261,11 @@ def _strips(layer: Layer, weight: Tensor, values: list[Any]) -> Iterator[Any]:
             row += 1 if tap.depthwise else channels
 
 
-def _split(tap: Tap, most: int) -> list[tuple[int, int]]:
+def _split(tap: Tap) -> list[tuple[int, int]]:
     """Return the first channel and the number of channels of each of a tap's strips."""
     if tap.depthwise:
         return [(0, tap.channels)]
+    most = _library._C.decode_cuda_panel
     return [(first, min(most, tap.channels - first)) for first in range(0, tap.channels, most)]
 
 

@@ -69,7 +69,7 @@ class Case:
             decode.compile(self.model, weights=weights).start(batch, label) for _ in range(2)
         )
         self.plan, form = self.program._plan, replace(self.program._form, kernels="cuda")
-        self.arguments, self.memory = structs(self.plan, form, self.program._state, pack(self.plan, form))
+        self.arguments, self.memory = structs(pack(self.plan, form), self.program._state)
         self.draws = self.plan.draws
         self.positions = positions or self.program.length
         if self.draws[0].position is not None:
@@ -262,6 +262,7 @@ class FakeGpu:
     def program(self, model):
         program = decode.compile(model)
         program._form, self.kind_of = replace(program._form, kernels="cuda"), kind_of(program._plan)
+        program._packed = pack(program._plan, program._form)
         return program
 
 

@@ -53,7 +53,7 @@ def compile_program(sanitizer):
 def record(program, label, x, keep=None, local=None, *, barriers=True):
     """The items of a case for tests/native/decode.cpp: the program at its start, and a sample's arguments."""
     program.start(len(x), label)
-    arguments, memory = structs(program._plan, program._form, program._state, program._packed)
+    arguments, memory = structs(program._packed, program._state)
     case = [int(not barriers), *recorded(arguments)]
     storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in memory if tensor.numel()}
     case.append(len(storages))

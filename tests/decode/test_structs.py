@@ -28,7 +28,7 @@ def example():
     torch.manual_seed(0)
     model = models.WaveNet(9, 2, 2, 2, 3, 3, "mixture", 2, 32, num_labels=3, local_channels=2)
     program = decode.compile(model).start(2, torch.tensor([0, 2]))
-    return structs(program._plan, program._form, program._state, program._packed)
+    return structs(program._packed, program._state)
 
 
 def all_structs():
