@@ -72,7 +72,9 @@ struct Field {
     PyObject* value = PyDict_GetItemWithError(given.ptr(), key.ptr());
     if (!value) throw py::type_error(name_of<T>() + ": expected the field " + name + ", got none");
     py::detail::make_caster<Type> caster;
-    if (!caster.load(value, false)) {
+    // To Python a bool is an int.
+    const bool flag = std::is_integral<Type>::value && PyBool_Check(value);
+    if (flag != std::is_same<Type, bool>::value || !caster.load(value, false)) {
       throw py::type_error(name_of<T>() + "." + name + ": expected " + name_of<Type>() + ", got " +
                            Py_TYPE(value)->tp_name);
     }
