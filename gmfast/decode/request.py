@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops import _check, _seed
+from .. import _check, _seed
 from .builder import Plan
 from .packing import Format
 
