@@ -1,22 +1,29 @@
-// Decode programs: a model as a list of layers that run for one position after another, each from
-// what the ones before it left in memory, with nothing computed twice.
+// Decode programs: an autoregressive model as a list of layers that run for one position after
+// another, each on the activations cached from earlier positions, so that nothing is computed
+// twice. docs/decode.md is the primer; the words are those of the structs below.
 //
-// Positions are the pixels of an image in raster order, or the samples of a sound, which is an
-// image one column wide. A *value* is what a layer makes at every position of its grid, for every
-// sample of the batch; as many rows of it are kept as other layers look back, in a ring. A layer is
+// A *position* is a pixel of an image in raster order, or a sample of a sound, which is an image
+// one column wide. A *value* is a feature map: what a layer, a draw or the local features write at
+// every position, for every sample of the batch. Its last rows are kept in a *ring* buffer, as many
+// as other layers look back. A layer computes
 //
-//   y = activation(bias + context + sum over taps of weight times a value at some offset + add) +
-//   residual
+//   y = activation(bias + context + sum over taps of weight * value at the tap's offset + add)
+//       + residual
 //
-// and stores y, an elementwise function of it, or both. It runs at the positions whose row and
-// column leave row_phase and column_phase when divided by row_step and column_step: so a layer at
-// half resolution has steps of 2, and one that doubles the resolution is four layers, a phase each.
-// What depends on whole rows above only runs for a row at once, before the row's first pixel.
+// where a *tap* is one offset of a convolution's kernel, and stores y, an elementwise function of
+// y, or both. The arguments of the activation are its *sums*; a gate has two for each output.
+// Weights are packed in *panels*: the sums that one register tile (CPU) or one warp (GPU) computes
+// at once.
 //
-// Between layers, a *draw* takes the parameters of a distribution, draws from it, or takes what is
-// given, and puts that where the layers of later positions (or of later colours) see it.
+// A layer runs at the positions whose row and column, modulo row_step and column_step, equal its
+// *phase*: a layer at half resolution has steps of 2, and an upsampling is four layers, one for
+// each phase. A layer that reads finished rows only runs for a whole row before the row's first
+// pixel.
 //
-// Structs are made of 8-byte fields only: Python fills them from tuples of integers.
+// At each position the program executes its *steps*: layers that are independent of each other, the
+// loading of the local features, or a *draw*, which samples channels from the distribution that a
+// value parametrizes, or takes given ones, and writes them where the layers of later positions (or
+// of later colours) read them.
 #pragma once
 
 #include <cstdint>
@@ -29,23 +36,26 @@ namespace gmfast {
 
 class Team;
 
+// A value's ring. Row r of the value's grid is row r modulo `rows` of the ring; zeros pad both
+// sides of a row. Strides count elements.
 struct DecodeValue {
-  void* data;     // at column 0 of the first row of the ring; zeros lie to both sides of a row
-  int64_t scale;  // its grid has every scale-th row and column
-  int64_t rows;   // of the ring
-  int64_t row_stride, column_stride, sample_stride;  // column_stride 0: of a row one column is kept
+  void* data;     // row 0 of the ring, column 0 of the grid, sample 0, channel 0
+  int64_t scale;  // the grid has every scale-th row and column of the image
+  int64_t rows;
+  int64_t row_stride, column_stride, sample_stride;  // column_stride 0: one column is kept
 };
 
-// Channels channel, ..., channel + channels - 1 of a value, as many rows and columns of its grid
-// away.
+// Channels [channel, channel + channels) of a value, `row` rows and `column` columns of its grid
+// from the layer's position (row 0 is its own, row -1 the one above).
 struct DecodeTap {
   int64_t value, row, column, channel, channels;
-  int64_t depthwise;  // output c sees channel c alone
+  bool depthwise;  // output c sees channel c alone
 };
 
-enum class DecodeActivation : int64_t { none, relu, elu, silu, gate, glu, concat_elu };
+// gate and glu take two sums a and b: tanh(a) * sigmoid(b) and a * sigmoid(b).
+enum class DecodeActivation { none, relu, elu, silu, gate, glu, concat_elu };
 
-// Channels of a value from `channel` on; value -1: none.
+// The channels of a value from `channel` on; value -1: none.
 struct DecodeSlot {
   int64_t value, channel;
 };
@@ -55,31 +65,33 @@ struct DecodeLayer {
   const void* weight;   // [panel][channels of all taps][decode_panel]; in bfloat16, on the CPU,
                         // [panel][pairs of channels][decode_panel][2], a pair within one tap
   const void* bias;     // [panel][decode_panel]
-  const void* context;  // a bias for each sample, (batch, panels, decode_panel), or null
-  int64_t outputs;      // of the activation: a gate has twice as many sums, the second half of a
-                        // panel's for its second half
-  int64_t whole_row, first_row, row_step, row_phase, column_step, column_phase;
-  DecodeSlot add, residual;  // seen at the layer's own position
+  const void* context;  // a bias per sample, [batch][panel][decode_panel], or null
+  int64_t outputs;      // of the activation. A gate has twice as many sums: the second half of a
+                        // panel holds the gates of the first
+  bool whole_row;       // runs for all columns at once
+  int64_t first_row, row_step, row_phase, column_step, column_phase;
+  DecodeSlot add, residual;  // read at the layer's own position
   DecodeActivation activation;
-  DecodeSlot out, activated;
-  DecodeActivation activated_by;
+  DecodeSlot out, activated;      // of y, and of activated_by(y)
+  DecodeActivation activated_by;  // no gate
 };
 
-enum class DecodeHead : int64_t { none, categorical, bernoulli, mixture };
+enum class DecodeHead { none, categorical, bernoulli, mixture };
 
-// Draws `channels` channels at a position from `params`. `x` holds them from `first_channel` on;
-// the value gets them at `value`, followed by a 1 if `ones`.
+// Draws `channels` channels at a position from the parameters in `params`, into DecodeRun::x from
+// `first_channel` on and into the slot `value`, there followed by a 1 if `ones`.
 struct DecodeDraw {
   DecodeSlot params, value;
-  int64_t channels, first_channel, ones;
-  int64_t position;  // in x, and the noise's; -1: where the program is
+  int64_t channels, first_channel;
+  bool ones;
+  int64_t position;  // index in x and in the noise; -1: the program's position
   DecodeHead head;
   int64_t levels, mixtures;
 };
 
-// Layers begin, ..., end - 1, which do not look at each other; or draw `begin`; or the local
-// features.
-enum class DecodeStepKind : int64_t { layers, draw, features };
+// Layers [begin, end), which are independent of each other; or draw `begin`; or the local features,
+// which come with each position from outside.
+enum class DecodeStepKind { layers, draw, features };
 struct DecodeStep {
   DecodeStepKind kind;
   int64_t begin, end;
@@ -93,13 +105,13 @@ struct DecodeProgram {
   const DecodeDraw* draws;
   const DecodeStep* steps;
   int64_t num_steps;
-  int64_t columns;
-  DecodeSlot features;
+  int64_t columns;      // of the image
+  DecodeSlot features;  // where the local features go
   int64_t num_features;
   double log_scale_min;
 };
 
-// Runs a program from a cursor on: to the position `end`, or to the draw before which it stops.
+// Runs a program from its cursor to the position `end`, or to the next draw.
 struct DecodeRun {
   DecodeProgram program;
   int64_t batch;
@@ -108,20 +120,19 @@ struct DecodeRun {
   int64_t end;
   bool stop_at_draw;
   const void* fed;  // (batch, channels) for the draw at the cursor, or null
-  void* x;          // (batch, channels, positions): what is drawn, and what is given
+  void* x;          // (batch, channels, positions): drawn where it is not given
   int64_t x_channels, x_positions;
-  const uint8_t* keep;     // like x: where x is given; or null
-  const int64_t* samples;  // (batch): the index of each in the noise
+  const uint8_t* keep;     // as x, not 0 where x is given; or null
+  const int64_t* samples;  // (batch,): each sample's index in the noise
   const void* features;    // (batch, num_features, features_positions)
   int64_t features_positions;
-  int64_t first_feature;  // the position of the first of them
+  int64_t first_feature;  // the position of features[..., 0]
   int64_t seed;
   double temperature;
-  int64_t* cursor;  // where the run ended: position and step
+  int64_t* cursor;  // out: the position and step where the run ended
 };
 
-// Outputs that a register tile makes at once: two vectors. In a gate's panel the second vector
-// holds what gates the first.
+// Sums in a panel on the CPU: two vectors, of which a gate's second holds the gates of the first.
 inline int64_t decode_panel(int64_t element_size) {
   switch (cpu_level()) {
     case CpuLevel::v4:
@@ -133,25 +144,27 @@ inline int64_t decode_panel(int64_t element_size) {
   }
 }
 
-// On a GPU: sums in a panel, in every dtype, and the most channels of a strip. Each lane of a warp
-// has one; a gate's second sums are in the upper half.
+// On a GPU: sums in a panel, in every dtype, and the most channels in a strip. Each lane of a warp
+// has one sum; the gates of a gate's panel are in the upper half.
 constexpr int decode_cuda_panel = 32;
 
-// A tap for the GPU, or channels of one, with all that leads to its numbers.
+// Up to decode_cuda_panel channels of a tap (all of a depthwise one), which one warp multiplies,
+// with the addresses of its operands.
 struct DecodeStrip {
   DecodeValue value;
-  int64_t row, column, channel, channels, depthwise;  // as in DecodeTap
-  const void* weight;                                 // its first row in the layer's first panel
-  int64_t panel_size;                                 // to the same row of the next panel
+  int64_t row, column, channel, channels;  // as in DecodeTap
+  bool depthwise;
+  const void* weight;  // its first row in the layer's first panel
+  int64_t panel_size;  // elements from there to the same row of the next panel
 };
 
 // A run on a GPU. All memory but the program's structs and the cursor is the device's. Kernels read
-// there what changes from one position to the next, so that launches may be captured as a graph and
+// from there whatever changes between positions, so that launches can be captured as a graph and
 // replayed at any position where the same layers run.
 struct DecodeCudaRun {
-  DecodeRun run;              // without taps: a layer's are `strips` from its first_tap on
+  DecodeRun run;              // without taps: first_tap and taps of a layer index `strips`
   const DecodeStrip* strips;  // on the device
-  int64_t* position;          // where the run is; it moves on behind each position
+  int64_t* position;          // of the run; advanced on the device behind each position
   const int64_t* seed;
 };
 

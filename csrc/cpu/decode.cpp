@@ -1,10 +1,11 @@
-// One position of a small batch is products of matrices and few vectors, so what it costs is
-// reading the weights: each is read once a position, in the order in which it lies, by one thread.
-// A row of positions, or a large batch, is products of matrices; there a register tile of 8 samples
-// uses a weight 8 times.
+// The executor of decode programs on the CPU.
+//
+// One position of a small batch is matrix-vector products, bound by reading the weights: each is
+// read once a position, in the order of memory, by one thread. A row of positions, or a large
+// batch, is matrix products, where a register tile of up to 8 samples uses each weight as often.
 //
 // A sum is one chain of multiply-adds in the order of the taps and channels, whatever the tile, so
-// that a sample's bits depend neither on the batch nor on the threads.
+// a sample's bits depend neither on the batch nor on the threads.
 #include "../decode.h"
 
 #include <algorithm>
@@ -20,8 +21,8 @@ namespace {
 
 constexpr int max_tile = native_bytes == 64 ? 8 : 6;
 
-// Channels of a value at a layer's position: those of sample 0 in the first of its columns, and the
-// way to the others.
+// A value's channels where a layer reads or writes them: the address for sample 0 in the layer's
+// first column, and the strides from there.
 template <class S>
 struct Channels {
   S* data;  // null: none
@@ -32,13 +33,15 @@ struct Channels {
   }
 };
 
+// A tap at the layer's position.
 template <class S>
 struct Seen {
   Channels<const S> x;
-  int64_t channels, depthwise;
+  int64_t channels;
+  bool depthwise;
 };
 
-// What happens to a layer's sums at a position.
+// Operands and results of a layer besides its taps.
 template <class S>
 struct Finish {
   const DecodeLayer* layer;
@@ -46,9 +49,9 @@ struct Finish {
   Channels<S> add, residual, out, activated;
 };
 
-// A panel's row holds the weights of one channel or, in bfloat16, of two: a 32-bit word has the
-// even channel's in its lower half, so that a shift and a mask make two vectors of floats of one
-// load. Of an odd number of channels the last one's partner has no weight.
+// A panel's row holds the weights of one channel or, in bfloat16, of a pair: the lower half of a
+// 32-bit word is the even channel's, so one load, a shift and a mask give two vectors of floats. An
+// odd number of channels is padded with a weight of 0.
 template <class W>
 constexpr int channels_of_row = std::is_same<W, BFloat16>::value ? 2 : 1;
 template <class V, class W>
@@ -66,15 +69,15 @@ GMFAST_HD void load_row(const BFloat16* weight, V (&w)[2]) {
   w[1] = bit_cast<V>(words & 0xffff0000u);
 }
 
-// What a tile fetches into the cache while it multiplies: its share of the next panel, `step` bytes
-// a row. When several tiles use a panel, memory is read while they compute, not before.
+// A tile's share of the next panel, prefetched while it multiplies, `step` bytes for each row: when
+// several tiles use a panel, memory is read while they compute.
 struct Ahead {
   const char* at;
   int64_t step;
 };
 
-// sums = weight times what is seen, for N samples and P panels that lie panel_size apart. Outputs
-// see channels of their own index through depthwise taps: `half` further in a gate's second half.
+// sums = weight * taps for N samples and P panels, panel_size elements apart. A depthwise tap
+// multiplies the channel of the sum's own index, the gates of a gate those `half` channels behind.
 template <int N, int P, class V, class W>
 void multiply(const Seen<Scalar<V>>* seen, int64_t taps, const int64_t (&sample)[N],
               const int64_t (&column)[N], const W* weight, int64_t panel_size, int64_t first_output,
@@ -141,7 +144,7 @@ void store_some(S* p, V v, int count) {
   count == lanes<V> ? store(p, v) : store_partial(p, v, count);
 }
 
-// Of `count` outputs from `channel` on, of which `a` are the sums (and `b` what gates them).
+// Stores `count` outputs from `channel` on, given their sums `a` and, in a gate, their gates `b`.
 template <class V, class S>
 GMFAST_HD void finish_vector(const Finish<S>& finish, int64_t sample, int64_t column,
                              int64_t channel, int count, V a, V b) {
@@ -169,7 +172,7 @@ GMFAST_HD void finish_vector(const Finish<S>& finish, int64_t sample, int64_t co
   }
 }
 
-// The sums of `count` samples and `panels` panels, [sample][panel][two vectors], become outputs.
+// Stores the outputs of `count` samples and `panels` panels, given sums[sample][panel][2 vectors].
 template <class V, class S>
 void finish_tile(const Finish<S>& finish, const int64_t* sample, const int64_t* column, int count,
                  int64_t panel, int panels, const V* sums) {
@@ -247,8 +250,7 @@ class Executor {
     }
   }
 
-  // This thread's share of `count`; where they do not divide, which thread gets more depends on
-  // `turn`.
+  // This thread's share of `count` items; `turn` rotates which threads get one more.
   void share(int64_t count, int64_t turn, int64_t& begin, int64_t& end) const {
     const int64_t part = (thread_ + turn) % threads_;
     begin = count * part / threads_;
@@ -275,7 +277,7 @@ class Executor {
     }
   }
 
-  // What a layer sees or makes `row_away`, `column_away` from its position.
+  // A value's channels at an offset from the layer's position.
   Channels<S> channels_of(const DecodeLayer& layer, int64_t row, int64_t column,
                           int64_t value_index, int64_t channel, int64_t row_away = 0,
                           int64_t column_away = 0) const {
@@ -338,7 +340,7 @@ class Executor {
     }
   }
 
-  // N samples from `first` on, or as many as there are, and P panels.
+  // N samples from `first` on (fewer at the end) and P panels.
   template <int N, int P>
   void run_tile(int64_t first, int64_t panel, Ahead ahead = {}) const {
     const DecodeLayer& layer = *finish_.layer;
@@ -361,8 +363,7 @@ class Executor {
   const DecodeRun& run_;
   const DecodeProgram& program_;
   const int thread_, threads_;
-  // Of the layer that runs: what it sees, a panel's rows, what happens to the sums, and of how many
-  // samples there are.
+  // Of the current layer: taps, rows in a panel, samples in all columns, operands and results.
   std::vector<Seen<S>> seen_;
   int64_t rows_ = 0, samples_ = 0;
   Finish<S> finish_;

@@ -1,13 +1,13 @@
-// Decode programs on a GPU: a launch for each layer that runs at a position.
+// The executor of decode programs on a GPU: a launch for each layer that runs at a position.
 //
-// One position of a batch is products of matrices and few vectors, where reading the weights, from
-// L2 or memory, takes the time; and a layer ends with its slowest block. So a block has one panel
-// of 32 sums, a lane for each, and as many warps as its taps have strips of 32 channels (up to 16):
-// a warp asks for 16 or 32 rows of a strip's weights at once, so that a block has tens of KiB on
-// their way. A tile of up to 8 samples, or columns of a row, uses each weight as often.
+// One position of a batch is products of matrices and few vectors, bound by reading the weights
+// from L2 or memory, and a layer lasts as long as its slowest block. So a block computes one panel
+// of 32 sums, one for each lane, with as many warps as the layer has strips (up to 16, taking
+// turns). A warp requests 16 or 32 rows of a strip's weights at once, so a block has tens of KiB in
+// flight. A tile of up to 8 samples, or columns of a row, uses each weight as often.
 //
-// Each warp adds up the channels of its strips in their order, and the warps are added in theirs.
-// Both depend on the layer alone, so a sample's bits do not depend on the batch.
+// A warp adds the channels of its strips in their order, and the block adds its warps in theirs.
+// Both orders depend on the layer alone, so a sample's bits do not depend on the batch.
 #include "../decode.h"
 #include "../math/decode.h"
 #include "launch.h"
@@ -21,12 +21,12 @@ constexpr int most_warps = 16;
 
 struct LayerLaunch {
   DecodeLayer layer;
-  DecodeValue add, residual, out, activated;  // of the layer's slots
+  DecodeValue add, residual, out, activated;  // the values of the layer's slots
   const DecodeStrip* strips;
   const int64_t* position;
   int64_t columns;   // of the image
-  int batch, count;  // count: samples of all columns that run at once
-  int tiles;         // of samples
+  int batch, count;  // count: samples in all columns that run at once
+  int tiles;         // of up to N samples
   int64_t panels;
 };
 
@@ -38,11 +38,11 @@ struct Position {
       : row(columns == 1 ? position : position / columns), column(position - row * columns) {}
 };
 
-// Which sample, and which of the columns that run at once.
+// A sample, and a column among those that run at once.
 struct Place {
   int sample, column;
 
-  // The number `index` of all.
+  // Number `index`, columns outermost.
   GMFAST_DEVICE Place(const LayerLaunch& args, int index)
       : column(args.count == args.batch ? 0 : index / args.batch) {
     sample = index - column * args.batch;
@@ -55,14 +55,15 @@ struct Place {
   }
 };
 
-// `count` rows of a panel's weights, and zeros up to N; a lane has its own sum's.
+// Loads a lane's sum from `count` rows of a panel's weights, and zeros up to N.
 template <int N, class S, class W>
 GMFAST_DEVICE void load_rows(const W* weight, int64_t count, S (&rows)[N]) {
   GMFAST_UNROLL
   for (int i = 0; i < N; ++i) rows[i] = i < count ? load_element<S>(weight + i * warp_size) : S(0);
 }
 
-// A layer's output at one place, from the sum of a lane; all lanes of a warp call.
+// Finishes a panel's sums, one in each lane: bias, operands, activation and stores. All lanes of a
+// warp call it together.
 template <class S>
 class Output {
  public:
@@ -74,7 +75,7 @@ class Output {
     inside_ = channel_ < layer_.outputs;
   }
 
-  // The lane's sum among all of the layer's.
+  // The index of the lane's sum in the layer.
   GMFAST_DEVICE int64_t sum() const { return channel_ + (second_ ? layer_.outputs : 0); }
   GMFAST_DEVICE bool inside() const { return inside_; }
 
@@ -110,14 +111,14 @@ class Output {
   const DecodeLayer& layer_;
   const int64_t panel_;
   const bool gated_;
-  bool second_, inside_;  // second_: it holds what gates another lane
+  bool second_, inside_;  // second_: the lane holds another lane's gate
   int64_t channel_;
 };
 
 // Weights of type W, in tiles of N samples.
 template <class S, class W, int N>
 __global__ void __launch_bounds__(most_warps* warp_size) layer_kernel(LayerLaunch args) {
-  // Weights that a lane asks for at once: as many as registers allow.
+  // Weights that a lane requests at once: as many as registers allow.
   constexpr int depth = (N == 1 ? 128 : 64) / int(sizeof(S)), packed = pack_elements<S>;
   S* const shared = dynamic_shared<S>();  // (warps, N, 32): a strip's values, then a warp's sums
   const int lane = thread_index() % warp_size, warp = thread_index() / warp_size;
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(most_warps* warp_size) layer_kernel(LayerLaunc
     const DecodeStrip& strip = args.strips[i];
     const int channels = int(strip.channels);
     const W* const weight = static_cast<const W*>(strip.weight) + panel * strip.panel_size + lane;
-    // The channel that a lane is to see; of a depthwise strip that of its own sum.
+    // The channel that a lane loads: in a depthwise strip, that of its own sum.
     const int64_t channel = strip.depthwise ? output.sum() : lane;
     const bool sees = strip.depthwise ? output.inside() : lane < channels;
     const S* const x = static_cast<const S*>(strip.value.data) + strip.channel + channel +
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(most_warps* warp_size) layer_kernel(LayerLaunc
     const int64_t column_stride = layer.column_step / strip.value.scale * strip.value.column_stride;
     S rows[depth];
     load_rows(weight, strip.depthwise ? 1 : channels, rows);
-    __syncwarp();  // whoever still reads another strip's values
+    __syncwarp();  // lanes may still read the last strip's values
     Place place = first_place;
     GMFAST_UNROLL
     for (int n = 0; n < N; ++n) {
@@ -218,7 +219,7 @@ void launch_layer(const DecodeCudaRun& args, const DecodeLayer& layer, void* str
 }
 
 // ---------------------------------------------------------------------------------------------
-// What is between the layers: a thread takes one sample, or one feature of it
+// Draws and local features: a thread takes one sample, or one feature of a sample
 // ---------------------------------------------------------------------------------------------
 
 constexpr int draw_threads = 32;  // few, so that a batch is on many multiprocessors
@@ -243,7 +244,7 @@ __global__ void __launch_bounds__(draw_threads) draw_kernel(DrawLaunch args) {
   DecodeDraw draw = args.draw;
   draw.params.value = 0;
   draw.value.value = 1;
-  // A mixture or not is known here, so that a kernel has the code of one of them.
+  // Known at compile time, so that each kernel contains the code of mixtures or of the others.
   draw.head = mixture                              ? DecodeHead::mixture
               : draw.head == DecodeHead::bernoulli ? DecodeHead::bernoulli
                                                    : DecodeHead::categorical;
@@ -297,7 +298,7 @@ void launch_features(const DecodeCudaRun& args, void* stream) {
 
 __global__ void __launch_bounds__(1) advance_kernel(int64_t* position) { ++*position; }
 
-// Puts the launches of a run on the stream.
+// Enqueues the launches of a run on the stream.
 template <class S, class W>
 void enqueue(const DecodeCudaRun& args, void* stream) {
   const DecodeRun& run = args.run;

@@ -1,4 +1,5 @@
-// What decode programs compute besides products: activations, addresses, draws.
+// Formulas of decode programs besides matrix products: addresses in rings, activations, phases,
+// draws.
 #pragma once
 
 #include "../decode.h"
@@ -10,20 +11,20 @@
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
 
-// n / d and n % d, without a division where d is 1, as it mostly is.
+// n / d and n % d, without a division for d = 1, the common case.
 GMFAST_HD int64_t fast_divide(int64_t n, int64_t d) { return d == 1 ? n : n / d; }
 GMFAST_HD int64_t fast_modulo(int64_t n, int64_t d) { return d == 1 ? 0 : n % d; }
 
-// Elements from the value's data to what tap (row, column) away from a position is, of sample 0.
+// Offset in elements from a value's data to sample 0 at (row, column) from a position.
 GMFAST_HD int64_t decode_offset(const DecodeValue& value, int64_t position_row,
                                 int64_t position_column, int64_t row = 0, int64_t column = 0) {
-  // No tap looks further back than the ring reaches, nor below the position.
+  // -rows < row <= 0: a tap stays within the ring, so the sum is not negative.
   const int64_t from_top = fast_divide(position_row, value.scale) + row + value.rows;
   const int64_t from_left = fast_divide(position_column, value.scale) + column;
   return fast_modulo(from_top, value.rows) * value.row_stride + from_left * value.column_stride;
 }
 
-// Of one sum, or of a gate's two.
+// The activation of a sum a; b is its gate.
 template <class V>
 GMFAST_HD V decode_activation(DecodeActivation activation, V a, V b) {
   switch (activation) {
@@ -46,14 +47,14 @@ constexpr bool is_gate(DecodeActivation activation) {
   return activation == DecodeActivation::gate || activation == DecodeActivation::glu;
 }
 
-// Whether a layer runs at a position: for all columns of a row it does so at the row's first.
+// Whether a layer runs at a position; a layer of whole rows runs at the first position of a row.
 GMFAST_HD bool decode_runs(const DecodeLayer& layer, int64_t row, int64_t column) {
   if (row < layer.first_row || fast_modulo(row, layer.row_step) != layer.row_phase) return false;
   return layer.whole_row ? column == 0
                          : fast_modulo(column, layer.column_step) == layer.column_phase;
 }
 
-// One pixel from K coupled logistics; its parameters lie as in the public layout.
+// Draws a pixel from a mixture of coupled logistics, with parameters in the public layout.
 template <class V, int C>
 GMFAST_HD void draw_mixture(const Scalar<V>* params, int64_t mixtures,
                             const Scalar<V> (&uniform)[4], Scalar<V> temperature,
@@ -84,7 +85,7 @@ GMFAST_HD void draw_mixture(const Scalar<V>* params, int64_t mixtures,
   sample_component(component, noise, temperature, true, classes, x);
 }
 
-// One of `levels` values in [-1, 1] by its logit, or, of two levels, by the logit of the upper one.
+// Draws one of `levels` values in [-1, 1] from their logits, or of two from the logit of the upper.
 template <class V>
 GMFAST_HD Scalar<V> draw_level(const Scalar<V>* logits, bool bernoulli, int64_t levels,
                                Scalar<V> uniform, Scalar<V> temperature) {
@@ -110,7 +111,7 @@ GMFAST_HD Scalar<V> draw_level(const Scalar<V>* logits, bool bernoulli, int64_t 
   return S(2 * chosen) / S(levels - 1) - S(1);
 }
 
-// Draws, or takes what is given, for one sample; see DecodeDraw.
+// Executes a draw for sample b: takes the fed or kept channels, or draws them; see DecodeDraw.
 template <class V>
 GMFAST_HD void decode_draw(const DecodeRun& run, const DecodeDraw& draw, int64_t row,
                            int64_t column, bool fed, int64_t b) {

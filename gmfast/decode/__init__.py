@@ -1,4 +1,4 @@
-"""Cached sampling: autoregressive models one position after another, with nothing computed twice."""
+"""Cached sampling: autoregressive models compiled to programs that compute one position after another."""
 
 from .builder import Builder
 from .compile import compile

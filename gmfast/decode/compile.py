@@ -1,7 +1,13 @@
-"""Compiling modules to decode programs."""
+"""Compilation of modules to decode programs.
+
+A model of `gmfast.models` describes itself (`decoder()`); a `Sequential` is described here, in three passes:
+flattened to known modules, fused to pairs of a convolution and an activation, and appended layer by layer.
+"""
 
 import copy
+from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +23,12 @@ _ELEMENTWISE = {
     ConcatELU: "concat_elu",
     GatedActivation: "gate",
 }
-_CHANNELS = {"gate": 0.5, "concat_elu": 2}  # that come out of an activation, for each that goes in
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+#: Channels out of an activation for each channel that goes in, where that is not 1.
+_CHANNELS = {"gate": 0.5, "concat_elu": 2}
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 _CONVS = (CausalConv1d, MaskedConv2d, nn.Conv1d, nn.Conv2d)
-# What is known to be computed. A subclass may change anything but this.
-_FORWARDS = {kind.forward for kind in (nn.Sequential, *_ELEMENTWISE, *_NOTHING, *_CONVS)}
+# The forward passes that are understood; a subclass that keeps one of them computes the same.
+_FORWARDS = {kind.forward for kind in (nn.Sequential, *_ELEMENTWISE, *_IDENTITIES, *_CONVS)}
 
 
 def compile(
@@ -29,34 +36,39 @@ def compile(
     *,
     image_size: tuple[int, int] | None = None,
     weights: str | None = None,
-    **options,
+    **options: Any,
 ) -> Program:
-    """Compiles a causal model to a program that computes one position after another, each from what is
-    remembered of the ones before, and to rounding as the module does for all at once.
+    """Compile a causal model to a program that computes one position after another from cached activations.
 
-    Args:
-        module: one of `gmfast.models`' autoregressive models, or a `Sequential` of `CausalConv1d` or
-            `MaskedConv2d`, convolutions with one tap, and ReLU, ELU, SiLU, `GatedActivation`, `ConcatELU` and
-            Dropout (which is inactive).
-        image_size: height and width, for a `Sequential` of `MaskedConv2d`.
-        weights: "bfloat16" keeps the weights in that format, half the memory to read at each position; all
-            arithmetic stays in float32.
-        options: what a model's `decoder` takes, such as MADE's `order`.
+    To rounding, the program computes what the module does for all positions at once. The weights are those at
+    the time of compiling: after further training, compile again.
 
     A `Sequential` whose first masked convolution is of type A predicts: its program takes None first, then
-    each value, and returns what is said about the next. Any other takes the input at a position and returns
-    its output. Colours of a masked convolution with `channel_groups` are positions of their own.
+    each value, and returns the prediction for the next. Any other takes the input at a position and returns
+    its output there. With `channel_groups`, each group of colours is predicted and fed by itself.
 
-    The weights are those of now: after further training, compile again.
+    Args:
+        module: One of `gmfast.models`' autoregressive models, or a `Sequential` of `CausalConv1d` or
+            `MaskedConv2d`, convolutions with one tap, and ReLU, ELU, SiLU, `GatedActivation`, `ConcatELU` and
+            Dropout (which is inactive).
+        image_size: Height and width, for a `Sequential` of `MaskedConv2d`.
+        weights: "bfloat16" keeps the weights in that format: half the memory to read at each position. All
+            arithmetic stays in float32.
+        options: Arguments of the model's `decoder`, such as MADE's `order`.
 
-    Raises TypeError, naming the module, for what cannot be compiled, and ValueError for wrong arguments.
+    Returns:
+        The program, not started.
+
+    Raises:
+        TypeError: A module cannot be compiled; the message names it.
+        ValueError: An argument is wrong.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     like = next(chain(module.parameters(), [torch.zeros(())]))
-    if like.dtype in (torch.float16, torch.bfloat16):  # what layers make of their weights is not rounded
+    if like.dtype in (torch.float16, torch.bfloat16):  # derived weights are not rounded
         module = copy.deepcopy(module).float()
-    if hasattr(type(module), "decoder"):  # a module may have a part of that name
+    if hasattr(type(module), "decoder"):  # not on an instance: a submodule may have that name
         if image_size is not None:
             raise ValueError(f"image_size: expected None for a {type(module).__name__}, got {image_size}")
         with torch.no_grad():
@@ -74,8 +86,12 @@ def compile(
     return Program(builder, like, weights)
 
 
-def _flatten(module: nn.Module):
-    """What a Sequential computes, one by one. Raises TypeError for a forward pass that is not known."""
+def _flatten(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules of nested Sequentials, without identities.
+
+    Raises:
+        TypeError: A module has an unknown forward pass, or hooks.
+    """
     if type(module).forward not in _FORWARDS or module._forward_hooks or module._forward_pre_hooks:
         raise TypeError(
             "module: expected causal convolutions and ReLU, ELU, SiLU, GatedActivation, ConcatELU and "
@@ -84,11 +100,12 @@ def _flatten(module: nn.Module):
     if isinstance(module, nn.Sequential):
         for child in module:
             yield from _flatten(child)
-    elif not isinstance(module, _NOTHING):
+    elif not isinstance(module, _IDENTITIES):
         yield module
 
 
 def _sequential(modules: list[nn.Module], image_size: tuple[int, int] | None) -> Builder:
+    """Describe a flattened Sequential as a program, for sound or for images of a size."""
     sound = [m for m in modules if isinstance(m, CausalConv1d)]
     image = [m for m in modules if isinstance(m, MaskedConv2d)]
     if bool(sound) == bool(image):
@@ -116,13 +133,13 @@ def _sequential(modules: list[nn.Module], image_size: tuple[int, int] | None) ->
     return _build(Builder(height, width), _fuse(modules, groups), groups, predicts)
 
 
-def _is_size(size) -> bool:
+def _is_size(size: object) -> bool:
     return isinstance(size, (tuple, list)) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
 
 
 def _fuse(modules: list[nn.Module], groups: int) -> list[tuple[nn.Module | None, str]]:
-    """Layers, each a convolution (or None) and the activation of what it makes."""
-    layers = []
+    """Pair each convolution with the activation of its output; either may be missing (None, "none")."""
+    layers: list[tuple[nn.Module | None, str]] = []
     for module in modules:
         activation = _ELEMENTWISE.get(type(module))
         if activation is None:
@@ -137,7 +154,7 @@ def _fuse(modules: list[nn.Module], groups: int) -> list[tuple[nn.Module | None,
             )
         elif getattr(module, "dim", 1) != 1 or getattr(module, "alpha", 1.0) != 1.0:
             raise TypeError(f"module: expected dim=1 and alpha=1, got {module}")
-        # A layer applies one activation, to convolutions of which it computes all channels at once.
+        # A layer of the program has one activation, and can only gate channels that it computes itself.
         if layers and layers[-1][1] == "none" and not _is_split(layers[-1][0]):
             layers[-1] = layers[-1][0], activation
         else:
@@ -145,9 +162,12 @@ def _fuse(modules: list[nn.Module], groups: int) -> list[tuple[nn.Module | None,
     return layers
 
 
-def _build(builder: Builder, layers, groups: int, predicts: bool) -> Builder:
+def _build(
+    builder: Builder, layers: list[tuple[nn.Module | None, str]], groups: int, predicts: bool
+) -> Builder:
+    """Append fused layers, once for each channel group, and the draws between the groups."""
     source = builder.value(_input_channels(layers))
-    network = []  # each layer with what it sees and what it makes: groups of channels fill that in turn
+    network = []  # each layer with its input and output values, which the channel groups fill in turn
     below, channels = source, source.channels
     for conv, activation in layers:
         if conv is not None:
@@ -160,7 +180,7 @@ def _build(builder: Builder, layers, groups: int, predicts: bool) -> Builder:
         made = builder.value(channels)
         network.append((conv, activation, below, made))
         below = made
-    # What comes before a convolution of type A sees a position's own value, and so waits until it is known.
+    # Layers before a convolution of type A read the position's own value, so they run behind its draw.
     masked = [isinstance(conv, MaskedConv2d) for conv, _ in layers]
     waiting = masked.index(True) if predicts else 0
     if not predicts:
@@ -185,9 +205,15 @@ def _build(builder: Builder, layers, groups: int, predicts: bool) -> Builder:
 
 
 def _append(
-    builder: Builder, conv, activation: str, below: Value, made: Value, group: int, groups: int
+    builder: Builder,
+    conv: nn.Module | None,
+    activation: str,
+    below: Value,
+    made: Value,
+    group: int,
+    groups: int,
 ) -> None:
-    """Appends what computes a group's channels of `made`."""
+    """Append the layers that compute a channel group of `made` from `below`."""
     halves = 2 if activation == "gate" else 1
     first = group * made.channels // groups
     if conv is None:
@@ -204,8 +230,8 @@ def _append(
         first += builder.steps[-1].outputs
 
 
-def _input_channels(layers) -> int:
-    """Channels of the input, from the first convolution's and the activations before it."""
+def _input_channels(layers: list[tuple[nn.Module | None, str]]) -> int:
+    """Return the input's number of channels: the first convolution's, before the activations ahead of it."""
     share = 1.0
     for conv, activation in layers:
         if conv is not None:
@@ -214,13 +240,13 @@ def _input_channels(layers) -> int:
 
 
 def _is_split(conv: nn.Module | None) -> bool:
-    """Whether groups of its channels are layers of their own."""
+    """Return whether each group of a convolution becomes a layer of its own; a depthwise one's do not."""
     groups = getattr(conv, "groups", 1)
     return groups > 1 and not groups == conv.in_channels == conv.out_channels
 
 
 def _taps(value: Value, conv: nn.Module, group: int) -> list[tuple[list[Tap], torch.Tensor | None]]:
-    """What each group of a convolution's outputs sees, and its bias; of a masked one, one group's."""
+    """Return taps and bias of each group of a convolution, or of one channel group of a masked one."""
     if isinstance(conv, MaskedConv2d):
         return [masked_conv_taps(value, conv, group)]
     if not isinstance(conv, CausalConv1d):
@@ -231,7 +257,11 @@ def _taps(value: Value, conv: nn.Module, group: int) -> list[tuple[list[Tap], to
 
 
 def _check_conv(module: nn.Module, channel_groups: int) -> nn.Module:
-    """The convolution. Raises TypeError for what is none that can be compiled."""
+    """Return the convolution.
+
+    Raises:
+        TypeError: The module is not a convolution that can be compiled.
+    """
     if isinstance(module, (CausalConv1d, MaskedConv2d)):
         return module
     if isinstance(module, (nn.Conv1d, nn.Conv2d)):

@@ -3,7 +3,7 @@
 
 #include <map>
 
-#include "driver.h"
+#include "../native/decode.h"
 
 using namespace gmfast;
 
@@ -32,44 +32,26 @@ class Addresses {
   std::map<uintptr_t, char*> memories_;
 };
 
-template <class T>
-T* structs(Cases& cases) {
-  return reinterpret_cast<T*>(cases.memory());
-}
-
 }  // namespace
 
 void run_case(Cases& cases) {
   DecodeCudaRun args{};
   DecodeProgram& program = args.run.program;
-  program.dtype = DType(cases.integer());
-  program.weight_dtype = DType(cases.integer());
-  const int64_t num_values = cases.integer(), num_strips = cases.integer();
-  const int64_t num_layers = cases.integer();
-  program.num_steps = cases.integer();
-  DecodeValue* const values = structs<DecodeValue>(cases);
-  DecodeStrip* const strips = structs<DecodeStrip>(cases);
-  DecodeLayer* const layers = structs<DecodeLayer>(cases);
-  program.draws = structs<DecodeDraw>(cases);
-  program.steps = structs<DecodeStep>(cases);
-  program.columns = cases.integer();
-  program.features.value = cases.integer();
-  program.features.channel = cases.integer();
-  program.num_features = cases.integer();
-  program.log_scale_min = cases.real();
+  Structs<DecodeValue> values;
+  Structs<DecodeLayer> layers;
+  const auto taps = read_program(cases, program, values, layers);
+  DecodeStrip* const strips = reinterpret_cast<DecodeStrip*>(taps.data);
   const Addresses addresses(cases, cases.integer());
-  for (int64_t i = 0; i < num_values; ++i) addresses.move(values[i].data);
-  for (int64_t i = 0; i < num_strips; ++i) {
+  for (int64_t i = 0; i < values.count; ++i) addresses.move(values.data[i].data);
+  for (int64_t i = 0; i < taps.count; ++i) {
     addresses.move(strips[i].value.data);
     addresses.move(strips[i].weight);
   }
-  for (int64_t i = 0; i < num_layers; ++i) {
-    addresses.move(layers[i].weight);
-    addresses.move(layers[i].bias);
-    addresses.move(layers[i].context);
+  for (int64_t i = 0; i < layers.count; ++i) {
+    addresses.move(layers.data[i].weight);
+    addresses.move(layers.data[i].bias);
+    addresses.move(layers.data[i].context);
   }
-  program.values = values;
-  program.layers = layers;
   args.strips = strips;
 
   DecodeRun& run = args.run;
@@ -87,13 +69,12 @@ void run_case(Cases& cases) {
   run.samples = reinterpret_cast<const int64_t*>(cases.memory());
   run.features = cases.memory();
   run.cursor = reinterpret_cast<int64_t*>(cases.memory());
-  char* const said =
-      cases.memory();  // what a layer says at each step: `bytes` of a value from `seen`
+  char* const said = cases.memory();  // after each step: `bytes` of a value from `seen`
   const int64_t bytes = cases.integer();
   const char* seen = reinterpret_cast<const char*>(cases.integer());
   const int64_t* like = reinterpret_cast<const int64_t*>(cases.memory());
   if (steps == 0) {
-    // As graphs are replayed: with the launches of another position where the same layers run.
+    // As graphs are replayed: with the launches recorded at another position of the same kind.
     for (int64_t position = 0; position < end; ++position) {
       run.position = like[position];
       run.end = run.position + 1;

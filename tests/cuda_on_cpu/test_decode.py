@@ -1,17 +1,20 @@
-"""Decode programs on a GPU, run as C++: against the CPU's executor."""
+"""The GPU's executor of decode programs, compiled as C++, against the CPU's."""
 
 import contextlib
 import ctypes
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
-from cuda_on_cpu.emulator import DTYPES, SANITIZERS, run
+from cuda_on_cpu.emulator import SANITIZERS, run
+from decode.stepping import recorded
 from torch import nn
 
 import gmfast.nn as gnn
 from gmfast import _library, decode, models
-from gmfast.decode import program as programs
+from gmfast.decode.executors import kind_of, stretches
+from gmfast.decode.packing import pack, structs
 
 pytestmark = [
     pytest.mark.cuda_on_cpu,
@@ -53,7 +56,7 @@ def depthwise():
 
 
 class Case:
-    """A program that has been started, twice: once to run on the CPU, once packed for the GPU."""
+    """Two started programs of a model: one for the CPU, one whose weights are packed for the GPU."""
 
     def __init__(self, model, batch, dtype, weights=None, positions=None):
         torch.manual_seed(0)
@@ -65,10 +68,9 @@ class Case:
         self.on_cpu, self.program = (
             decode.compile(self.model, weights=weights).start(batch, label) for _ in range(2)
         )
-        self.program._kernels = "cuda"
-        self.program._packed = programs._pack_all(self.program)
-        self.structs, self.memory = programs._structs(self.program, programs._strips)
-        self.draws = [stage for stage in self.program._stages if isinstance(stage, programs.Draw)]
+        self.plan, form = self.program._plan, replace(self.program._form, kernels="cuda")
+        self.arguments, self.memory = structs(pack(self.plan, form), self.program._state)
+        self.draws = self.plan.draws
         self.positions = positions or self.program.length
         if self.draws[0].position is not None:
             self.positions = len(self.draws)
@@ -79,19 +81,9 @@ class Case:
         return torch.randn(shape, dtype=self.program.dtype)
 
     def _items(self, steps, end, x, keep, samples, features, seed, temperature, said, seen, like):
-        structs = self.structs
-        rows = [structs.values, structs.taps, structs.layers, structs.draws, structs.steps]
-        counts = [len(rows[0]), len(rows[1]), len(rows[2]), len(rows[4])]
         memory = {m.untyped_storage().data_ptr(): m for m in self.memory if m.numel()}
-        dtypes = (DTYPES.index(getattr(torch, name)) for name in (structs.dtype, structs.weight_dtype))
         return [
-            *dtypes,
-            *counts,
-            *(torch.tensor(fields, dtype=torch.int64) for fields in rows),
-            structs.columns,
-            *structs.features,
-            structs.num_features,
-            structs.log_scale_min,
+            *recorded(self.arguments),
             len(memory),
             *itertools.chain(*memory.items()),
             self.batch,
@@ -114,19 +106,19 @@ class Case:
         ]
 
     def sample(self):
-        """The items of a case that draws, at each position with the launches of the first one of its kind,
-        and a check of what it drew."""
+        """The items of a case that draws, with the launches of the first position of each kind, and a check
+        of the result."""
         draw = self.draws[0]
         x = self._random(self.batch, draw.total_channels, self.positions).clamp(-1, 1)
         keep = (torch.rand(self.batch, 1, self.positions) < 0.2).expand(x.shape).to(torch.uint8).contiguous()
         samples = torch.arange(self.batch) + 2
-        value = self.program._builder.features
+        value = self.plan.features
         local = None if value is None else self._random(self.batch, value.channels, self.positions)
         seed, expected = torch.tensor(5), x.clone()
         self.on_cpu.sample(expected, keep, seed=5, temperature=0.9, samples=samples, local=local)
         end = self.program.length or self.positions
-        first, kind_of = {}, programs._kind_of(self.program)
-        like = torch.tensor([first.setdefault(kind_of(range(p, p + 1)), p) for p in range(end)])
+        first, kind = {}, kind_of(self.plan)
+        like = torch.tensor([first.setdefault(kind(range(p, p + 1)), p) for p in range(end)])
         items = self._items(0, end, x, keep, samples, local, seed, 0.9, None, None, like)
 
         def check():
@@ -137,16 +129,16 @@ class Case:
         return items, check
 
     def steps(self, count, x=None):
-        """The items of a case that goes step by step, taking `x`, and a check of what is said at each."""
-        draws, value = self.draws, self.program._builder.features
+        """The items of a case that is fed `x` step by step, and a check of the predictions."""
+        draws, value = self.draws, self.plan.features
         x = self._random(count, self.batch, draws[0].channels) if x is None else x.clone()
         local = None if value is None else self._random(count, self.batch, value.channels)
         expected = []
         for i in range(count):
             fed = None if i == 0 and draws[0].params is not None else x[i]
             expected.append(self.on_cpu.step(fed, None if local is None else local[i]))
-        source = self.program._builder.output or draws[0].params
-        seen = self.program._values[source.index][0, 0]
+        source = self.plan.output or draws[0].params
+        seen = self.program._state.rings[source.index][0, 0]
         said = torch.full((count, *seen.shape), float("nan"), dtype=seen.dtype)
         items = self._items(
             count, self.program.length or 2**62, x, None, None, local, None, 1.0, said, seen, None
@@ -154,18 +146,18 @@ class Case:
 
         def check():
             for i, e in enumerate(expected):
-                first = 0 if self.program._builder.output else draws[i % len(draws)].params_channel
+                first = 0 if self.plan.output else draws[i % len(draws)].params_channel
                 got = said[i, :, first : first + e.shape[1]]
                 torch.testing.assert_close(got, e, rtol=0, atol=TOLERANCE[e.dtype])
-            assert tuple(self.cursor.tolist()) == self.on_cpu._decoder.cursor
+            assert tuple(self.cursor.tolist()) == self.on_cpu._executor.cursor
             self._check_values(self.cursor[0])
 
         return items, check
 
     def _check_values(self, position):
-        """All that the layers have made and is still kept, and the zeros around it."""
+        """Compare the rings with their padding."""
         assert self.position == position
-        for got, e in zip(self.program._values, self.on_cpu._values, strict=True):
+        for got, e in zip(self.program._state.rings, self.on_cpu._state.rings, strict=True):
             torch.testing.assert_close(got, e, rtol=0, atol=TOLERANCE[e.dtype])
 
 
@@ -208,24 +200,24 @@ def test_bits_do_not_depend_on_the_batch():
         many, one = Case(model, 9, torch.float32), Case(model, 1, torch.float32)
         x = torch.randn(count, 9, many.draws[0].channels)
         run("decode", "address", [many.steps(count, x)[0], one.steps(count, x[:, :1])[0]])
-        for a, b in zip(many.program._values, one.program._values, strict=True):
+        for a, b in zip(many.program._state.rings, one.program._state.rings, strict=True):
             assert torch.equal(a[:, :, :1], b)
 
 
 class FakeGpu:
-    """What `_CudaDecoder` uses of CUDA, where a position's launches only count. Replayed at a position where
-    other layers run, they fail."""
+    """A stand-in for the parts of CUDA that `CudaExecutor` uses. A launch only advances the position; a graph
+    that is replayed at a position of another kind fails."""
 
     def __init__(self, monkeypatch):
         self.captured = None  # the positions whose launches are being captured
         self.replays = self.interrupt_at = 0
         gpu = self
 
-        class CudaDecoder:
-            def __init__(self, program, strips, position):
+        class CudaExecutor:
+            def __init__(self, *, program, strips, position):
                 self.cursor, gpu.position = (0, 0), ctypes.c_int64.from_address(position)
 
-            def sample(self, batch, end, *rest):
+            def sample(self, *, end, **rest):
                 positions, self.cursor = range(self.cursor[0], end), (end, 0)
                 if gpu.captured is None:
                     gpu.run(positions)
@@ -257,7 +249,7 @@ class FakeGpu:
             def synchronize(self):
                 pass
 
-        monkeypatch.setattr(_library._C, "CudaDecoder", CudaDecoder, raising=False)
+        monkeypatch.setattr(_library._C, "CudaExecutor", CudaExecutor, raising=False)
         for name, fake in {"CUDAGraph": Graph, "Stream": Stream, "current_stream": Stream}.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
@@ -269,7 +261,8 @@ class FakeGpu:
 
     def program(self, model):
         program = decode.compile(model)
-        program._kernels, self.kind_of = "cuda", programs._kind_of(program)
+        program._form, self.kind_of = replace(program._form, kernels="cuda"), kind_of(program._plan)
+        program._packed = pack(program._plan, program._form)
         return program
 
 
@@ -285,7 +278,7 @@ def test_graphs_are_replayed_where_the_same_layers_run(model, shape, monkeypatch
     program, told = gpu.program(model()), []
     x = torch.zeros(shape)
     program.start().sample(x, seed=1, progress=told.append)
-    assert program._decoder.cursor == (shape[2], 0) and gpu.position.value == shape[2]
+    assert program._executor.cursor == (shape[2], 0) and gpu.position.value == shape[2]
     assert len(told) > 1
     assert sum(told) == shape[2]
     assert gpu.replays > 50
@@ -294,7 +287,7 @@ def test_graphs_are_replayed_where_the_same_layers_run(model, shape, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         program.start().sample(x, seed=1)
     stopped = gpu.position.value
-    assert 0 < stopped < shape[2] and program._decoder.cursor == (stopped, 0)
+    assert 0 < stopped < shape[2] and program._executor.cursor == (stopped, 0)
     told.clear()
     program.sample(x, seed=1, progress=told.append)
     assert sum(told) == shape[2] - stopped and gpu.position.value == shape[2]
@@ -302,8 +295,8 @@ def test_graphs_are_replayed_where_the_same_layers_run(model, shape, monkeypatch
 
 @pytest.mark.parametrize("longest", [1, 4])
 def test_stretches(longest):
-    """All positions come once, in order, from the middle of one on."""
-    kinds = list(programs._stretches((3, 2), 21, longest, tuple))
+    """From the middle of a position on, all positions come once and in order."""
+    kinds = list(stretches((3, 2), 21, longest, tuple))
     assert kinds[0] == (4, None)
     assert [p for _, kind in kinds[1:] for p in kind] == list(range(4, 21))
     assert [behind for behind, _ in kinds[1:]] == [kind[-1] + 1 for _, kind in kinds[1:]]

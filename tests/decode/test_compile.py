@@ -1,4 +1,4 @@
-"""Sequentials compiled to decode programs, against their own forward pass."""
+"""Sequentials as decode programs, against their own forward pass."""
 
 import copy
 import re
@@ -18,7 +18,7 @@ few = settings(derandomize=True, deadline=None, max_examples=30)
 
 
 def activations(draw, channels, coupled=True):
-    """None, one or two activations in a row, and how many channels come out of them."""
+    """Up to two successive activations, and their number of output channels."""
     modules = []
     for _ in range(draw(st.integers(0, 2))):
         module = draw(st.sampled_from([nn.ReLU, nn.ELU, nn.SiLU, nn.Dropout, ConcatELU, GatedActivation]))
@@ -33,7 +33,7 @@ def activations(draw, channels, coupled=True):
 
 @st.composite
 def sounds(draw):
-    """A Sequential of causal convolutions, the number of its input channels, and of positions."""
+    """A Sequential of causal convolutions, and its numbers of input channels and positions."""
     first = channels = draw(sizes)
     modules, channels = activations(draw, channels)
     for index in range(draw(st.integers(1, 3))):
@@ -63,8 +63,7 @@ def sounds(draw):
 
 @st.composite
 def images(draw, mask_type):
-    """A Sequential of masked convolutions, the number of its input channels, the image's size, and the number
-    of channel groups."""
+    """A Sequential of masked convolutions, and its input channels, image size and channel groups."""
     groups = draw(st.integers(1, 3)) if mask_type == "A" else 1
     first = channels = groups * draw(st.integers(1, 7))
     modules, channels = activations(draw, channels, groups == 1)
@@ -90,7 +89,7 @@ def images(draw, mask_type):
 
 
 def assert_equals_forward(module, channels, size, batch, groups=1):
-    """In float64, and in float32 against the module in float64."""
+    """Compare a program in float64, and one in float32, with the module in float64."""
     module = module.double().eval()
     positions = size if isinstance(size, int) else size[0] * size[1]
     x = torch.randn(batch, channels, positions, dtype=torch.double)
@@ -135,7 +134,7 @@ def test_masked_convolutions_that_predict(image, batch):
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_convolution_of_type_a_that_sees_nothing(groups):
-    """A 1×1 kernel of type A sees earlier colours only, and the first colour, and a gate, see nothing."""
+    """A 1×1 kernel of type A reads earlier colours only; the first colour and a gate read nothing."""
     conv = MaskedConv2d(3, 6, 1, mask_type="A", channel_groups=groups)
     assert_equals_forward(nn.Sequential(conv), 3, (2, 2), 3, groups)
     if groups == 1:
@@ -143,7 +142,7 @@ def test_convolution_of_type_a_that_sees_nothing(groups):
 
 
 def test_wide_layers():
-    """More channels than one thread takes at once, in several panels, and some left over."""
+    """Layers of several panels, the last of them incomplete."""
     wide = nn.Sequential(
         CausalConv1d(1, 150, 2, dilation=3),
         ConcatELU(),
@@ -158,7 +157,7 @@ def test_wide_layers():
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("how", ["option", "module"])
 def test_bfloat16_weights(executor, how):
-    """The program in bfloat16 is the module whose weights, but not its biases, are rounded to that format."""
+    """The program equals the module with weights, but not biases, rounded to bfloat16."""
     module = nn.Sequential(CausalConv1d(3, 40, 3), ConcatELU(), CausalConv1d(80, 80, 2, groups=80), nn.ReLU())
     rounded = copy.deepcopy(module).double()
     with torch.no_grad():
@@ -203,7 +202,7 @@ def test_a_part_called_decoder_is_a_part():
 
 
 def test_a_subclass_that_computes_the_same():
-    """As torch's parametrizations make them."""
+    """Such as torch's parametrizations create."""
     conv = nn.utils.parametrizations.weight_norm(CausalConv1d(3, 4, 2))
     assert_equals_forward(nn.Sequential(conv, nn.ReLU()), 3, 4, 1)
     unstarted = copy.deepcopy(decode.compile(nn.Sequential(conv)))  # it holds no graph of the weights
@@ -322,7 +321,7 @@ def test_weights_of_float64_stay():
 
 
 def test_wrong_steps():
-    """Each with its sentence, and without a trace: the right call gives what it would have given."""
+    """Each raises its message and changes nothing: the next right call returns what it would have."""
     module = nn.Sequential(TYPE_A, MASKED)
     program, x = decode.compile(module, image_size=(1, 3)), torch.randn(2, 4, 3)
     expected = predictions(copy.copy(program).start(2), x)

@@ -1,5 +1,5 @@
-"""Models as decode programs: against their full forward pass and their naive sampling, and what a program
-promises about bits, states, signals, threads and forks."""
+"""Models as decode programs: parameters and samples against full forward passes; bits, states, signals,
+threads and forks."""
 
 import copy
 import functools
@@ -27,7 +27,7 @@ compiled_only = pytest.mark.skipif(_library._C is None, reason="needs the compil
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A small model, and what it is called with."""
+    """A small model and the arguments it is called with."""
 
     model: type
     shape: tuple = ()
@@ -58,7 +58,7 @@ class Case:
         return x.double() * (2 / (levels - 1)) - 1
 
     def whole(self, x):
-        """What the model calls x (n, channels, positions)."""
+        """`x` (n, channels, positions) in the shape that the model takes."""
         return x if self.model is WaveNet else x.view(-1, *self.shape)
 
     def label(self, n):
@@ -80,7 +80,7 @@ class Case:
         return program
 
     def params(self, x):
-        """Those of the full pass for each value, (n, parameters, positions), in the order of the program."""
+        """Parameters from the full forward pass, (n, parameters, positions), in the program's order."""
         given = {"label": self.label(len(x))} | self.conditions(len(x))
         with torch.no_grad():
             if self.model is MADE:
@@ -89,7 +89,7 @@ class Case:
             return self.built(self.whole(x), **given).flatten(2)
 
     def stepped(self, program, x):
-        """What the program says, like `params`."""
+        """Parameters from the program step by step, as `params`."""
         if self.model is MADE:
             in_order = x.transpose(1, 2)[:, self.built.orders[self.order]]
             said = predictions(program, in_order, draws=x.shape[2])
@@ -102,7 +102,7 @@ class Case:
         return program.sample(x, keep, seed=seed, **self.conditions(n), **options)
 
     def given(self, n):
-        """Data, and which of it is kept: some positions for all, and of each sample some."""
+        """Data and a mask of given elements: some positions in all samples, others in some."""
         keep = torch.rand(n, *self.positions, generator=torch.Generator().manual_seed(4)) < 0.4
         if self.built.head.joint:
             keep = keep[:, :1].expand_as(keep).clone()
@@ -145,7 +145,7 @@ some = pytest.mark.parametrize("name", ["gated", "pixelcnnpp", "wavenet-conditio
 
 @functools.cache
 def naive(case, completed=False):
-    """Three samples by full passes, or cooler completions of `case.given(3)`."""
+    """Three samples by full passes, or completions of `case.given(3)` at temperature 0.5."""
     options = {"label": case.label(3)} | case.conditions(3)
     if case.model is MADE:
         options["order"] = case.order
@@ -176,7 +176,7 @@ def test_parameters_are_those_of_the_full_pass(case, executor):
 
 @models
 def test_a_model_in_half_precision_computes_in_float32_with_its_weights(case):
-    """What is made of them too: sums of biases, normalised weights."""
+    """Derived weights too, such as sums of biases and normalised weights, are not rounded."""
     case = replace(case)  # with a model of its own
     x, program = case.data(2), case.program(torch.float16)
     assert program.dtype == program.weight_dtype == torch.float32
@@ -253,7 +253,7 @@ def test_training_leaves_a_program_as_it_is(name, executor, monkeypatch):
 @pytest.mark.parametrize("form", ["float32", "float64", "bfloat16"])
 @models
 def test_bits_depend_neither_on_the_batch_nor_on_threads(case, form, threads):
-    """All that a program remembers of a sample at the end."""
+    """Compared are all rings of a program at the end of its samples."""
     weights = "bfloat16" if form == "bfloat16" else None
     program = case.program(torch.float64 if form == "float64" else torch.float32, weights)
     most = 19
@@ -264,7 +264,7 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads(case, form, threads):
         x = torch.zeros(n, *case.positions, dtype=program.dtype)
         program.sample(x, seed=5, **{name: value[:n] for name, value in conditions.items()})
         state = program.state_dict()
-        return [x, *(state[f"values.{i}"].transpose(0, 2) for i in range(len(program._values)))]
+        return [x, *(state[f"values.{i}"].transpose(0, 2) for i in range(len(program._plan.values)))]
 
     threads(1)
     whole = remembered(most)
@@ -293,7 +293,7 @@ def test_empty_batches(case, executor):
     said = run.start(0, label).step(None, *(() if local is None else [local[:, :, 0]]))
     assert said.shape[0] == 0 and said.shape[1] > 0
     before = run.state_dict()["cursor"].tolist()
-    run.step(torch.empty(0, run._at_draw().channels), *(() if local is None else [local[:, :, 0]]))
+    run.step(torch.empty(0, run._waiting.channels), *(() if local is None else [local[:, :, 0]]))
     assert run.state_dict()["cursor"].tolist() > before
 
 
@@ -303,7 +303,7 @@ def test_empty_batches(case, executor):
 @pytest.mark.parametrize("route", ["compiled to compiled", "compiled to reference", "reference to compiled"])
 @some
 def test_a_state_continues_elsewhere(name, route, tmp_path):
-    """Half of a sample is fed value by value; another program of the model draws the rest."""
+    """The first half of a sample is fed value by value; another program of the model draws the rest."""
     if _library._C is None:
         pytest.skip("needs the compiled library")
     source, target = route.split(" to ")
@@ -337,7 +337,7 @@ def test_a_state_continues_elsewhere(name, route, tmp_path):
 
 
 def test_a_state_is_a_copy():
-    """Of the values, and of the labels, which may change hands."""
+    """Both the rings and the labels are copied."""
     case = CASES["gated"]
     label = case.label(2)
     program = case.program().start(2, label)
@@ -398,7 +398,7 @@ def test_an_exception_from_progress_stops_and_another_call_goes_on(name, executo
 
     run = started(case.program(), executor, 3, case.label(3))
     x, stops = torch.zeros_like(whole), 0
-    while run.position < run._builder.width * (run._builder.height or TIMES):
+    while run.position < (run.length or TIMES):
         with pytest.raises(Stop):
             case.sample(run, 3, x, progress=stop)
         stops += 1
@@ -407,26 +407,43 @@ def test_an_exception_from_progress_stops_and_another_call_goes_on(name, executo
     assert torch.equal(case.sample(run.start(3, case.label(3)), 3), whole)
 
 
-@compiled_only
-def test_a_signal_stops_a_long_sample():
-    """Ctrl-C between positions: what was drawn stands, and the program goes on from there."""
-    program = CASES["wavenet"].program(torch.float32).start(2)
-    x, sent = torch.full((2, 1, 4_000_000), torch.nan), []
+#: Positions that take minutes to sample: a test that waits for their end has failed.
+LONG = 2_000_000
+
+
+def interrupted(sightings):
+    """A program interrupted by SIGINT while it samples LONG positions, its `x`, and the positions at which
+    another Python thread saw the program before it sent the signal."""
+    torch.manual_seed(1)
+    model = WaveNet(num_cycles=2, layers_per_cycle=5, residual_channels=64, skip_channels=256, num_levels=9)
+    program = decode.compile(model).start(2)
+    x, seen, ended = torch.full((2, 1, LONG), torch.nan), [], threading.Event()
 
     def interrupt():
-        sent.append(time.monotonic())
+        while len(seen) < sightings and not ended.wait(0.001):
+            position = program.position
+            if position not in (0, LONG, *seen[-1:]):
+                seen.append(position)
         os.kill(os.getpid(), signal.SIGINT)
 
-    timer = threading.Timer(0.2, interrupt)
-    timer.start()
+    watcher = threading.Thread(target=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        program.sample(x, seed=5)
-    stopped = time.monotonic()
-    timer.join()
-    assert stopped - sent[0] < 1
+        watcher.start()
+        try:
+            program.sample(x, seed=5)
+        finally:
+            ended.set()
+            watcher.join()
+    return program, x, seen
+
+
+@compiled_only
+def test_a_signal_stops_a_long_sample():
+    """Ctrl-C stops between positions: drawn positions stay, and another call continues from there."""
+    program, x, seen = interrupted(1)
     position = program.position
     drawn = ~x[0, 0].isnan()
-    assert 0 < position < x.shape[2] and drawn[:position].all() and not drawn[position:].any()
+    assert 0 < seen[0] <= position < LONG and drawn[:position].all() and not drawn[position:].any()
     continued = x[:, :, : position + 50].contiguous()
     program.sample(continued, seed=5)
     assert torch.equal(program.start(2).sample(torch.zeros_like(continued), seed=5), continued)
@@ -458,7 +475,7 @@ def test_programs_of_two_threads_run_at_once(threads):
 
 @compiled_only
 def test_a_call_within_another_is_refused(threads):
-    """As one of another Python thread is, which would find the program's own threads at work."""
+    """From `progress`, or from another Python thread: the program's own threads are busy."""
     case, refused = CASES["wavenet"], []
     threads(2)
     program = case.program().start(1)
@@ -484,7 +501,7 @@ def test_a_call_within_another_is_refused(threads):
 @compiled_only
 @pytest.mark.skipif(sys.platform != "linux", reason="limits threads as Linux does")
 def test_without_threads_an_error_is_raised_each_time():
-    """And none waits for threads that could not start, for lack of memory for their stacks."""
+    """Threads that could not start, for lack of memory for their stacks, are not waited for."""
     script = """
 import resource
 import torch
@@ -505,7 +522,7 @@ print("stepped")
 """
     tests = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=600)
     said = done.stdout.splitlines()
     assert len(said) == 3 and said[2] == "stepped", done
     assert all(line.startswith("gmfast: cannot start 63 threads: ") for line in said[:2])
@@ -513,29 +530,16 @@ print("stepped")
 
 @compiled_only
 def test_other_python_threads_run_meanwhile():
-    program = CASES["wavenet"].program(torch.float32).start(1)
-    ticks, done = [], threading.Event()
-
-    def tick():
-        while not done.wait(0.002):
-            ticks.append(time.monotonic())
-
-    ticker = threading.Thread(target=tick)
-    ticker.start()
-    start = time.monotonic()
-    program.sample(torch.zeros(1, 1, 500_000), seed=5)
-    middle = [t for t in ticks if start < t < time.monotonic()]
-    length = time.monotonic() - start
-    done.set()
-    ticker.join()
-    assert len(middle) > max(3, length / 0.002 / 20), (len(middle), length)
+    """One sees the program at many positions before the sample ends; with the GIL held it would see none."""
+    program, _, seen = interrupted(20)
+    assert len(seen) == 20 and seen == sorted(seen) and seen[0] > 0 and seen[-1] <= program.position < LONG
 
 
 @compiled_only
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_goes_on(threads):
-    """The child has none of the threads, which sleep at the time. It goes on without them, more than once, so
-    that its own threads sleep too; begins anew; and drops what its parent had begun."""
+    """The child has none of the parent's threads, which sleep at the fork. It continues the program several
+    times, with pauses in which its own threads sleep; starts it again; and frees a program of its parent."""
     case = CASES["wavenet"]
     expected = naive(case)
     threads(3)
@@ -547,7 +551,7 @@ def test_a_fork_goes_on(threads):
     time.sleep(0.2)
     child = os.fork()
     if child == 0:
-        signal.alarm(20)  # ends it if it hangs
+        signal.alarm(300)  # ends it if it hangs
         status = 1
         try:
             for length in rest:

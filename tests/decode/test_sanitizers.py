@@ -1,16 +1,16 @@
-"""The executor and its threads by themselves (tests/native/decode.cpp), under ThreadSanitizer, and under
-AddressSanitizer with UndefinedBehaviorSanitizer, on decode programs recorded here."""
+"""The CPU's executor (tests/native/decode.cpp) on recorded decode programs, under ThreadSanitizer and under
+AddressSanitizer with UndefinedBehaviorSanitizer."""
 
 import pytest
 import torch
-from cuda_on_cpu.emulator import DTYPES, SANITIZERS, run_program
-from decode.stepping import started
+from cuda_on_cpu.emulator import SANITIZERS, run_program
+from decode.stepping import recorded, started
 from decode.test_models import CASES
 from native.harness import build, simd_levels
 
 from gmfast import _library, decode
-from gmfast.decode import program as programs
 from gmfast.decode.builder import Builder, Tap
+from gmfast.decode.packing import structs
 from gmfast.models.autoregressive.heads import Categorical
 
 pytestmark = pytest.mark.skipif(_library._C is None, reason="needs the compiled library")
@@ -20,7 +20,7 @@ LEVEL = [level for level in simd_levels() if level != "v4"][-1]
 
 
 class Depthwise(torch.nn.Module):
-    """Depthwise taps, by themselves, with others and in a gate, which no model has: of 19 channels."""
+    """Depthwise taps alone, with other taps and in a gate, on 19 channels; no model has them."""
 
     def __init__(self):
         super().__init__()
@@ -51,13 +51,10 @@ def compile_program(sanitizer):
 
 
 def record(program, label, x, keep=None, local=None, *, barriers=True):
-    """The items of a case (tests/native/decode.cpp): the program at its start, and how it samples."""
-    structs, memory = programs._structs(program.start(len(x), label), programs._taps)
-    dtypes = [DTYPES.index(getattr(torch, name)) for name in (structs.dtype, structs.weight_dtype)]
-    case = [int(not barriers), *dtypes, structs.columns, *structs.features, structs.num_features]
-    case.append(structs.log_scale_min)
-    for rows in (structs.values, structs.taps, structs.layers, structs.draws, structs.steps):
-        case += [len(rows), torch.tensor(rows, dtype=torch.int64)]
+    """The items of a case for tests/native/decode.cpp: the program at its start, and a sample's arguments."""
+    program.start(len(x), label)
+    arguments, memory = structs(program._packed, program._state)
+    case = [int(not barriers), *recorded(arguments)]
     storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in memory if tensor.numel()}
     case.append(len(storages))
     for address, tensor in storages.items():
@@ -69,10 +66,10 @@ def record(program, label, x, keep=None, local=None, *, barriers=True):
 
 
 def cases(monkeypatch):
-    """Recorded programs, of all kinds of layers and draws, and what they sample in this process: one sample,
-    two and many, because these are computed in tiles of their own."""
+    """Programs with all kinds of layers and draws, and arguments of a sample: batches of one, two and many,
+    which have tiles of their own."""
     panel = {"v3": 64}.get(LEVEL, 32)  # bytes
-    monkeypatch.setattr(_library._C, "decode_panel", lambda itemsize: panel // itemsize)
+    monkeypatch.setattr(_library._C, "decode_panel", lambda element_size: panel // element_size)
     names = ["gated", "pixelcnnpp", "pixelcnnpp-grey", "wavenet-conditional", "pixelcnn-bernoulli", "made"]
     forms = [(torch.float64, None), (torch.float32, None), (torch.float32, "bfloat16")]
     for i, name in enumerate(names):
@@ -91,8 +88,8 @@ def cases(monkeypatch):
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_nothing_is_reported(sanitizer, monkeypatch):
-    """No race and no access out of bounds on 1 to 4 threads, which all leave the same bits; and what is drawn
-    is what the reference draws."""
+    """No race and no access out of bounds on 1 to 4 threads, all with the same bits; the samples are the
+    reference's."""
     items, drawn = [], []
     for program, label, x, keep, local in cases(monkeypatch):
         expected = started(program, "reference", len(x), label)
@@ -107,7 +104,7 @@ def test_nothing_is_reported(sanitizer, monkeypatch):
 
 
 def test_a_missing_barrier_is_a_race(monkeypatch):
-    """The sanitizer would see it: without its barriers the executor's threads read what others write."""
+    """The sanitizer reports one: without barriers the executor's threads read what others write."""
     program, label, x, keep, local = next(cases(monkeypatch))
     case = record(program, label, x, keep, local, barriers=False)
     with pytest.raises(AssertionError, match="data race"):

@@ -1,8 +1,7 @@
-// Runs decode programs, which tests/decode/test_sanitizers.py records, with a sanitizer.
+// Runs decode programs recorded by tests/decode/test_sanitizers.py under a sanitizer.
 //
-// Each runs on teams of 1 to 4 threads, a few positions at a time, with pauses in which the
-// threads fall asleep, and once more with its draws fed one by one. All must end with the same
-// bits.
+// Each runs on teams of 1 to 4 threads, a few positions at a time, with pauses in which the threads
+// fall asleep, and once more with its draws fed one by one. All must end with the same bits.
 #include "../../csrc/decode.h"
 
 #include <algorithm>
@@ -12,11 +11,11 @@
 #include <vector>
 
 #include "../../csrc/cpu/team.h"
-#include "../cuda_on_cpu/driver.h"
+#include "decode.h"
 
 using namespace gmfast;
 
-// The executor's barriers come here (the linker's --wrap), those inside Team do not.
+// The linker's --wrap directs the executor's barriers here, but not those inside Team.
 bool without_barrier = false;
 extern "C" void __real__ZN6gmfast4Team7barrierEv(Team* team);
 extern "C" void __wrap__ZN6gmfast4Team7barrierEv(Team* team) {
@@ -25,20 +24,8 @@ extern "C" void __wrap__ZN6gmfast4Team7barrierEv(Team* team) {
 
 namespace {
 
-// Memory that is allocated by itself and just so long: AddressSanitizer knows its end.
+// A separate allocation of exactly this size, so that AddressSanitizer knows its end.
 using Block = std::vector<char>;
-
-template <class T>
-struct Structs {
-  int64_t count;
-  T* data;
-};
-
-template <class T>
-Structs<T> structs(Cases& cases) {
-  const int64_t count = cases.integer();
-  return {count, reinterpret_cast<T*>(cases.memory())};
-}
 
 // Memory of the process that recorded a program, by its address there.
 struct Recorded {
@@ -46,7 +33,7 @@ struct Recorded {
   Block block;
 };
 
-// From an address in that process to one in these blocks.
+// Translates an address in that process to one in these blocks.
 template <class Pointer>
 void relocate(Pointer& pointer, std::vector<Recorded>& memory) {
   for (Recorded& recorded : memory) {
@@ -60,21 +47,8 @@ void relocate(Pointer& pointer, std::vector<Recorded>& memory) {
 
 struct Case {
   explicit Case(Cases& cases) {
-    DecodeProgram& program = run.program;
-    program.dtype = DType(cases.integer());
-    program.weight_dtype = DType(cases.integer());
-    program.columns = cases.integer();
-    program.features.value = cases.integer();
-    program.features.channel = cases.integer();
-    program.num_features = cases.integer();
-    program.log_scale_min = cases.real();
-    values = structs<DecodeValue>(cases);
-    program.taps = structs<DecodeTap>(cases).data;
-    layers = structs<DecodeLayer>(cases);
-    program.draws = structs<DecodeDraw>(cases).data;
-    const auto steps = structs<DecodeStep>(cases);
-    program.steps = steps.data;
-    program.num_steps = steps.count;
+    const auto taps = read_program(cases, run.program, values, layers);
+    run.program.taps = reinterpret_cast<const DecodeTap*>(taps.data);
     for (int64_t count = cases.integer(); count > 0; --count) {
       const uintptr_t address = cases.integer();
       memory.push_back({address, Block(cases.integer())});
