@@ -12,9 +12,10 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/dispatch.h"
-#include "cpu/team.h"
-#include "decode.h"
+#include "args/decode.h"
+#include "bindings/codes.h"
+#include "common/kernel.h"
+#include "common/team.h"
 
 namespace py = pybind11;
 
@@ -251,6 +252,8 @@ PYBIND11_MODULE(_C, m) {
         "Outputs in a panel of a decode program's weights, for the bytes of a number that is "
         "computed with.");
   m.attr("decode_cuda_panel") = gmfast::decode_cuda_panel;
+
+  bind_codes(m);
 
   using Rows = DecodeProgram::Rows;
   py::class_<DecodeProgram>(m, "DecodeProgram", "Of structs in csrc/decode.h, as tuples.")

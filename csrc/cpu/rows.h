@@ -14,13 +14,13 @@
 // of them would cost as much as a row's work.
 #pragma once
 
+#include "../common/parallel.h"
+#include "../common/rows.h"
 #include "../math/simd.h"
-#include "../rows.h"
-#include "pairs.h"
-#include "parallel.h"
 #include "reduce.h"
 #include "scratch.h"
 #include "tile.h"
+#include "vectors.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
@@ -132,8 +132,7 @@ inline void write_channel(const Channels& channels, int64_t c, double value) {
 
 template <class V, class Row>
 void for_each_row(const RowShape& shape, const Row& row) {
-  const PairShape pieces{shape.batch, shape.rows, shape.inner};
-  for_each_piece(pieces, [&](int64_t sample, int64_t index, int64_t first, int64_t count) {
+  for_each_piece(shape, [&](int64_t sample, int64_t index, int64_t first, int64_t count) {
     for_each_vector<V>(first, count, row(RowPlace{sample, index}));
   });
 }

@@ -8,8 +8,7 @@
 //
 // Each warp adds up the channels of its strips in their order, and the warps are added in theirs.
 // Both depend on the layer alone, so a sample's bits do not depend on the batch.
-#include "../decode.h"
-#include "../math/decode.h"
+#include "../common/decode.h"
 #include "launch.h"
 
 namespace gmfast {

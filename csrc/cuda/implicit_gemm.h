@@ -20,7 +20,7 @@
 // order of every sum depends on the sizes alone.
 #pragma once
 
-#include "../tensor.h"
+#include "../common/tensor.h"
 #include "launch.h"
 #include "mma.h"
 

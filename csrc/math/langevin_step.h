@@ -1,7 +1,6 @@
 // A step of Langevin dynamics: along the score, and noise.
 #pragma once
 
-#include "../noise.h"
 #include "simd.h"
 
 namespace gmfast {

@@ -5,10 +5,17 @@
 
 #include <cstdint>
 
-#include "../masked_conv2d.h"
 #include "simd.h"
 
 namespace gmfast {
+
+struct ConvSupport {
+  int64_t kernel_height = 1, kernel_width = 1;  // of the full kernel, both odd
+  int64_t row_dilation = 1, column_dilation = 1;
+  int64_t channel_groups = 1;  // autoregressive order within a pixel, such as R, G, B: equal groups
+  bool sees_itself = true;     // mask type B
+};
+
 inline namespace GMFAST_LEVEL {
 
 // A tap's place in the kernel; it looks at (row + row_offset, column + column_offset).

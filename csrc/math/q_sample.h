@@ -1,10 +1,13 @@
 // Data with noise, and a combination of both that a network is to predict.
 #pragma once
 
-#include "../q_sample.h"
 #include "simd.h"
 
 namespace gmfast {
+
+// The second result: a network's training target.
+enum class NoiseTarget { none, epsilon, velocity, flow };
+
 inline namespace GMFAST_LEVEL {
 
 // first = first_x x + first_z z, second = second_x x + second_z z.

@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "../noise.h"
+#include "../common/noise.h"
 #include "rows.h"
 
 namespace gmfast {

@@ -2,7 +2,7 @@
 // of them; those that lie otherwise are copied.
 #pragma once
 
-#include "../rows.h"
+#include "../common/rows.h"
 #include "layout.h"
 
 namespace gmfast {

@@ -1,0 +1,46 @@
+#pragma once
+
+#include "../common/kernel.h"
+#include "../common/tensor.h"
+
+namespace gmfast {
+
+struct LogisticMixtureNll {
+  int64_t batch, pixels;
+  int channels;  // 1 or 3
+  int64_t mixtures;
+  int num_classes;
+  double log_scale_min;
+  bool pixelcnnpp;
+
+  Image x, params;
+  void* loss;                 // (batch, pixels) in the compute dtype
+  void* total;                // its sums, (batch) or (), in the compute dtype; null: not wanted
+  bool total_over_batch;      // ()
+  double total_scale;         // times the sums
+  Image grad_x, grad_params;  // of the loss summed over everything; data null where not wanted
+  double gradient_scale = 1;  // times the gradients
+
+  DType compute() const { return compute_dtype(x.dtype, params.dtype); }
+};
+
+struct LogisticMixtureSample {
+  int64_t batch, pixels;
+  int channels;
+  int64_t mixtures;
+  int num_classes;
+  double log_scale_min;
+  double temperature;
+  bool quantize;
+
+  Image params;
+  const int64_t* seed;  // on the device of params
+  void* x;              // (batch, channels, pixels), contiguous, in the compute dtype
+
+  DType compute() const { return compute_dtype(params.dtype); }
+};
+
+GMFAST_KERNEL(discretized_logistic_mixture_nll, LogisticMixtureNll);
+GMFAST_KERNEL(discretized_logistic_mixture_sample, LogisticMixtureSample);
+
+}  // namespace gmfast

@@ -1,0 +1,23 @@
+#pragma once
+
+#include "../common/kernel.h"
+#include "../common/rows.h"
+
+namespace gmfast {
+
+struct GatedActivation {
+  RowShape shape;
+  PairOperand x;
+  PairOperand residual;  // data null where absent
+  PairOperand y;
+};
+
+struct GatedActivationBackward {
+  RowShape shape;
+  PairOperand grad_y, x, grad_x;
+};
+
+GMFAST_KERNEL(gated_activation, GatedActivation);
+GMFAST_KERNEL(gated_activation_backward, GatedActivationBackward);
+
+}  // namespace gmfast
