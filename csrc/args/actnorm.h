@@ -1,3 +1,4 @@
+// ActNorm: y = (x + shift) * exp(log_scale) per channel, its inverse and the gradients.
 #pragma once
 
 #include "../common/kernel.h"
@@ -6,9 +7,9 @@
 namespace gmfast {
 
 struct ActNorm {
-  RowShape shape;  // rows, or with channels_inner their elements, are channels
-  bool channels_inner;
-  bool adjoin;  // all elements follow each other in memory
+  RowShape shape;
+  bool channels_inner;  // channels are the inner elements of a row; else the rows
+  bool adjoin;          // all elements are adjacent in memory, in the order of the walk
   int64_t batch, channels, pixels;
   bool inverse;
   DType compute;
@@ -25,14 +26,14 @@ struct ActNormBackward {
   bool inverse;
   DType compute;
 
-  RowOperand grad_y;  // data null where it is 0
+  RowOperand grad_y;  // data null: zero
   RowOperand x;
   Channels shift, log_scale;
-  const void* grad_log_det;  // (batch) in the compute dtype; null where it is 0
+  const void* grad_log_det;  // (batch) in the compute dtype; null: zero
   int64_t grad_log_det_stride;
-  RowOperand grad_x;                    // data null where not wanted
+  RowOperand grad_x;                    // data null: not wanted
   Channels grad_shift, grad_log_scale;  // likewise, both or none
-  ChannelSum sum;                       // CUDA's
+  ChannelSum sum;                       // on a GPU
 };
 
 GMFAST_KERNEL(actnorm, ActNorm);

@@ -1,3 +1,5 @@
+// Affine couplings of normalizing flows, with the log-determinant; csrc/math/affine_coupling.h has
+// the formula.
 #pragma once
 
 #include "../common/kernel.h"
@@ -8,30 +10,31 @@ namespace gmfast {
 
 enum class ScaleMap;
 
-// What a CUDA thread does for a long sample.
+// Items (elements or packs) of a long sample per CUDA thread.
 constexpr int coupling_items = 4;
 
-// x and y have one dtype; what they and the parameters are computed in is `compute`.
+// The last channels are transformed, the first ("kept") copied. x and y have one dtype; they and
+// the parameters are computed in `compute`.
 struct AffineCoupling {
   int64_t batch;
-  int64_t rows, inner;            // of what is transformed
-  int64_t kept_rows, kept_inner;  // of what is copied
+  int64_t rows, inner;            // of the transformed channels
+  int64_t kept_rows, kept_inner;  // of the copied channels
   ScaleMap map;
   bool shift_first, inverse;
   double clamp;
   DType compute;
 
   RowOperand x, kept_x;
-  RowOperand shift, scale;  // scale absent: the map is `none`
-  RowOperand mask;          // where not 0, x passes; may be absent
+  RowOperand shift, scale;  // scale without data: the map is `none`
+  RowOperand mask;          // non-zero elements of x pass unchanged; data null: no mask
 
   // Forward
   RowOperand y, kept_y;
   void* log_det = nullptr;  // (batch) in the compute dtype
-  void* scratch = nullptr;  // on a CUDA device, of scratch_bytes()
+  void* scratch = nullptr;  // scratch_bytes() on the GPU
 
-  // Backward: `x` is y where `from_output`. Absent grad_y and grad_log_det are 0; absent gradients
-  // are not wanted.
+  // Backward. With `from_output`, x holds y. An input gradient without data is zero, a result
+  // without data not wanted.
   bool from_output = false;
   RowOperand grad_y, kept_grad_y;
   const void* grad_log_det = nullptr;
@@ -39,7 +42,7 @@ struct AffineCoupling {
   int64_t grad_log_det_stride = 0;
   RowOperand grad_x, kept_grad_x, grad_shift, grad_scale;
 
-  // For sums of single elements: enough for those of packs.
+  // Sized for items of one element: packs need less.
   int64_t scratch_bytes() const {
     return SampleSum(batch, rows * inner + kept_rows * kept_inner, coupling_items).scratch_bytes();
   }

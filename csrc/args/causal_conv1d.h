@@ -1,3 +1,4 @@
+// Depthwise causal convolution over a whole sequence, and its gradients.
 #pragma once
 
 #include <algorithm>
@@ -7,9 +8,8 @@
 
 namespace gmfast {
 
-// A depthwise causal convolution: every channel with taps of its own. Tensors have one dtype; x,
-// the states and the y's are (batch, channels, time), all adjacent along time, or all along
-// channels where channels_inner.
+// All tensors have one dtype. x, the state and y are (batch, channels, time), adjacent along time,
+// or with channels_inner along channels.
 struct CausalConv1d {
   int64_t batch = 0, channels = 0, length = 0;
   int64_t taps = 1, dilation = 1;
@@ -25,25 +25,25 @@ struct CausalConv1d {
 
   constexpr int64_t span() const { return (taps - 1) * dilation; }
 
-  // So many time steps are computed together. Their inputs reach span() further back, and in the
-  // gradient as far forward, which is read or computed once more by each.
+  // Time steps of a piece, computed as one unit of work. Its halo of span() steps before it, and in
+  // the gradient after it, is read or computed again by each piece.
   constexpr int64_t steps() const {
     const int64_t enough = channels_inner ? 64 : 2048;
     return std::max(enough, (2 * span() + 63) / 64 * 64);
   }
-  // At least one: the gradient of the state is written even where there is no output.
+  // At least one: the state's gradient is written even for sequences of length 0.
   constexpr int64_t pieces() const {
     return std::max<int64_t>((length + steps() - 1) / steps(), 1);
   }
 };
 
 struct CausalConv1dBackward {
-  CausalConv1d forward;          // y is the incoming gradient
-  Image grad_x;                  // data null where not wanted
-  Image grad_state;              // alike
-  void* grad_weight = nullptr;   // alike; (channels, taps)
-  void* grad_bias = nullptr;     // alike; (channels)
-  void* partial_sums = nullptr;  // scratch for those two: rows() by columns(), compute dtype
+  CausalConv1d forward;  // y is the output's gradient
+  Image grad_x;          // data null: not wanted; so the others
+  Image grad_state;
+  void* grad_weight = nullptr;   // (channels, taps)
+  void* grad_bias = nullptr;     // (channels)
+  void* partial_sums = nullptr;  // scratch of the latter two: (rows(), columns()), compute dtype
   constexpr int64_t rows() const { return forward.channels * (forward.taps + 1); }
   constexpr int64_t columns() const { return forward.batch * forward.pieces(); }
 };

@@ -1,3 +1,4 @@
+// Causal convolutions of streams, a few time steps at a time, with the state between calls.
 #pragma once
 
 #include "../common/kernel.h"
@@ -6,8 +7,8 @@
 
 namespace gmfast {
 
-// The last inputs of a causal convolution, for each of a batch of streams, and the next few. Both
-// forms of a step replace the state by the last inputs; they differ in what they make of them.
+// The new inputs of a batch of streams, and the state: each stream's last span() inputs. Both
+// kernels below move the state on by `length` steps.
 struct CausalConv1dStreams {
   int64_t batch = 0, channels = 0, length = 0;
   int64_t taps = 1, dilation = 1;
@@ -16,13 +17,13 @@ struct CausalConv1dStreams {
   Image x;                       // (batch, channels, length)
   Image state;                   // (rows, channels, span()), oldest first
   int64_t rows = 0;              // of the state
-  const void* row_of = nullptr;  // (batch): whose; null: the same number's
-  bool row_is_int64 = false;     // or int32
+  const void* row_of = nullptr;  // (batch): each stream's row of the state; null: its own index
+  bool row_is_int64 = false;     // else int32
   int64_t row_stride = 1;
 
   constexpr int64_t span() const { return (taps - 1) * dilation; }
 
-  // Negative where a stream has none. For whoever can read row_of, host or device.
+  // A stream's row of the state; negative: it has none. Reads row_of's memory.
   GMFAST_HD int64_t row(int64_t stream) const {
     if (!row_of) return stream;
     return row_is_int64 ? static_cast<const int64_t*>(row_of)[stream * row_stride]
@@ -30,7 +31,7 @@ struct CausalConv1dStreams {
   }
 };
 
-// The depthwise convolution's outputs; 0 for a stream whose row is negative.
+// The depthwise convolution's outputs at the new time steps; zero for streams without a row.
 struct CausalConv1dUpdate {
   CausalConv1dStreams streams;
   bool silu = false;
@@ -39,7 +40,7 @@ struct CausalConv1dUpdate {
   Image y;                       // (batch, channels, length)
 };
 
-// What a dense convolution multiplies: the inputs that each tap sees.
+// The inputs at each tap of each new time step: a dense convolution is a matrix product with them.
 struct CausalConv1dWindow {
   CausalConv1dStreams streams;
   void* window = nullptr;  // (batch, length, channels, taps), contiguous

@@ -1,3 +1,4 @@
+// concat_elu: elu(x) and elu(-x), concatenated along a dimension.
 #pragma once
 
 #include "../common/kernel.h"

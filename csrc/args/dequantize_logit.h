@@ -1,3 +1,5 @@
+// Dequantization and logit of a flow's data, with the log-determinant; csrc/math/dequantize_logit.h
+// has the formula.
 #pragma once
 
 #include "../common/kernel.h"
@@ -8,32 +10,32 @@ namespace gmfast {
 
 enum class LevelType { floating, uint8, int16, int32, int64 };
 
-// What forward and backward have in common.
+// Inputs of forward and backward.
 struct DequantizeLogitInputs {
   RowShape shape;
   DType compute;
   double alpha, num_levels;
   bool inverse, quantize;
-  LevelType x_type;  // floating: as x.dtype says
+  LevelType x_type;  // floating: x.dtype
   RowOperand x;
-  RowOperand noise;     // data null: drawn. Drawn for elements in the order of the walk
-  const int64_t* seed;  // where drawn, on the device of x
+  RowOperand noise;     // data null: drawn, in the order of the walk
+  const int64_t* seed;  // of drawn noise, on x's device
 };
 
 struct DequantizeLogit {
   DequantizeLogitInputs in;
-  int64_t elements;  // of a sample
+  int64_t elements;  // per sample
   RowOperand y;
   void* log_det;  // (batch) in the compute dtype
-  SampleSum sum;  // CUDA's
+  SampleSum sum;  // on a GPU
 };
 
 struct DequantizeLogitBackward {
   DequantizeLogitInputs in;
-  RowOperand grad_y;         // data null where it is 0
-  const void* grad_log_det;  // (batch) in the compute dtype; null where it is 0
+  RowOperand grad_y;         // data null: zero
+  const void* grad_log_det;  // (batch) in the compute dtype; null: zero
   int64_t grad_log_det_stride;
-  RowOperand grad_x, grad_noise;  // data null where not wanted
+  RowOperand grad_x, grad_noise;  // data null: not wanted
 };
 
 GMFAST_KERNEL(dequantize_logit, DequantizeLogit);

@@ -1,3 +1,4 @@
+// The hybrid loss of improved DDPM: squared error of epsilon, and the variational bound of v.
 #pragma once
 
 #include "../common/kernel.h"
@@ -8,10 +9,10 @@ namespace gmfast {
 
 struct DiffusionHybridLossInputs {
   RowShape shape;
-  int64_t elements;  // of a sample
+  int64_t elements;  // per sample
   DType compute;
   int64_t num_classes;
-  bool exact;             // or as improved DDPM has it
+  bool exact;             // exact discretized likelihood; else improved DDPM's approximation
   RowOperand epsilon, v;  // the halves of the model's output
   RowOperand x0, x_t, noise;
   const double* table;  // (steps, columns)
@@ -24,12 +25,12 @@ struct DiffusionHybridLoss {
   DiffusionHybridLossInputs in;
   void* simple;  // (batch) in the compute dtype
   void* bound;
-  SampleSum sum;  // CUDA's
+  SampleSum sum;  // on a GPU
 };
 
 struct DiffusionHybridLossBackward {
   DiffusionHybridLossInputs in;
-  const void* grad_simple;  // (batch) in the compute dtype; null where it is 0
+  const void* grad_simple;  // (batch) in the compute dtype; null: zero
   const void* grad_bound;
   int64_t grad_simple_stride, grad_bound_stride;
   RowOperand grad_epsilon, grad_v;

@@ -1,3 +1,4 @@
+// One step of a linear diffusion sampler, with guidance, clipping and noise.
 #pragma once
 
 #include "../common/kernel.h"
@@ -5,38 +6,41 @@
 
 namespace gmfast {
 
-// Columns of a table of coefficients; gmfast/reference/diffusion_step.py names them.
-constexpr int step_x0_x = 0;  // and x0_m: what predicts x0
+// Columns of the table of coefficients, a row a step. gmfast._C.diffusion_columns has their names,
+// which gmfast.diffusion.COLUMNS repeats.
+constexpr int step_x0_x = 0;  // and x0_m: the prediction of x0
 constexpr int step_result = 2;
 constexpr int step_kept = 10;
 constexpr int step_log_var_min = 18;  // and log_var_max
 constexpr int step_columns = 20;
 
-// What the eight columns of a sum multiply.
+// The eight terms of step_result and of step_kept, by what their coefficient multiplies; the
+// history has four.
 constexpr int term_x = 0, term_m = 1, term_x0 = 2, term_history = 3, term_noise = 7;
 constexpr int step_terms = 8;
 
 struct DiffusionStep {
   RowShape shape;
-  int64_t elements;  // of a sample
+  int64_t elements;  // per sample
   DType compute;
 
   const double* table;  // rows of step_columns
   int64_t table_rows, table_stride;
-  const int64_t* steps;  // on the device; null: `step`
+  const int64_t* steps;  // row of the table, per sample or (stride 0) for all; null: `step`
   int64_t steps_stride, step;
 
-  bool draws;  // noise, where a row wants some
+  bool draws;  // noise is drawn in steps whose coefficient of it is not zero
   Seeds seeds;
-  int64_t channels;  // innermost in the walk though not in the noise's order; 1: the orders are one
+  int64_t channels;  // as Noise::channels
 
-  double guidance, rescale;               // of no rescaling: 0
-  double clip;                            // infinite: none
-  double threshold, threshold_max;        // negative threshold: none
-  RowOperand x, m, unconditional, noise;  // absent but for x and m: no data
-  RowOperand variance, history[4];
-  RowOperand result, x0, kept;  // x0 and kept: no data where not wanted
+  double guidance, rescale;                               // rescale 0: none
+  double clip;                                            // infinite: none
+  double threshold, threshold_max;                        // negative threshold: none
+  RowOperand x, m;                                        // m: the model's output
+  RowOperand unconditional, noise, variance, history[4];  // data null: absent
+  RowOperand result, x0, kept;                            // x0, kept: data null: not wanted
 
+  // Whether a pass over each whole sample precedes the step.
   bool of_samples() const { return rescale != 0 || threshold >= 0; }
 };
 

@@ -1,3 +1,4 @@
+// Negative log-likelihood of a discretized Gaussian, per element.
 #pragma once
 
 #include "../common/kernel.h"
@@ -9,7 +10,7 @@ struct DiscretizedGaussianNLL {
   RowShape shape;
   DType compute;
   int64_t num_classes;
-  bool exact;  // or as improved DDPM has it
+  bool exact;  // else improved DDPM's approximation
   RowOperand x, mean, log_scale;
   RowOperand nll;
 };
@@ -21,7 +22,7 @@ struct DiscretizedGaussianNLLBackward {
   bool exact;
   RowOperand grad;
   RowOperand x, mean, log_scale;
-  RowOperand grad_x, grad_mean, grad_log_scale;  // data null where not wanted
+  RowOperand grad_x, grad_mean, grad_log_scale;  // data null: not wanted
 };
 
 GMFAST_KERNEL(discretized_gaussian_nll, DiscretizedGaussianNLL);

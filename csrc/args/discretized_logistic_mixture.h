@@ -1,3 +1,5 @@
+// The discretized logistic mixture of PixelCNN++: negative log-likelihood with its gradients, and
+// samples.
 #pragma once
 
 #include "../common/kernel.h"
@@ -7,19 +9,20 @@ namespace gmfast {
 
 struct LogisticMixtureNll {
   int64_t batch, pixels;
-  int channels;  // 1 or 3
+  int channels;  // 1, or 3: coupled
   int64_t mixtures;
   int num_classes;
   double log_scale_min;
-  bool pixelcnnpp;
+  bool pixelcnnpp;  // the published approximation; else the exact bin
 
   Image x, params;
-  void* loss;                 // (batch, pixels) in the compute dtype
-  void* total;                // its sums, (batch) or (), in the compute dtype; null: not wanted
-  bool total_over_batch;      // ()
-  double total_scale;         // times the sums
-  Image grad_x, grad_params;  // of the loss summed over everything; data null where not wanted
-  double gradient_scale = 1;  // times the gradients
+  void* loss;             // (batch, pixels) in the compute dtype
+  void* total;            // total_scale times its sums, in the compute dtype; null: not wanted
+  bool total_over_batch;  // total is (), else (batch)
+  double total_scale;
+  // Gradients of gradient_scale times the sum of the whole loss; data null: not wanted.
+  Image grad_x, grad_params;
+  double gradient_scale = 1;
 
   DType compute() const { return compute_dtype(x.dtype, params.dtype); }
 };

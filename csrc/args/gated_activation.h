@@ -1,3 +1,4 @@
+// Gated activation: tanh of one half of x along a dimension times the sigmoid of the other.
 #pragma once
 
 #include "../common/kernel.h"
@@ -8,7 +9,7 @@ namespace gmfast {
 struct GatedActivation {
   RowShape shape;
   PairOperand x;
-  PairOperand residual;  // data null where absent
+  PairOperand residual;  // added; data null: none
   PairOperand y;
 };
 

@@ -1,3 +1,4 @@
+// KL divergence between diagonal Gaussians, per element.
 #pragma once
 
 #include "../common/kernel.h"
@@ -17,7 +18,7 @@ struct GaussianKLBackward {
   DType compute;
   RowOperand grad;
   RowOperand mean1, logvar1, mean2, logvar2;
-  RowOperand grad_mean1, grad_logvar1, grad_mean2, grad_logvar2;  // data null where not wanted
+  RowOperand grad_mean1, grad_logvar1, grad_mean2, grad_logvar2;  // data null: not wanted
 };
 
 GMFAST_KERNEL(gaussian_kl, GaussianKL);

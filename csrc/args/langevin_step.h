@@ -1,3 +1,4 @@
+// One step of Langevin dynamics, with a fixed or an adaptive step size.
 #pragma once
 
 #include "../common/kernel.h"
@@ -14,13 +15,13 @@ struct LangevinStep {
   PerSample step;  // the step size, or with `adaptive` the signal-to-noise ratio
   bool adaptive;
   double alpha, temperature;
-  RowOperand moved, mean;  // mean without data where not wanted
-  // CUDA's, where adaptive.
-  double* norms;  // squares summed: of noise (batch), of score (batch); then the step size
-  SampleSum sum;  // of 2 batch samples
+  RowOperand moved, mean;  // mean: data null: not wanted
+  // On a GPU, with `adaptive`:
+  double* norms;  // sums of squares of the noise (batch), of the score (batch); then the step size
+  SampleSum sum;  // over 2 * batch samples
 };
 
-// Items of a sample that CUDA's threads add up: blocks of noise where it is drawn, else elements.
+// The sums of squares on a GPU: its items are the blocks of drawn noise, or elements.
 inline SampleSum langevin_sum(const RowShape& shape, DType compute, bool drawn) {
   const int64_t elements = shape.rows * shape.inner;
   const int64_t tile = 16 * (compute == DType::float64 ? 2 : 4);

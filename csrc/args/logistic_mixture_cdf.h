@@ -1,3 +1,4 @@
+// The logistic mixture CDF transform of Flow++: logit of the CDF, its inverse and the gradients.
 #pragma once
 
 #include "../common/kernel.h"
@@ -5,7 +6,7 @@
 
 namespace gmfast {
 
-// Of grids whose channels are the components of each element's mixture.
+// Elements are (batch, rows, columns); the channels of a parameter's grid are its components.
 struct MixtureShape {
   int64_t batch = 0, rows = 0, columns = 0, components = 0;
 
@@ -13,7 +14,7 @@ struct MixtureShape {
   constexpr int64_t numel() const { return batch * rows * columns; }
 };
 
-// y = logit of the mixture's CDF at x, or with `inverse` the y at which that is x.
+// y = logit of the mixture's CDF at x; with `inverse`, the y for which that is x.
 struct LogisticMixtureCdf {
   MixtureShape shape;
   bool inverse = false;
@@ -22,7 +23,7 @@ struct LogisticMixtureCdf {
   void* solution = nullptr;        // y contiguous, in the compute dtype; null: not wanted
   void* log_derivative = nullptr;  // contiguous, in the compute dtype
   void* log_det = nullptr;         // its sums (batch), in the compute dtype; null: not wanted
-  void* scratch = nullptr;         // on a CUDA device, as SampleSum(batch, sample, 1) wants it
+  void* scratch = nullptr;         // on a GPU, of SampleSum(batch, sample, 1)
 
   DType compute() const {
     return compute_dtype(compute_dtype(x.dtype, logits.dtype),
@@ -30,13 +31,13 @@ struct LogisticMixtureCdf {
   }
 };
 
-// The gradients by x (of the direction called) and the parameters, from those of y and of the
-// log-derivative. What is not wanted has no data, and so a gradient that is zero.
+// Gradients with respect to the input and the parameters, from those of y and the log-derivative.
+// Data null: an input gradient is zero, a result not wanted.
 struct LogisticMixtureCdfBackward {
   MixtureShape shape;
   bool inverse = false;
-  Grid grad_y, grad_log_derivative;   // strides 0 for a gradient of log_det
-  Grid x, logits, means, log_scales;  // x is the data: of the inverse the output
+  Grid grad_y, grad_log_derivative;   // of log_det: row and column strides 0
+  Grid x, logits, means, log_scales;  // x is the data: with `inverse`, the output
   Grid grad_x, grad_logits, grad_means, grad_log_scales;
 
   DType compute() const {

@@ -1,3 +1,4 @@
+// Samples of a diffusion's forward process, alpha x + sigma z, with the training target.
 #pragma once
 
 #include "../common/kernel.h"
@@ -13,8 +14,9 @@ struct QSample {
   Noise noise;
   PerSample alpha, sigma;
   NoiseTarget target;
-  RowOperand noised, result;  // data null where not wanted
-  // Gradients in (of the noised data as x, of the target as noise) and out, instead.
+  RowOperand noised, result;  // data null: not wanted
+  // x and noise are the gradients of the noised data and of the target; noised and result receive
+  // those of x and noise.
   bool backward;
 };
 

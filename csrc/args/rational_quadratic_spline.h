@@ -1,3 +1,5 @@
+// Monotonic rational-quadratic splines (neural spline flows), with log-derivatives; the formula is
+// in csrc/math/rational_quadratic_spline.h.
 #pragma once
 
 #include "../common/kernel.h"
@@ -6,20 +8,20 @@
 
 namespace gmfast {
 
-// Of grids whose channels are the widths, heights or derivatives of each element's bins.
+// Elements are (batch, rows, columns); the channels of a parameter's grid are its bins or knots.
 struct RationalQuadraticSpline {
   int64_t batch, rows, columns, bins;
   double bound, min_bin_width, min_bin_height, min_derivative;
-  bool linear_tails;  // bins - 1 raw derivatives; else bins + 1
+  bool linear_tails;  // the outer derivatives are 1: bins - 1 raw derivatives, else bins + 1
   bool inverse;
 
   Grid x, widths, heights, derivatives;
   Grid y;
   void* log_derivative;  // (batch, rows * columns) in the compute dtype, or null
   void* log_det;         // its sums (batch), or null
-  SampleSum sum;         // how a CUDA kernel makes them
+  SampleSum sum;         // on a GPU
 
-  int64_t elements, raw_derivatives;  // rows * columns; bins -/+ 1
+  int64_t elements, raw_derivatives;  // rows * columns; bins - 1 or bins + 1
 
   DType compute() const {
     const DType parameters =
@@ -30,8 +32,8 @@ struct RationalQuadraticSpline {
 
 struct RationalQuadraticSplineBackward {
   RationalQuadraticSpline forward;                           // y, log_derivative and log_det unused
-  Grid grad_y, grad_log;                                     // data null where the gradient is zero
-  Grid grad_x, grad_widths, grad_heights, grad_derivatives;  // null: not wanted
+  Grid grad_y, grad_log;                                     // data null: zero
+  Grid grad_x, grad_widths, grad_heights, grad_derivatives;  // data null: not wanted
 };
 
 GMFAST_KERNEL(rational_quadratic_spline, RationalQuadraticSpline);

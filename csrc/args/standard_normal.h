@@ -1,3 +1,4 @@
+// Standard normal noise by counter.
 #pragma once
 
 #include "../common/kernel.h"
@@ -6,7 +7,7 @@
 namespace gmfast {
 
 struct StandardNormal {
-  int64_t batch, elements;  // of a sample
+  int64_t batch, elements;  // per sample
   Seeds seeds;
   void* out;  // (batch, elements), contiguous
   DType dtype;

@@ -14,7 +14,8 @@ inline namespace GMFAST_LEVEL {
 GMFAST_HD int64_t fast_divide(int64_t n, int64_t d) { return d == 1 ? n : n / d; }
 GMFAST_HD int64_t fast_modulo(int64_t n, int64_t d) { return d == 1 ? 0 : n % d; }
 
-// Elements from the value's data to what tap (row, column) away from a position is, of sample 0.
+// Offset, in elements from the value's data, of sample 0 of the tap (row, column) away from a
+// position.
 GMFAST_HD int64_t decode_offset(const DecodeValue& value, int64_t position_row,
                                 int64_t position_column, int64_t row = 0, int64_t column = 0) {
   // No tap looks further back than the ring reaches, nor below the position.
@@ -23,7 +24,7 @@ GMFAST_HD int64_t decode_offset(const DecodeValue& value, int64_t position_row,
   return fast_modulo(from_top, value.rows) * value.row_stride + from_left * value.column_stride;
 }
 
-// Of one sum, or of a gate's two.
+// The activation of one sum, or of a gate's two.
 template <class V>
 GMFAST_HD V decode_activation(DecodeActivation activation, V a, V b) {
   switch (activation) {
@@ -46,14 +47,14 @@ constexpr bool is_gate(DecodeActivation activation) {
   return activation == DecodeActivation::gate || activation == DecodeActivation::glu;
 }
 
-// Whether a layer runs at a position: for all columns of a row it does so at the row's first.
+// Whether a layer runs at a position; a layer for whole rows runs at a row's first column.
 GMFAST_HD bool decode_runs(const DecodeLayer& layer, int64_t row, int64_t column) {
   if (row < layer.first_row || fast_modulo(row, layer.row_step) != layer.row_phase) return false;
   return layer.whole_row ? column == 0
                          : fast_modulo(column, layer.column_step) == layer.column_phase;
 }
 
-// Draws, or takes what is given, for one sample; see DecodeDraw.
+// Draws one sample's channels at a position, or takes the given ones; see DecodeDraw.
 template <class V>
 GMFAST_HD void decode_draw(const DecodeRun& run, const DecodeDraw& draw, int64_t row,
                            int64_t column, bool fed, int64_t b) {

@@ -1,3 +1,4 @@
+// Operands of noise: seeds, the noise of a walk, a value per sample.
 #pragma once
 
 #include <cstdint>
@@ -7,26 +8,27 @@
 
 namespace gmfast {
 
-// What the noise of a batch is drawn of: of one seed, or each sample of its own seed, of which it
-// is sample 0.
+// The seed of a batch, or one per sample. With a seed of its own, a sample has the noise of sample
+// 0.
 struct Seeds {
-  const int64_t* data = nullptr;  // on the device of the tensors; null: `value`
+  const int64_t* data = nullptr;  // on the tensors' device; null: `value`
   int64_t stride = 0, value = 0;
   bool own = false;
 };
 
-// A normal number for each element of a walk: given, or drawn.
+// Standard normal noise for each element of a walk.
 struct Noise {
-  RowOperand given;  // data null: drawn, or with no seed's data either 0
+  RowOperand given;  // data null: drawn from the seeds, or without their data zero
   Seeds seeds;
   uint32_t draw = 0;
-  int64_t channels =
-      1;  // innermost in the walk though not in the noise's order; 1: the orders are one
+  // Noise is numbered with the channels outermost. Where a walk has them innermost this is how many
+  // there are, else 1.
+  int64_t channels = 1;
 
   bool drawn() const { return seeds.data && !given.data; }
 };
 
-// A number for each sample of a batch, or one for all.
+// One value per sample, or one for all.
 struct PerSample {
   const void* data = nullptr;  // null: `value`
   DType dtype = DType::float32;
@@ -44,7 +46,7 @@ GMFAST_HD Stream stream_of(const Noise& noise, int64_t sample) {
   return stream_of(noise.seeds, sample, noise.draw);
 }
 
-// Where in the walk of a sample is what the noise counts as its `element`.
+// The place in a sample's walk of the element that the noise numbers `element`.
 GMFAST_HD int64_t place_in_walk(const Noise& noise, int64_t element, int64_t elements) {
   if (noise.channels == 1) return element;
   const int64_t pixels = elements / noise.channels, channel = element / pixels;

@@ -1,4 +1,5 @@
-// Threads, for kernels: torch's own pool, so that there is never a second one.
+// Threads for kernels: torch's own pool, so that there is never a second one. ops/backend.cpp
+// defines it.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +7,7 @@
 namespace gmfast {
 
 // Calls body(begin, end, context) on disjoint ranges that cover [0, count); none is split below
-// `grain`. How many there are depends on the threads, so what a kernel computes for an index must
-// not.
+// `grain`. The number of ranges depends on the number of threads; a kernel's result must not.
 void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
                   void* context);
 

@@ -36,13 +36,13 @@ struct Channels {
   int64_t stride = 0;
 };
 
-// How a CUDA kernel divides sums over batch and pixels for each channel, in an order that sizes
-// alone decide. A block takes `lanes` neighbouring channels and a segment of the positions, which
-// are the pixels counted through the batch.
+// Division of a CUDA kernel's work for sums over batch and pixels for each channel; the order of
+// the additions depends on sizes alone. A block takes `lanes` adjacent channels and a segment of
+// the positions: the pixels, numbered through the batch.
 struct ChannelSum {
   int64_t channels = 0, positions = 0;
   int64_t lanes = 1, segment = 1, segments = 0;
-  double* scratch = nullptr;  // two sums of each segment and channel
+  double* scratch = nullptr;  // two sums per segment and channel
 
   ChannelSum() = default;
   ChannelSum(const RowShape& shape, bool channels_inner)

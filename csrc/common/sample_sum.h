@@ -1,26 +1,26 @@
-// How a CUDA kernel that sums over each sample of a batch in its one launch divides the work.
-// csrc/cuda/sample_sum.h has the device's side.
+// Division of a CUDA kernel's work for sums over each sample of a batch within its one launch;
+// csrc/cuda/sample_sum.h is the device's side.
 #pragma once
 
 #include <cstdint>
 
 namespace gmfast {
 
-constexpr int sample_sum_threads = 256;  // of a block
+constexpr int sample_sum_threads = 256;  // per block
 
-// Nothing but a sample's length decides how it is divided, so its sum has the same bits in any
-// batch. Of a long sample each block takes a segment; the last to finish adds their sums. Short
-// samples share a block.
+// The division depends on a sample's length alone, so its sum has the same bits in any batch. A
+// long sample is divided into segments, a block each, and the last block to finish adds their sums.
+// Short samples share a block.
 struct SampleSum {
   int64_t samples = 0;
-  int64_t length = 0;              // items of a sample: elements, packs, pixels
-  int64_t segment = 0;             // items of a block, where a sample has several
-  int64_t segments = 1;            // of a sample
-  int lanes = sample_sum_threads;  // threads of a sample: all of a block's, or a power of two to 32
-  int sums = 1;                    // of a sample
+  int64_t length = 0;              // items per sample: elements, packs, pixels
+  int64_t segment = 0;             // items per segment
+  int64_t segments = 1;            // per sample
+  int lanes = sample_sum_threads;  // threads per sample: a whole block, or a power of two up to 32
+  int sums = 1;                    // per sample
   void* scratch = nullptr;         // on the device, aligned to 8 bytes
 
-  // `items` is what a thread should have to do: the fewer, the more expensive one is.
+  // `items` per thread: the more expensive an item, the fewer.
   SampleSum() = default;
   SampleSum(int64_t samples, int64_t length, int64_t items, int sums = 1)
       : samples(samples), length(length), sums(sums) {
@@ -38,8 +38,7 @@ struct SampleSum {
     return segments * ((samples + samples_of_block - 1) / samples_of_block);
   }
 
-  // What `scratch` must hold: the sums of each block, a counter for each sample. 0 for short
-  // samples.
+  // Bytes of `scratch`: the sums of each segment, and a counter per sample; 0 for short samples.
   int64_t scratch_bytes() const { return segments > 1 ? samples * 8 * (sums * segments + 1) : 0; }
 };
 

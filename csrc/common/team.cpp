@@ -12,11 +12,10 @@
 namespace gmfast {
 namespace {
 
-// Waits for a moment, or, after long waiting, lets other threads have the core: there may be fewer
-// cores than threads.
+// Spins, then yields the core: there may be fewer cores than threads.
 class Patience {
  public:
-  // False when so much time has passed that sleeping is better.
+  // False after so long a wait that sleeping is better.
   bool wait() {
     count_ += count_ < 1000;
     if (count_ < 300) {
@@ -39,7 +38,8 @@ Team::Team(int size) : size_(size) {}
 
 Team::~Team() { process_ == getpid() ? stop() : leave(); }
 
-// Drops what belongs to another process, where there is nothing to join or to destroy.
+// Drops the threads and the lock of another process: after a fork there is nothing to join, and the
+// lock may be held.
 void Team::leave() {
   for (auto& thread : threads_) new std::thread(std::move(thread));
   threads_.clear();
@@ -55,13 +55,13 @@ void Team::start() {
     for (int i = 1; i < size_; ++i)
       threads_.emplace_back([this, i, seen = generation_.load()] { work(i, seen); });
   } catch (const std::system_error& error) {
-    stop();  // a team that lacks threads would wait for them for ever
+    stop();  // barriers would wait for the missing threads for ever
     throw std::runtime_error("gmfast: cannot start " + std::to_string(size_ - 1) +
                              " threads: " + error.what());
   }
 }
 
-// Ends this process' threads; run() starts others.
+// Ends this process' threads; run() starts new ones.
 void Team::stop() {
   {
     std::lock_guard<std::mutex> lock(sleep_->mutex);

@@ -1,6 +1,5 @@
-// Threads that meet often: a decode program has a barrier behind each layer, tens of thousands a
-// second, where a parallel region would cost more than the layer. Not of a SIMD level: compiled
-// once, in csrc/ops.
+// Threads with a cheap barrier: a decode program has a barrier after each layer, tens of thousands
+// a second, where a parallel region would cost more than the layer.
 #pragma once
 
 #include <atomic>
@@ -22,8 +21,8 @@ class __attribute__((visibility("default"))) Team {
 
   int size() const { return size_; }
 
-  // Calls body(context, thread) for every thread of the team, the caller being thread 0, and
-  // returns when all have. Throws std::runtime_error where the system has no threads left; it may
+  // Calls body(context, thread) on every thread of the team, the caller being thread 0, and returns
+  // when all have. Throws std::runtime_error if the system has no threads left, after which it may
   // be called again.
   void run(void (*body)(void*, int), void* context);
 
@@ -37,13 +36,13 @@ class __attribute__((visibility("default"))) Team {
   void work(int thread, uint32_t seen);
 
   const int size_;
-  int64_t process_ = 0;  // that has started the threads: a fork has none of them
+  int64_t process_ = 0;  // that started the threads; a fork has none of them
   std::vector<std::thread> threads_;
   void (*body_)(void*, int) = nullptr;
   void* context_ = nullptr;
   bool stop_ = false;
-  // Where threads sleep that nobody has called for long. A fork needs another: its parent's stays
-  // locked, or waited at, by threads that the fork does not have.
+  // Idle threads sleep here. A fork needs its own: its parent's may be locked, or waited at, by
+  // threads that the fork does not have.
   struct Sleep {
     std::mutex mutex;
     std::condition_variable wake;

@@ -1,4 +1,4 @@
-// Rows of noise (csrc/noise.h), and rows whose type and layout are known.
+// Rows of noise (common/noise.h), and rows whose type and layout are known at compile time.
 #pragma once
 
 #include "../common/noise.h"

@@ -1,5 +1,6 @@
-// Threads, vectors and sums over the rows of csrc/rows.h. Operands keep their dtype until a vector
-// is loaded, so a kernel is compiled for the two types that are computed in, whatever its inputs.
+// Loops and sums over rows (common/rows.h), by threads and vectors. Operands keep their dtype until
+// a vector is loaded, so a kernel is compiled for the two types that are computed in, whatever its
+// inputs.
 //
 // A kernel says what happens to one row by a function of the row's place that returns one of the
 // row's vectors:

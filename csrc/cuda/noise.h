@@ -1,4 +1,4 @@
-// Elements of rows with a normal number each (csrc/noise.h).
+// Elementwise kernels over rows with noise (common/noise.h).
 #pragma once
 
 #include "../common/noise.h"

@@ -1,4 +1,5 @@
-// Elementwise kernels over the pairs of csrc/pairs.h. An operation is a type like this one:
+// Elementwise kernels over the halves of tensors (PairOperand). An operation is a type like this
+// one:
 //
 //   struct Swap {
 //     static constexpr int inputs = 2, outputs = 2;

@@ -1,4 +1,4 @@
-// Elements of the rows of csrc/rows.h, and sums over their channels.
+// Elementwise kernels over rows (common/rows.h), and sums over channels.
 #pragma once
 
 #include "../common/rows.h"

@@ -7,7 +7,7 @@
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
 
-// One pixel from K coupled logistics; its parameters lie as in the public layout.
+// One pixel from a mixture of K coupled logistics, its parameters in the operator's order.
 template <class V, int C>
 GMFAST_HD void draw_mixture(const Scalar<V>* params, int64_t mixtures,
                             const Scalar<V> (&uniform)[4], Scalar<V> temperature,
@@ -38,7 +38,7 @@ GMFAST_HD void draw_mixture(const Scalar<V>* params, int64_t mixtures,
   sample_component(component, noise, temperature, true, classes, x);
 }
 
-// One of `levels` values in [-1, 1] by its logit, or, of two levels, by the logit of the upper one.
+// One of `levels` values in [-1, 1] from a logit each, or, of two, from the upper one's logit.
 template <class V>
 GMFAST_HD Scalar<V> draw_level(const Scalar<V>* logits, bool bernoulli, int64_t levels,
                                Scalar<V> uniform, Scalar<V> temperature) {

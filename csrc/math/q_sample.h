@@ -1,4 +1,4 @@
-// Data with noise, and a combination of both that a network is to predict.
+// A diffusion's forward process, alpha x + sigma z, and the training target.
 #pragma once
 
 #include "simd.h"
@@ -24,7 +24,7 @@ GMFAST_HD NoiseWeights<S> noise_weights(double alpha, double sigma, NoiseTarget 
   return {a, s, S(-1), S(1)};
 }
 
-// What makes of the results' gradients those of x and z.
+// The transposed map: from the results' gradients to those of x and z.
 template <class S>
 GMFAST_HD NoiseWeights<S> transposed(const NoiseWeights<S>& w) {
   return {w.first_x, w.second_x, w.first_z, w.second_z};

@@ -1,5 +1,6 @@
-// Elements (B, *D) and their parameters (B, *D, K) as grids (csrc/common/tensor.h): the dimensions
-// D before a split are rows, those behind it columns; what cannot be walked so is copied.
+// Elements (B, *D) and their parameters (B, *D, K) as grids (common/tensor.h): the dimensions D
+// before a split are rows, those behind it columns, K channels. A tensor that cannot be walked so
+// is copied.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// The tensors of csrc/noise.h.
+// Tensors as the operands of noise (common/noise.h).
 #pragma once
 
 #include <optional>

@@ -1,5 +1,5 @@
-// How the tensors of an operation on pairs (csrc/pairs.h) are walked: all in the memory order of
-// one of them; those that lie otherwise are copied.
+// Tensors as pairs (PairOperand), all in the memory order of one of them; a tensor that cannot be
+// walked so is copied.
 #pragma once
 
 #include "../common/rows.h"

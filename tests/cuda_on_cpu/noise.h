@@ -1,4 +1,4 @@
-// The noise and the coefficients of csrc/noise.h, from the cases of a test.
+// The noise and the coefficients of csrc/common/noise.h, from the cases of a test.
 #pragma once
 
 #include "../../csrc/common/noise.h"

@@ -1,4 +1,4 @@
-// The operands of csrc/rows.h, from the cases of a test.
+// The operands of csrc/common/rows.h, from the cases of a test.
 #pragma once
 
 #include "../../csrc/common/rows.h"
