@@ -1,7 +1,8 @@
 #include "../args/concat_elu.h"
 
 #include "../math/concat_elu.h"
-#include "pairs.h"
+#include "tile.h"
+#include "vectors.h"
 
 namespace gmfast {
 

@@ -1,7 +1,8 @@
 #include "../args/gated_activation.h"
 
 #include "../math/gated_activation.h"
-#include "pairs.h"
+#include "tile.h"
+#include "vectors.h"
 
 namespace gmfast {
 

@@ -8,6 +8,13 @@
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
 
+// One half of an operand along one row.
+template <class T>
+inline T* row_of(const PairOperand& operand, int64_t sample, int64_t row, int half) {
+  return static_cast<T*>(operand.data) + sample * operand.batch_stride + row * operand.row_stride +
+         half * operand.half_stride;
+}
+
 // Calls body(sample, row, first, count) for pieces of rows, in parallel.
 template <class Body>
 void for_each_piece(const RowShape& shape, const Body& body) {
