@@ -133,7 +133,9 @@ inline void write_channel(const Channels& channels, int64_t c, double value) {
 
 template <class V, class Row>
 void for_each_row(const RowShape& shape, const Row& row) {
-  for_each_piece(shape, [&](int64_t sample, int64_t index, int64_t first, int64_t count) {
+  // A copy: no store of a row can change it.
+  const RowShape pieces{shape.batch, shape.rows, shape.inner};
+  for_each_piece(pieces, [&](int64_t sample, int64_t index, int64_t first, int64_t count) {
     for_each_vector<V>(first, count, row(RowPlace{sample, index}));
   });
 }
