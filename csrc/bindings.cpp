@@ -3,9 +3,10 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 
+#include "bindings/codes.h"
 #include "bindings/decode.h"
-#include "cpu/dispatch.h"
-#include "tensor.h"
+#include "common/kernel.h"
+#include "common/tensor.h"
 
 namespace py = pybind11;
 
@@ -49,5 +50,6 @@ PYBIND11_MODULE(_C, m) {
       .value("bfloat16", DType::bfloat16)
       .value("float16", DType::float16)
       .finalize();
+  bind_codes(m);
   bind_decode(m);
 }

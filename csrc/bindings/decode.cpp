@@ -15,8 +15,8 @@
 #include <variant>
 #include <vector>
 
-#include "../cpu/team.h"
-#include "../decode.h"
+#include "../args/decode.h"
+#include "../common/team.h"
 
 namespace py = pybind11;
 

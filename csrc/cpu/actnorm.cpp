@@ -1,4 +1,4 @@
-#include "../actnorm.h"
+#include "../args/actnorm.h"
 
 #include "../math/actnorm.h"
 #include "rows.h"
@@ -52,9 +52,7 @@ struct Table {
 template <class Args>
 RowOperand periodic(RowOperand operand, const Args& args, int64_t period, int64_t first) {
   if (period == args.channels || !operand.data) return operand;
-  const int64_t size = operand.dtype == DType::float64   ? 8
-                       : operand.dtype == DType::float32 ? 4
-                                                         : 2;
+  const int64_t size = element_size(operand.dtype);
   operand.data = static_cast<char*>(operand.data) + first * operand.inner_stride * size;
   operand.row_stride = period * operand.inner_stride;
   return operand;

@@ -1,13 +1,13 @@
-#include "../affine_coupling.h"
+#include "../args/affine_coupling.h"
 
 #include <cstring>
 
+#include "../common/parallel.h"
 #include "../math/affine_coupling.h"
-#include "pairs.h"
-#include "parallel.h"
 #include "reduce.h"
 #include "scratch.h"
 #include "tile.h"
+#include "vectors.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
@@ -44,7 +44,7 @@ constexpr DType dtype_of = std::is_same<S, double>::value ? DType::float64 : DTy
 
 // Calls body(element of the operand, stride, done, count) for the runs of one stride of a piece.
 template <class T, class Body>
-void for_each_stretch(const CouplingOperand& operand, int64_t inner, const Piece& piece,
+void for_each_stretch(const RowOperand& operand, int64_t inner, const Piece& piece,
                       const Body& body) {
   T* row = static_cast<T*>(operand.data) + piece.sample * operand.batch_stride +
            piece.row * operand.row_stride;
@@ -146,7 +146,7 @@ void scatter_pairs(const S* from_first, const S* from_second, int count, T* to) 
 }
 
 // Whether elements of the two lie in turns.
-bool are_pairs(const CouplingOperand& first, const CouplingOperand& second, int64_t inner) {
+bool are_pairs(const RowOperand& first, const RowOperand& second, int64_t inner) {
   const int64_t stride = inner == 1 ? first.row_stride : first.inner_stride;
   if (!first.data || !second.data || stride != 2) return false;
   bool next = false;
@@ -160,7 +160,7 @@ bool are_pairs(const CouplingOperand& first, const CouplingOperand& second, int6
 
 // Where a piece lies as it is to be computed on; no data if it does not.
 template <class S>
-Rows<S> in_place(const CouplingOperand& operand, int64_t inner, const Piece& piece) {
+Rows<S> in_place(const RowOperand& operand, int64_t inner, const Piece& piece) {
   const bool within = piece.first + piece.count <= inner || operand.row_stride == inner;
   const bool one_run = within && (operand.inner_stride == 1 || inner == 1);
   if (!operand.data || operand.dtype != dtype_of<S> || !one_run) return {nullptr, 0};
@@ -171,7 +171,7 @@ Rows<S> in_place(const CouplingOperand& operand, int64_t inner, const Piece& pie
 
 // The piece's values, in `buffer` if need be; those of an absent operand are 0.
 template <class S>
-Rows<const S> read(const CouplingOperand& operand, int64_t inner, const Piece& piece, S* buffer) {
+Rows<const S> read(const RowOperand& operand, int64_t inner, const Piece& piece, S* buffer) {
   const Rows<S> values = in_place<S>(operand, inner, piece);
   if (values.data) return {values.data, values.stride};
   if (!operand.data) {
@@ -189,8 +189,7 @@ Rows<const S> read(const CouplingOperand& operand, int64_t inner, const Piece& p
 }
 
 template <class S>
-void read_pairs(const CouplingOperand& operand, int64_t inner, const Piece& piece, S* first,
-                S* second) {
+void read_pairs(const RowOperand& operand, int64_t inner, const Piece& piece, S* first, S* second) {
   with_type(operand.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     for_each_stretch<const T>(operand, inner, piece,
@@ -202,13 +201,13 @@ void read_pairs(const CouplingOperand& operand, int64_t inner, const Piece& piec
 
 // Where to put the piece's values: write() then brings them home.
 template <class S>
-Rows<S> place_for(const CouplingOperand& operand, int64_t inner, const Piece& piece, S* buffer) {
+Rows<S> place_for(const RowOperand& operand, int64_t inner, const Piece& piece, S* buffer) {
   const Rows<S> values = in_place<S>(operand, inner, piece);
   return values.data ? values : Rows<S>{buffer, piece.count};
 }
 
 template <class S>
-void write(const CouplingOperand& operand, int64_t inner, const Piece& piece, const Rows<S>& values,
+void write(const RowOperand& operand, int64_t inner, const Piece& piece, const Rows<S>& values,
            const S* buffer) {
   if (values.data != buffer || !operand.data) return;
   with_type(operand.dtype, [&](auto* type) {
@@ -220,7 +219,7 @@ void write(const CouplingOperand& operand, int64_t inner, const Piece& piece, co
 }
 
 template <class S>
-void write_pairs(const CouplingOperand& operand, int64_t inner, const Piece& piece, const S* first,
+void write_pairs(const RowOperand& operand, int64_t inner, const Piece& piece, const S* first,
                  const S* second) {
   with_type(operand.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -249,8 +248,8 @@ inline void copy_bytes(char* to, const char* from, int64_t bytes) {
 }
 
 // Elements [begin, end) of a sample's (rows, inner), copied; 0 from an absent operand.
-void copy_elements(const CouplingOperand& from, const CouplingOperand& to, int64_t inner,
-                   int64_t sample, int64_t begin, int64_t end) {
+void copy_elements(const RowOperand& from, const RowOperand& to, int64_t inner, int64_t sample,
+                   int64_t begin, int64_t end) {
   with_type(to.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if (inner == 1 && from.data) {
@@ -481,7 +480,7 @@ class Kernel {
     p.grad_y = read(args_.grad_y, inner, piece, b.grad_y);
     p.grad_log_det = {grad_log_det, piece.count};
     if (!grad_log_det) p.grad_of_sample = grad_log_det_of<S>(args_, piece.sample);
-    const CouplingOperand* outputs[] = {&args_.grad_x, &args_.grad_shift, &args_.grad_scale};
+    const RowOperand* outputs[] = {&args_.grad_x, &args_.grad_shift, &args_.grad_scale};
     Rows<S>* places[] = {&p.grad_x, &p.grad_shift, &p.grad_scale};
     for (int o = 0; o < 3; ++o) {
       if (!outputs[o]->data) continue;
@@ -505,8 +504,8 @@ class Kernel {
   }
 
   double sign() const { return args_.inverse && args_.map != ScaleMap::none ? -1.0 : 1.0; }
-  const CouplingOperand& kept_from() const { return backwards_ ? args_.kept_grad_y : args_.kept_x; }
-  const CouplingOperand& kept_to() const { return backwards_ ? args_.kept_grad_x : args_.kept_y; }
+  const RowOperand& kept_from() const { return backwards_ ? args_.kept_grad_y : args_.kept_x; }
+  const RowOperand& kept_to() const { return backwards_ ? args_.kept_grad_x : args_.kept_y; }
 
   // A task is a segment of a sample, whatever the batch, and its share of what is copied.
   void run_long_samples() {
@@ -562,13 +561,13 @@ class Kernel {
   }
 
   void samples_as_rows() {
-    for (CouplingOperand* operand :
+    for (RowOperand* operand :
          {&args_.x, &args_.shift, &args_.scale, &args_.mask, &args_.y, &args_.grad_y, &args_.grad_x,
           &args_.grad_shift, &args_.grad_scale}) {
       operand->row_stride = operand->batch_stride;
     }
     if (args_.kept_rows == 1) {
-      for (CouplingOperand* operand :
+      for (RowOperand* operand :
            {&args_.kept_x, &args_.kept_y, &args_.kept_grad_y, &args_.kept_grad_x}) {
         operand->row_stride = operand->batch_stride;
       }

@@ -1,12 +1,13 @@
 // A thread copies the inputs of a job into a tile in the compute type, and computes from there. A
 // tile's elements lie as in memory, one channel's time steps or each time step's channels, so an
 // earlier time is a fixed distance away, and the vectors along either way are treated alike.
-#include "../causal_conv1d.h"
+#include "../args/causal_conv1d.h"
 
 #include "../math/causal_conv1d.h"
-#include "pairs.h"
 #include "reduce.h"
 #include "scratch.h"
+#include "tile.h"
+#include "vectors.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {

@@ -1,11 +1,11 @@
 // A step moves few numbers, strided as they come: what counts is that there is no copy and no
 // second pass.
-#include "../causal_conv1d_update.h"
+#include "../args/causal_conv1d_update.h"
 
 #include <algorithm>
 
+#include "../common/parallel.h"
 #include "../math/causal_conv1d.h"
-#include "parallel.h"
 #include "tile.h"
 
 namespace gmfast {

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../masked_conv2d.h"
+#include "../args/masked_conv2d.h"
 #include "../math/simd.h"
 #include "scratch.h"
 #include "tile.h"

@@ -6,14 +6,14 @@
 //
 // A sum is one chain of multiply-adds in the order of the taps and channels, whatever the tile, so
 // a sample's bits depend neither on the batch nor on the threads.
-#include "../decode.h"
+#include "../args/decode.h"
 
 #include <algorithm>
 #include <type_traits>
 #include <vector>
 
-#include "../math/decode.h"
-#include "team.h"
+#include "../common/decode.h"
+#include "../common/team.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {

@@ -1,4 +1,4 @@
-#include "../diffusion_step.h"
+#include "../args/diffusion_step.h"
 
 #include <algorithm>
 #include <cmath>
@@ -583,9 +583,10 @@ void step(const DiffusionStep& args) {
   const bool far =
       worth_prefetching(args.shape.batch * args.shape.rows * args.shape.inner * sizeof(S));
   if (args.shape.batch == 0) return;
-  const PairShape pieces{args.shape.batch, args.shape.rows, args.shape.inner};
   const bool one_row = args.steps_stride == 0;
   const Plan<V> of_all(args, Sample<V>(args, 0));
+  // A copy: no store of a row can change it.
+  const RowShape pieces{args.shape.batch, args.shape.rows, args.shape.inner};
   for_each_piece(pieces, [&](int64_t index, int64_t row, int64_t first, int64_t count) {
     const Place piece{{index, row}, first, count};
     if (one_row && of_all.possible() && !of_all.needs_noise()) return of_all.run(piece);

@@ -1,8 +1,8 @@
-#include "../discretized_logistic_mixture.h"
+#include "../args/discretized_logistic_mixture.h"
 
+#include "../common/parallel.h"
 #include "../math/discretized_logistic_mixture.h"
 #include "../math/random.h"
-#include "parallel.h"
 #include "reduce.h"
 #include "tile.h"
 

@@ -1,4 +1,4 @@
-#include "../gaussian_kl.h"
+#include "../args/gaussian_kl.h"
 
 #include "../math/gaussian_kl.h"
 #include "rows.h"

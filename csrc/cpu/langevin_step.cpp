@@ -1,4 +1,4 @@
-#include "../langevin_step.h"
+#include "../args/langevin_step.h"
 
 #include <cmath>
 

@@ -1,7 +1,7 @@
-#include "../logistic_mixture_cdf.h"
+#include "../args/logistic_mixture_cdf.h"
 
+#include "../common/parallel.h"
 #include "../math/logistic_mixture_cdf.h"
-#include "parallel.h"
 #include "reduce.h"
 #include "scratch.h"
 #include "tile.h"
@@ -12,13 +12,13 @@ namespace {
 
 // Elements are numbered through the batch. body(an image of one row of one sample, its run).
 template <class Body>
-void for_each_row(const MixtureTensor& tensor, const MixtureShape& shape, int64_t first, int count,
+void for_each_row(const Grid& tensor, const MixtureShape& shape, int64_t first, int count,
                   const Body& body) {
   Image image;
   image.dtype = tensor.dtype;
-  image.channel_stride = tensor.component_stride;
+  image.channel_stride = tensor.channel_stride;
   image.pixel_stride = tensor.column_stride;
-  const int64_t size = tensor.dtype == DType::float64 ? 8 : tensor.dtype == DType::float32 ? 4 : 2;
+  const int64_t size = element_size(tensor.dtype);
   for_each_run(first, count, shape.columns, [&](const Run& run) {
     const int64_t sample = run.sample / shape.rows, row = run.sample % shape.rows;
     image.data = static_cast<char*>(tensor.data) +
@@ -29,7 +29,7 @@ void for_each_row(const MixtureTensor& tensor, const MixtureShape& shape, int64_
 
 // Lanes beyond `count` are zero, and so is what has no data.
 template <class S>
-void load_elements(const MixtureTensor& tensor, const MixtureShape& shape, int64_t first, int count,
+void load_elements(const Grid& tensor, const MixtureShape& shape, int64_t first, int count,
                    int64_t components, Tile<S>& tile) {
   const int loaded = tensor.data ? count : 0;
   with_type(tensor.dtype, [&](auto* type) {
@@ -44,8 +44,8 @@ void load_elements(const MixtureTensor& tensor, const MixtureShape& shape, int64
 }
 
 template <class S>
-void store_elements(const MixtureTensor& tensor, const MixtureShape& shape, int64_t first,
-                    int count, int64_t components, Tile<S>& tile) {
+void store_elements(const Grid& tensor, const MixtureShape& shape, int64_t first, int count,
+                    int64_t components, Tile<S>& tile) {
   if (!tensor.data) return;
   with_type(tensor.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -58,11 +58,11 @@ void store_elements(const MixtureTensor& tensor, const MixtureShape& shape, int6
 // Brings elements nearer, while others are computed: the components of an element are more streams
 // than the hardware follows by itself.
 template <bool for_writing>
-void prefetch_elements(const MixtureTensor& tensor, const MixtureShape& shape, int64_t first,
-                       int count, int64_t components) {
+void prefetch_elements(const Grid& tensor, const MixtureShape& shape, int64_t first, int count,
+                       int64_t components) {
   if (!tensor.data || count <= 0) return;
   constexpr int line = 64;
-  const int64_t size = tensor.dtype == DType::float64 ? 8 : tensor.dtype == DType::float32 ? 4 : 2;
+  const int64_t size = element_size(tensor.dtype);
   for_each_row(tensor, shape, first, count, [&](const Image& image, const Run& run) {
     const auto fetch = [&](int64_t from, int64_t length) {
       const char* begin = static_cast<const char*>(image.data) + from * size;
@@ -105,14 +105,14 @@ class Mixture {
   template <class Args>
   void prefetch(const Args& args, int64_t first, int64_t numel) const {
     const int elements = int(numel - first < lanes<V> ? numel - first : lanes<V>);
-    for (const MixtureTensor* t : {&args.logits, &args.means, &args.log_scales}) {
+    for (const Grid* t : {&args.logits, &args.means, &args.log_scales}) {
       prefetch_elements<false>(*t, args.shape, first, elements, count);
     }
   }
   void prefetch_gradients(const LogisticMixtureCdfBackward& args, int64_t first,
                           int64_t numel) const {
     const int elements = int(numel - first < lanes<V> ? numel - first : lanes<V>);
-    for (const MixtureTensor* t : {&args.grad_logits, &args.grad_means, &args.grad_log_scales}) {
+    for (const Grid* t : {&args.grad_logits, &args.grad_means, &args.grad_log_scales}) {
       prefetch_elements<true>(*t, args.shape, first, elements, count);
     }
   }

@@ -1,9 +1,9 @@
-#include "../made_inverse.h"
+#include "../args/made_inverse.h"
 
 #include <algorithm>
 
+#include "../common/parallel.h"
 #include "../math/made_inverse.h"
-#include "parallel.h"
 #include "scratch.h"
 #include "tile.h"
 

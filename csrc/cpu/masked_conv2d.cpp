@@ -1,10 +1,10 @@
-#include "../masked_conv2d.h"
+#include "../args/masked_conv2d.h"
 
 #include <vector>
 
+#include "../common/parallel.h"
 #include "../math/masked_conv2d.h"
 #include "conv.h"
-#include "parallel.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {

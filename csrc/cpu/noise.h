@@ -1,7 +1,7 @@
-// Rows of noise (csrc/noise.h), and rows whose type and layout are known.
+// Rows of noise (common/noise.h), and rows whose type and layout are known at compile time.
 #pragma once
 
-#include "../math/noise.h"
+#include "../common/noise.h"
 #include "rows.h"
 
 namespace gmfast {

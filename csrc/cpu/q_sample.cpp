@@ -1,4 +1,4 @@
-#include "../q_sample.h"
+#include "../args/q_sample.h"
 
 #include "../math/q_sample.h"
 #include "noise.h"

@@ -1,7 +1,7 @@
-#include "../rational_quadratic_spline.h"
+#include "../args/rational_quadratic_spline.h"
 
+#include "../common/parallel.h"
 #include "../math/rational_quadratic_spline.h"
-#include "parallel.h"
 #include "reduce.h"
 #include "scratch.h"
 #include "tile.h"
@@ -50,36 +50,35 @@ struct Units {
 
 // Between `count` elements from number `first` on, with `bins` numbers each, and rows of a tile.
 template <Copy direction, class S>
-void copy_tile(const SplineOperand& operand, const RationalQuadraticSpline& args, int64_t first,
-               int count, int64_t bins, S* rows) {
+void copy_tile(const Grid& operand, const RationalQuadraticSpline& args, int64_t first, int count,
+               int64_t bins, S* rows) {
   with_type(operand.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for_each_run(first, count, args.pixels, [&](Run run) {
-      Image group;
-      group.data = static_cast<T*>(operand.data) + run.sample / args.groups * operand.batch_stride +
-                   run.sample % args.groups * operand.group_stride;
-      group.channel_stride = operand.bin_stride;
-      group.pixel_stride = operand.pixel_stride;
+    for_each_run(first, count, args.columns, [&](Run run) {
+      Image row;
+      row.data = static_cast<T*>(operand.data) + run.sample / args.rows * operand.batch_stride +
+                 run.sample % args.rows * operand.row_stride;
+      row.channel_stride = operand.channel_stride;
+      row.pixel_stride = operand.column_stride;
       run.sample = 0;
-      copy_run<direction, T>(group, run, bins, rows);
+      copy_run<direction, T>(row, run, bins, rows);
     });
   });
 }
 
 // Whether b goes on where `count` bins of a end.
-bool follows(const SplineOperand& b, const SplineOperand& a, int64_t count) {
-  const int64_t size = a.dtype == DType::float64 ? 8 : a.dtype == DType::float32 ? 4 : 2;
-  return a.data && b.data == static_cast<char*>(a.data) + count * a.bin_stride * size &&
-         a.dtype == b.dtype && a.batch_stride == b.batch_stride &&
-         a.group_stride == b.group_stride && a.pixel_stride == b.pixel_stride &&
-         a.bin_stride == b.bin_stride;
+bool follows(const Grid& b, const Grid& a, int64_t count) {
+  const int64_t size = element_size(a.dtype);
+  return a.data && b.data == static_cast<char*>(a.data) + count * a.channel_stride * size &&
+         a.dtype == b.dtype && a.batch_stride == b.batch_stride && a.row_stride == b.row_stride &&
+         a.column_stride == b.column_stride && a.channel_stride == b.channel_stride;
 }
 
 // The same of widths, heights and derivatives, those that there are: at once where they are views
 // of one tensor.
 template <Copy direction, class S>
-void copy_params(const SplineOperand (&params)[3], const RationalQuadraticSpline& args,
-                 int64_t first, int count, S* rows) {
+void copy_params(const Grid (&params)[3], const RationalQuadraticSpline& args, int64_t first,
+                 int count, S* rows) {
   const int64_t bins[] = {args.bins, args.bins, args.raw_derivatives};
   for (int i = 0, next; i < 3; i = next) {
     int64_t joined = bins[i];
@@ -123,24 +122,21 @@ struct Bins {
     const int64_t numel = args.batch * args.elements;
     if (first >= numel || !worth_prefetching(3 * numel * args.bins * int64_t(sizeof(S)))) return;
     const int64_t bins[] = {args.bins, args.bins, args.raw_derivatives};
-    const int64_t group = first / args.pixels;
+    const int64_t row = first / args.columns;
     int i = 0;
-    for (const SplineOperand* operand : {&args.widths, &args.heights, &args.derivatives}) {
+    for (const Grid* operand : {&args.widths, &args.heights, &args.derivatives}) {
       Image image;
       image.dtype = operand->dtype;
-      image.channel_stride = operand->bin_stride;
-      image.pixel_stride = operand->pixel_stride;
-      const int64_t size = image.dtype == DType::float64   ? 8
-                           : image.dtype == DType::float32 ? 4
-                                                           : 2;
+      image.channel_stride = operand->channel_stride;
+      image.pixel_stride = operand->column_stride;
+      const int64_t size = element_size(image.dtype);
       image.data =
-          static_cast<char*>(operand->data) + (group / args.groups * operand->batch_stride +
-                                               group % args.groups * operand->group_stride) *
-                                                  size;
+          static_cast<char*>(operand->data) +
+          (row / args.rows * operand->batch_stride + row % args.rows * operand->row_stride) * size;
       const int64_t count = bins[i++];
       // Short rows of halves are few lines to follow.
       if (!operand->data || (size == 2 && image.channel_stride == 1)) continue;
-      prefetch_tile<false>(image, first % args.pixels, tile_pixels, count, args.pixels, part,
+      prefetch_tile<false>(image, first % args.columns, tile_pixels, count, args.columns, part,
                            parts);
     }
   }
@@ -253,7 +249,7 @@ void spline_backward(const RationalQuadraticSplineBackward& backward) {
       for (int64_t first = units.first(unit); first < unit_end; first += tile_pixels) {
         const int count = int(unit_end - first < tile_pixels ? unit_end - first : tile_pixels);
         bins.load_elements(first, count);
-        const auto load_gradient = [&](const SplineOperand& operand, Tile<S>& tile) {
+        const auto load_gradient = [&](const Grid& operand, Tile<S>& tile) {
           if (operand.data) copy_tile<Copy::in>(operand, args, first, count, 1, tile.row(0));
         };
         load_gradient(backward.grad_y, grad_y);

@@ -1,8 +1,8 @@
 // Sums in an order that depends on nothing but the sizes, accumulated in double.
 #pragma once
 
+#include "../common/parallel.h"
 #include "../math/simd.h"
-#include "parallel.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {

@@ -1,5 +1,6 @@
-// Threads, vectors and sums over the rows of csrc/rows.h. Operands keep their dtype until a vector
-// is loaded, so a kernel is compiled for the two types that are computed in, whatever its inputs.
+// Loops and sums over rows (common/rows.h), by threads and vectors. Operands keep their dtype until
+// a vector is loaded, so a kernel is compiled for the two types that are computed in, whatever its
+// inputs.
 //
 // A kernel says what happens to one row by a function of the row's place that returns one of the
 // row's vectors:
@@ -14,13 +15,13 @@
 // of them would cost as much as a row's work.
 #pragma once
 
+#include "../common/parallel.h"
+#include "../common/rows.h"
 #include "../math/simd.h"
-#include "../rows.h"
-#include "pairs.h"
-#include "parallel.h"
 #include "reduce.h"
 #include "scratch.h"
 #include "tile.h"
+#include "vectors.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
@@ -132,7 +133,8 @@ inline void write_channel(const Channels& channels, int64_t c, double value) {
 
 template <class V, class Row>
 void for_each_row(const RowShape& shape, const Row& row) {
-  const PairShape pieces{shape.batch, shape.rows, shape.inner};
+  // A copy: no store of a row can change it.
+  const RowShape pieces{shape.batch, shape.rows, shape.inner};
   for_each_piece(pieces, [&](int64_t sample, int64_t index, int64_t first, int64_t count) {
     for_each_vector<V>(first, count, row(RowPlace{sample, index}));
   });

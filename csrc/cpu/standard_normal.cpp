@@ -1,7 +1,7 @@
-#include "../standard_normal.h"
+#include "../args/standard_normal.h"
 
-#include "../math/noise.h"
-#include "parallel.h"
+#include "../common/noise.h"
+#include "../common/parallel.h"
 #include "tile.h"
 
 namespace gmfast {

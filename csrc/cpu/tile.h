@@ -7,8 +7,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "../common/tensor.h"
 #include "../math/simd.h"
-#include "../tensor.h"
 
 namespace gmfast {
 inline namespace GMFAST_LEVEL {
@@ -186,7 +186,7 @@ inline bool worth_prefetching(int64_t bytes) { return bytes > 2 << 20; }
 template <bool for_writing>
 inline void prefetch_tile(const Image& image, int64_t first, int64_t count, int64_t channels,
                           int64_t pixels, int part, int parts) {
-  const int64_t size = image.dtype == DType::float64 ? 8 : image.dtype == DType::float32 ? 4 : 2;
+  const int64_t size = element_size(image.dtype);
   const int length = tile_pixels / parts;
   const int64_t pixel = first % pixels + part * length;
   if (part * length >= count || pixel >= pixels) return;

@@ -1,4 +1,4 @@
-#include "../torch_normal.h"
+#include "../args/torch_normal.h"
 
 #include "../math/torch_normal.h"
 

@@ -1,4 +1,4 @@
-#include "../actnorm.h"
+#include "../args/actnorm.h"
 #include "../math/actnorm.h"
 #include "rows.h"
 

@@ -1,4 +1,4 @@
-#include "../affine_coupling.h"
+#include "../args/affine_coupling.h"
 #include "../math/affine_coupling.h"
 #include "launch.h"
 #include "sample_sum.h"
@@ -34,15 +34,14 @@ struct ItemPlace {
     }
   }
 
-  GMFAST_DEVICE int64_t offset(const CouplingOperand& operand) const {
+  GMFAST_DEVICE int64_t offset(const RowOperand& operand) const {
     return sample * operand.batch_stride + row * operand.row_stride + first * operand.inner_stride;
   }
 };
 
 // Absent operands read as 0.
 template <class S, class T, int N>
-GMFAST_DEVICE void load_item(const CouplingOperand& operand, const ItemPlace<N>& place,
-                             S (&values)[N]) {
+GMFAST_DEVICE void load_item(const RowOperand& operand, const ItemPlace<N>& place, S (&values)[N]) {
   if (!operand.data) {
     GMFAST_UNROLL
     for (int i = 0; i < N; ++i) values[i] = 0;
@@ -61,7 +60,7 @@ GMFAST_DEVICE void load_item(const CouplingOperand& operand, const ItemPlace<N>&
 
 // What is not wanted is absent.
 template <class S, class T, int N>
-GMFAST_DEVICE void store_item(const CouplingOperand& operand, const ItemPlace<N>& place,
+GMFAST_DEVICE void store_item(const RowOperand& operand, const ItemPlace<N>& place,
                               const S (&values)[N]) {
   if (!operand.data) return;
   if constexpr (N > 1) {
@@ -175,10 +174,9 @@ bool packed(const AffineCoupling& args, DType dtype, int64_t N) {
                      args.kept_rows * args.kept_inner % N == 0 &&
                      (args.kept_rows == 1 || args.kept_inner * args.kept_rows == 0);
   bool all = whole;
-  for (const CouplingOperand* o :
-       {&args.x, &args.kept_x, &args.shift, &args.scale, &args.mask, &args.y, &args.kept_y,
-        &args.grad_y, &args.kept_grad_y, &args.grad_x, &args.kept_grad_x, &args.grad_shift,
-        &args.grad_scale}) {
+  for (const RowOperand* o : {&args.x, &args.kept_x, &args.shift, &args.scale, &args.mask, &args.y,
+                              &args.kept_y, &args.grad_y, &args.kept_grad_y, &args.grad_x,
+                              &args.kept_grad_x, &args.grad_shift, &args.grad_scale}) {
     if (!o->data) continue;
     all = all && o->dtype == dtype && o->inner_stride == 1 && o->batch_stride % N == 0 &&
           reinterpret_cast<uintptr_t>(o->data) % 16 == 0;

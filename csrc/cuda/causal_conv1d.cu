@@ -2,7 +2,7 @@
 // type, and computes from there. Bound by memory where a tap or two more are: with 4 taps and
 // float32 an output moves 8 bytes of memory and 24 of shared memory, of which a multiprocessor has
 // 7 times the bandwidth; about 25 instructions, of 57 that it issues meanwhile.
-#include "../causal_conv1d.h"
+#include "../args/causal_conv1d.h"
 #include "../math/causal_conv1d.h"
 #include "launch.h"
 #include "types.h"

@@ -1,6 +1,6 @@
 // A thread, or where a state is long a warp, to each channel of each stream: few numbers, moved
 // once.
-#include "../causal_conv1d_update.h"
+#include "../args/causal_conv1d_update.h"
 #include "../math/causal_conv1d.h"
 #include "launch.h"
 #include "types.h"

@@ -1,4 +1,4 @@
-#include "../concat_elu.h"
+#include "../args/concat_elu.h"
 #include "../math/concat_elu.h"
 #include "pairs.h"
 

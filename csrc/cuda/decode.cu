@@ -8,8 +8,7 @@
 //
 // A warp adds the channels of its strips in their order, and the block adds its warps in theirs.
 // Both orders depend on the layer alone, so a sample's bits do not depend on the batch.
-#include "../decode.h"
-#include "../math/decode.h"
+#include "../common/decode.h"
 #include "launch.h"
 
 namespace gmfast {

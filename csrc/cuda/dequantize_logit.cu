@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "../dequantize_logit.h"
+#include "../args/dequantize_logit.h"
 #include "../math/dequantize_logit.h"
 #include "../math/random.h"
 #include "rows.h"

@@ -1,4 +1,4 @@
-#include "../diffusion_hybrid_loss.h"
+#include "../args/diffusion_hybrid_loss.h"
 #include "../math/diffusion_hybrid_loss.h"
 #include "rows.h"
 #include "sample_sum.h"

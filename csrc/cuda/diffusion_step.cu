@@ -1,8 +1,8 @@
 #include <cstdint>
 
-#include "../diffusion_step.h"
+#include "../args/diffusion_step.h"
+#include "../common/noise.h"
 #include "../math/diffusion_step.h"
-#include "../math/noise.h"
 #include "rows.h"
 
 namespace gmfast {
@@ -352,9 +352,7 @@ __global__ void __launch_bounds__(whole_sample_threads) whole_sample_kernel(Diff
 template <int W>
 bool packs(const DiffusionStep& args, const RowOperand& operand) {
   if (!operand.data) return true;
-  const int64_t size = operand.dtype == DType::float64   ? 8
-                       : operand.dtype == DType::float32 ? 4
-                                                         : 2;
+  const int64_t size = element_size(operand.dtype);
   return operand.inner_stride == 1 && (args.shape.batch <= 1 || operand.batch_stride % W == 0) &&
          reinterpret_cast<uintptr_t>(operand.data) % uintptr_t(W * size) == 0;
 }

@@ -1,4 +1,4 @@
-#include "../discretized_gaussian_nll.h"
+#include "../args/discretized_gaussian_nll.h"
 #include "../math/discretized_gaussian_nll.h"
 #include "rows.h"
 

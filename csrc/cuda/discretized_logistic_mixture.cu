@@ -1,4 +1,4 @@
-#include "../discretized_logistic_mixture.h"
+#include "../args/discretized_logistic_mixture.h"
 #include "../math/choose.h"
 #include "../math/discretized_logistic_mixture.h"
 #include "image.h"

@@ -1,7 +1,7 @@
 // Reading and writing the pixels of a batch of images, of any dtype and strides.
 #pragma once
 
-#include "../tensor.h"
+#include "../common/tensor.h"
 #include "launch.h"
 #include "types.h"
 

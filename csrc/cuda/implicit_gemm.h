@@ -4,9 +4,10 @@
 //   struct Problem {
 //     Operand a, b;
 //     int64_t groups, rows, columns;  // so many products, of C's size each
-//     bool along_rows;                // the elements of a column of C are the closer ones in
-//     memory GMFAST_DEVICE Depths depths(int64_t first_row, int row_count, int64_t first_column,
-//                                 int column_count) const;  // that these of C need
+//     bool along_rows;  // a column of C, not a row, is the more adjacent in memory
+//     // Depths that these elements of C need.
+//     GMFAST_DEVICE Depths depths(int64_t first_row, int row_count, int64_t first_column,
+//                                 int column_count) const;
 //     GMFAST_DEVICE Position a_row(int64_t group, int64_t row) const;
 //     GMFAST_DEVICE Position b_column(int64_t group, int64_t column) const;
 //     GMFAST_DEVICE void at_depth(int64_t depth, Position& a, Position& b) const;
@@ -20,7 +21,7 @@
 // order of every sum depends on the sizes alone.
 #pragma once
 
-#include "../tensor.h"
+#include "../common/tensor.h"
 #include "launch.h"
 #include "mma.h"
 

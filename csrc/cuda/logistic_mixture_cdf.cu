@@ -1,4 +1,4 @@
-#include "../logistic_mixture_cdf.h"
+#include "../args/logistic_mixture_cdf.h"
 #include "../math/logistic_mixture_cdf.h"
 #include "launch.h"
 #include "sample_sum.h"
@@ -12,15 +12,15 @@ namespace {
 // With 32 components in float32 an element is 392 bytes, at 4.3 TB/s 0.09 ns; about 2,600
 // instructions take 132 multiprocessors 0.1 ns at 1.7 GHz, were each issue slot used.
 
-GMFAST_DEVICE int64_t offset_of(const MixtureTensor& tensor, const MixtureShape& shape,
-                                int64_t sample, int64_t element) {
+GMFAST_DEVICE int64_t offset_of(const Grid& tensor, const MixtureShape& shape, int64_t sample,
+                                int64_t element) {
   const int64_t row = shape.rows == 1 ? 0 : element / shape.columns;
   const int64_t column = element - row * shape.columns;
   return sample * tensor.batch_stride + row * tensor.row_stride + column * tensor.column_stride;
 }
 
 template <class S>
-GMFAST_DEVICE S read(const MixtureTensor& tensor, int64_t offset) {
+GMFAST_DEVICE S read(const Grid& tensor, int64_t offset) {
   S value = 0;
   with_type<S>(tensor.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -30,7 +30,7 @@ GMFAST_DEVICE S read(const MixtureTensor& tensor, int64_t offset) {
 }
 
 template <class S>
-GMFAST_DEVICE void write(const MixtureTensor& tensor, int64_t offset, S value) {
+GMFAST_DEVICE void write(const Grid& tensor, int64_t offset, S value) {
   if (!tensor.data) return;
   with_type<S>(tensor.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -41,7 +41,7 @@ GMFAST_DEVICE void write(const MixtureTensor& tensor, int64_t offset, S value) {
 // The parameters of one element, where they lie.
 template <class S>
 struct ElementMixture {
-  const MixtureTensor &logits, &means, &log_scales;
+  const Grid &logits, &means, &log_scales;
   int64_t count, logits_offset, means_offset, log_scales_offset;
   S top = 0, largest_inverse_scale = 0;
 
@@ -64,16 +64,16 @@ struct ElementMixture {
   }
 
   GMFAST_DEVICE S raw_logit(int64_t k) const {
-    return read<S>(logits, logits_offset + k * logits.component_stride);
+    return read<S>(logits, logits_offset + k * logits.channel_stride);
   }
   GMFAST_DEVICE S logit(int64_t k) const { return raw_logit(k) - top; }
   GMFAST_DEVICE S weight(int64_t k) const { return exp_nonpositive(logit(k)); }
   GMFAST_DEVICE S mean(int64_t k) const {
-    return read<S>(means, means_offset + k * means.component_stride);
+    return read<S>(means, means_offset + k * means.channel_stride);
   }
   GMFAST_DEVICE S log_scale(int64_t k) const {
     return limited_log_scale(
-        read<S>(log_scales, log_scales_offset + k * log_scales.component_stride));
+        read<S>(log_scales, log_scales_offset + k * log_scales.channel_stride));
   }
   GMFAST_DEVICE S inverse_scale(int64_t k) const { return exp(-log_scale(k)); }
 };
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(backward_threads)
   if (index >= args.shape.numel()) return;
   const int64_t sample = index / args.shape.sample(),
                 element = index - sample * args.shape.sample();
-  const auto at = [&](const MixtureTensor& tensor) {
+  const auto at = [&](const Grid& tensor) {
     return offset_of(tensor, args.shape, sample, element);
   };
   const ElementMixture<S> mixture(args, sample, element);
@@ -152,9 +152,9 @@ __global__ void __launch_bounds__(backward_threads)
     const MixtureTerms<S> shares = shares_of(k, bend_of_k);
     component_gradient(gradient, point, shares, bend_of_k, x - mixture.mean(k), by_logit, by_mean,
                        by_log_scale);
-    write(args.grad_logits, to_logits + k * args.grad_logits.component_stride, by_logit);
-    write(args.grad_means, to_means + k * args.grad_means.component_stride, by_mean);
-    write(args.grad_log_scales, to_log_scales + k * args.grad_log_scales.component_stride,
+    write(args.grad_logits, to_logits + k * args.grad_logits.channel_stride, by_logit);
+    write(args.grad_means, to_means + k * args.grad_means.channel_stride, by_mean);
+    write(args.grad_log_scales, to_log_scales + k * args.grad_log_scales.channel_stride,
           by_log_scale);
   }
 }

@@ -1,4 +1,4 @@
-#include "../masked_conv2d.h"
+#include "../args/masked_conv2d.h"
 #include "../math/masked_conv2d.h"
 #include "implicit_gemm.h"
 #include "types.h"

@@ -1,7 +1,7 @@
-// Elements of rows with a normal number each (csrc/noise.h).
+// Elementwise kernels over rows with noise (common/noise.h).
 #pragma once
 
-#include "../math/noise.h"
+#include "../common/noise.h"
 #include "rows.h"
 
 namespace gmfast {

@@ -1,4 +1,5 @@
-// Elementwise kernels over the pairs of csrc/pairs.h. An operation is a type like this one:
+// Elementwise kernels over the halves of tensors (PairOperand). An operation is a type like this
+// one:
 //
 //   struct Swap {
 //     static constexpr int inputs = 2, outputs = 2;
@@ -12,7 +13,7 @@
 // a pack, the same kernel runs on four single elements.
 #pragma once
 
-#include "../pairs.h"
+#include "../common/rows.h"
 #include "launch.h"
 #include "types.h"
 
@@ -21,19 +22,17 @@ namespace gmfast {
 // One half of an operand. Without data it reads as -0, which adds nothing to any number.
 struct Side {
   char* data = nullptr;
-  int64_t outer_stride = 0, row_stride = 0;
+  int64_t batch_stride = 0, row_stride = 0;
 };
 
 inline Side side_of(const PairOperand& operand, int half) {
-  const int64_t element = operand.dtype == DType::float64   ? 8
-                          : operand.dtype == DType::float32 ? 4
-                                                            : 2;
+  const int64_t element = element_size(operand.dtype);
   char* data = static_cast<char*>(operand.data);
-  return {data ? data + half * operand.half_stride * element : nullptr, operand.outer_stride,
+  return {data ? data + half * operand.half_stride * element : nullptr, operand.batch_stride,
           operand.row_stride};
 }
 
-// outer x rows lines of `length` packs. A thread's next pack is `threads` further: `step_lines`
+// batch x rows lines of `length` packs. A thread's next pack is `threads` further: `step_lines`
 // lines and `step` packs.
 template <int count>
 struct PairLines {
@@ -55,12 +54,12 @@ __global__ void __launch_bounds__(pair_threads)
 
   const int64_t first = block_index() * (pair_threads * unroll) + thread_index();
   int64_t line = first / args.length, position = first % args.length;
-  int64_t outer[unroll], row[unroll], offset[unroll];
+  int64_t sample[unroll], row[unroll], offset[unroll];
   bool inside[unroll];
   GMFAST_UNROLL
   for (int u = 0; u < unroll; ++u) {
     inside[u] = line < args.lines;
-    outer[u] = args.rows == 1 ? line : line / args.rows;
+    sample[u] = args.rows == 1 ? line : line / args.rows;
     row[u] = args.rows == 1 ? 0 : line % args.rows;
     offset[u] = position * N;
     line += args.step_lines;
@@ -71,7 +70,7 @@ __global__ void __launch_bounds__(pair_threads)
     }
   }
   const auto address = [&](const Side& side, int u) {
-    return reinterpret_cast<T*>(side.data) + outer[u] * side.outer_stride +
+    return reinterpret_cast<T*>(side.data) + sample[u] * side.batch_stride +
            row[u] * side.row_stride + offset[u];
   };
 
@@ -108,34 +107,34 @@ __global__ void __launch_bounds__(pair_threads)
 
 // Whether every side can be walked in packs of N elements, 16 bytes.
 template <int count>
-bool all_packed(const PairShape& shape, const Side (&sides)[count], int64_t N) {
+bool all_packed(const RowShape& shape, const Side (&sides)[count], int64_t N) {
   bool packed = shape.inner % N == 0;
   for (const Side& side : sides) {
     packed = packed && reinterpret_cast<uintptr_t>(side.data) % 16 == 0 &&
-             (shape.outer == 1 || side.outer_stride % N == 0) &&
+             (shape.batch == 1 || side.batch_stride % N == 0) &&
              (shape.rows == 1 || side.row_stride % N == 0);
   }
   return packed;
 }
 
 template <class Operation, class T, int N, int count>
-void launch_pairs(const PairShape& shape, const Side (&sides)[count], void* stream) {
+void launch_pairs(const RowShape& shape, const Side (&sides)[count], void* stream) {
   PairLines<count> args{};
-  args.lines = shape.outer * shape.rows;
+  args.lines = shape.batch * shape.rows;
   args.rows = shape.rows;
   args.length = shape.inner / N;
   if (args.lines * args.length == 0) return;
   args.step_lines = pair_threads / args.length;
   args.step = pair_threads % args.length;
-  bool one_stride = true;  // outer and rows are walked as one
+  bool one_stride = true;  // batch and rows are walked as one
   for (int s = 0; s < count; ++s) {
     args.sides[s] = sides[s];
-    one_stride = one_stride && (!sides[s].data || shape.outer == 1 ||
-                                sides[s].outer_stride == shape.rows * sides[s].row_stride);
+    one_stride = one_stride && (!sides[s].data || shape.batch == 1 ||
+                                sides[s].batch_stride == shape.rows * sides[s].row_stride);
   }
   if (one_stride && shape.rows > 1) {
     args.rows = 1;
-    for (Side& side : args.sides) side.outer_stride = side.row_stride;
+    for (Side& side : args.sides) side.batch_stride = side.row_stride;
   }
   const int64_t blocks = ceil_div(args.lines * args.length, pair_threads * pair_unroll<N>);
   launch(pairs_kernel<Operation, T, N>, blocks, pair_threads, 0, stream, args);
@@ -143,7 +142,7 @@ void launch_pairs(const PairShape& shape, const Side (&sides)[count], void* stre
 
 // Applies the operation to sides of one dtype: its inputs, then its outputs.
 template <class Operation>
-void run_pairs(const PairShape& shape, DType dtype,
+void run_pairs(const RowShape& shape, DType dtype,
                const Side (&sides)[Operation::inputs + Operation::outputs], void* stream) {
   with_type<double>(dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

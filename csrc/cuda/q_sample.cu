@@ -1,5 +1,5 @@
+#include "../args/q_sample.h"
 #include "../math/q_sample.h"
-#include "../q_sample.h"
 #include "noise.h"
 
 namespace gmfast {

@@ -1,5 +1,5 @@
+#include "../args/rational_quadratic_spline.h"
 #include "../math/rational_quadratic_spline.h"
-#include "../rational_quadratic_spline.h"
 #include "launch.h"
 #include "sample_sum.h"
 #include "types.h"
@@ -32,45 +32,43 @@ struct Raw {
 
 // Where in its operands an element lies.
 struct Element {
-  int64_t sample, group, pixel;
+  int64_t sample, row, column;
 
   GMFAST_DEVICE Element(const RationalQuadraticSpline& args, int64_t sample, int64_t index)
       : sample(sample) {
-    if (args.groups == 1) {
-      group = 0;
+    if (args.rows == 1) {
+      row = 0;
     } else if (args.elements <= INT32_MAX) {
-      group = int64_t(uint32_t(index) / uint32_t(args.pixels));
+      row = int64_t(uint32_t(index) / uint32_t(args.columns));
     } else {
-      group = index / args.pixels;
+      row = index / args.columns;
     }
-    pixel = index - group * args.pixels;
+    column = index - row * args.columns;
   }
 
-  GMFAST_DEVICE int64_t offset(const SplineOperand& operand) const {
-    return sample * operand.batch_stride + group * operand.group_stride +
-           pixel * operand.pixel_stride;
+  GMFAST_DEVICE int64_t offset(const Grid& operand) const {
+    return sample * operand.batch_stride + row * operand.row_stride +
+           column * operand.column_stride;
   }
 
   template <class S>
-  GMFAST_DEVICE Raw<S> raw(const SplineOperand& operand) const {
-    const int64_t size = operand.dtype == DType::float64   ? 8
-                         : operand.dtype == DType::float32 ? 4
-                                                           : 2;
+  GMFAST_DEVICE Raw<S> raw(const Grid& operand) const {
+    const int64_t size = element_size(operand.dtype);
     return {static_cast<const char*>(operand.data) + offset(operand) * size, operand.dtype,
-            operand.bin_stride};
+            operand.channel_stride};
   }
 
   // 0 where there is no operand.
   template <class S>
-  GMFAST_DEVICE S read(const SplineOperand& operand) const {
+  GMFAST_DEVICE S read(const Grid& operand) const {
     return operand.data ? raw<S>(operand)(0) : S(0);
   }
 
   template <class S>
-  GMFAST_DEVICE void write(const SplineOperand& operand, int64_t k, S value) const {
+  GMFAST_DEVICE void write(const Grid& operand, int64_t k, S value) const {
     with_type<S>(operand.dtype, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
-      store_element(static_cast<T*>(operand.data) + offset(operand) + k * operand.bin_stride,
+      store_element(static_cast<T*>(operand.data) + offset(operand) + k * operand.channel_stride,
                     value);
     });
   }

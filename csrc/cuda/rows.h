@@ -1,7 +1,7 @@
-// Elements of the rows of csrc/rows.h, and sums over their channels.
+// Elementwise kernels over rows (common/rows.h), and sums over channels.
 #pragma once
 
-#include "../rows.h"
+#include "../common/rows.h"
 #include "launch.h"
 #include "types.h"
 

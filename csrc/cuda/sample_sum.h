@@ -10,7 +10,7 @@
 //   launch_sample_sum(kernel, sum, stream, args);
 #pragma once
 
-#include "../sample_sum.h"
+#include "../common/sample_sum.h"
 #include "launch.h"
 
 namespace gmfast {

@@ -1,5 +1,5 @@
-#include "../math/noise.h"
-#include "../standard_normal.h"
+#include "../args/standard_normal.h"
+#include "../common/noise.h"
 #include "launch.h"
 #include "types.h"
 

@@ -1,8 +1,8 @@
 // From a DType to a type, on the host to pick a kernel, on the device to read a tensor.
 #pragma once
 
+#include "../common/tensor.h"
 #include "../math/simd.h"
-#include "../tensor.h"
 
 namespace gmfast {
 

@@ -1,28 +1,36 @@
-// Which taps of a masked convolution are live. Raster order: the rows above the middle one, and in
-// it the columns left of the middle; at the middle tap, the current pixel, what the mask type and
-// the channel groups allow.
+// The live taps of a masked convolution, those before the current pixel in raster order: the rows
+// above the middle one, and in it the columns left of the middle; at the middle tap, the current
+// pixel, the channels that the mask type and the channel groups allow.
 #pragma once
 
 #include <cstdint>
 
-#include "../masked_conv2d.h"
 #include "simd.h"
 
 namespace gmfast {
+
+struct ConvSupport {
+  int64_t kernel_height = 1, kernel_width = 1;  // of the full kernel, both odd
+  int64_t row_dilation = 1, column_dilation = 1;
+  int64_t channel_groups = 1;  // autoregressive order within a pixel, such as R, G, B: equal groups
+  bool sees_itself = true;     // mask type B
+};
+
 inline namespace GMFAST_LEVEL {
 
-// A tap's place in the kernel; it looks at (row + row_offset, column + column_offset).
+// A tap's place in the kernel; at (row, column) it reads (row + row_offset, column +
+// column_offset).
 struct ConvTap {
   int64_t row, column, row_offset, column_offset;
 };
 
-// Taps before the current pixel: all channels of these are live. They come first, in raster order;
-// the current pixel's is number earlier_taps().
+// The number of taps before the current pixel, whose channels are all live. They come first, in
+// raster order; then the current pixel's.
 GMFAST_HD int64_t earlier_taps(const ConvSupport& s) {
   return s.kernel_height / 2 * s.kernel_width + s.kernel_width / 2;
 }
 
-// With the current pixel's, if any channel there is live.
+// The number of taps with a live channel.
 GMFAST_HD int64_t live_taps(const ConvSupport& s) {
   return earlier_taps(s) + (s.sees_itself || s.channel_groups > 1);
 }
@@ -33,14 +41,14 @@ GMFAST_HD ConvTap tap(const ConvSupport& s, int64_t index) {
           (column - s.kernel_width / 2) * s.column_dilation};
 }
 
-// How many input channels, from the first, an output channel sees at the current pixel.
+// The number of input channels, from the first, that an output channel sees at the current pixel.
 GMFAST_HD int64_t visible_channels(const ConvSupport& s, int64_t out_channel, int64_t out_channels,
                                    int64_t in_channels) {
   const int64_t group = out_channel * s.channel_groups / out_channels;
   return (group + s.sees_itself) * (in_channels / s.channel_groups);
 }
 
-// From which output channel on an input channel is seen there: the same relation, transposed.
+// The first output channel that sees an input channel there: the same relation, transposed.
 GMFAST_HD int64_t first_seeing_channel(const ConvSupport& s, int64_t in_channel,
                                        int64_t out_channels, int64_t in_channels) {
   const int64_t group = in_channel * s.channel_groups / in_channels;

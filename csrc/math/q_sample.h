@@ -1,10 +1,13 @@
-// Data with noise, and a combination of both that a network is to predict.
+// A diffusion's forward process, alpha x + sigma z, and the training target.
 #pragma once
 
-#include "../q_sample.h"
 #include "simd.h"
 
 namespace gmfast {
+
+// The second result: a network's training target.
+enum class NoiseTarget { none, epsilon, velocity, flow };
+
 inline namespace GMFAST_LEVEL {
 
 // first = first_x x + first_z z, second = second_x x + second_z z.
@@ -21,7 +24,7 @@ GMFAST_HD NoiseWeights<S> noise_weights(double alpha, double sigma, NoiseTarget 
   return {a, s, S(-1), S(1)};
 }
 
-// What makes of the results' gradients those of x and z.
+// The transposed map: from the results' gradients to those of x and z.
 template <class S>
 GMFAST_HD NoiseWeights<S> transposed(const NoiseWeights<S>& w) {
   return {w.first_x, w.second_x, w.first_z, w.second_z};

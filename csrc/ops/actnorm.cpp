@@ -1,4 +1,4 @@
-#include "../actnorm.h"
+#include "../args/actnorm.h"
 
 #include <optional>
 #include <tuple>

@@ -1,20 +1,14 @@
-#include "../affine_coupling.h"
+#include "../args/affine_coupling.h"
 
 #include <optional>
 #include <tuple>
 
 #include "backend.h"
+#include "codes.h"
 #include "layout.h"
 
 namespace gmfast {
 namespace {
-
-// Where shift and raw scale lie: in tensors of their own, or both in one, as halves or in turns.
-enum Packing { separate, chunk, interleaved };
-
-int64_t bytes_of(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
 
 // The sizes of a call, and its tensors as the kernels see them. Keeps what is copied alive.
 class Call {
@@ -28,7 +22,7 @@ class Call {
                     "scale_map, packing: out of range");
     STD_TORCH_CHECK((map != 0) == (scale.has_value() || packing != 0),
                     "scale: expected one unless the coupling is additive");
-    const int64_t per_channel = packing_ == separate ? 1 : 2;
+    const int64_t per_channel = packing_ == Packing::separate ? 1 : 2;
     STD_TORCH_CHECK(shift.size(1) % per_channel == 0 && shift.size(1) / per_channel <= x.size(1),
                     "shift: expected at most the channels of x");
     for (int64_t d = 0; d < x.dim(); ++d) {
@@ -57,25 +51,25 @@ class Call {
       Sizes sizes = sizes_of(x);
       sizes[0] = 1;
       check_operand("mask", *mask, x, sizes, args.compute);
-      CouplingOperand none;
+      RowOperand none;
       set_image(*mask, none, args.mask);
       args.mask.batch_stride = 0;
     }
   }
 
   // The first channels and the transformed ones of a tensor like x.
-  void set_image(const Tensor& tensor, CouplingOperand& kept, CouplingOperand& transformed) {
+  void set_image(const Tensor& tensor, RowOperand& kept, RowOperand& transformed) {
     const Image image = image_of(hold(tensor));
     if (kept_ > 0) kept = operand(image, 0, 1);
     transformed = operand(image, kept_, 1);
   }
 
-  void set_params(const Tensor& shift, const std::optional<Tensor>& scale,
-                  CouplingOperand& to_shift, CouplingOperand& to_scale) {
+  void set_params(const Tensor& shift, const std::optional<Tensor>& scale, RowOperand& to_shift,
+                  RowOperand& to_scale) {
     const Image image = image_of(hold(shift));
-    to_shift = operand(image, 0, packing_ == interleaved ? 2 : 1);
-    if (packing_ == chunk) to_scale = operand(image, transformed_, 1);
-    if (packing_ == interleaved) to_scale = operand(image, 1, 2);
+    to_shift = operand(image, 0, packing_ == Packing::interleaved ? 2 : 1);
+    if (packing_ == Packing::chunk) to_scale = operand(image, transformed_, 1);
+    if (packing_ == Packing::interleaved) to_scale = operand(image, 1, 2);
     if (scale) to_scale = operand(image_of(hold(*scale)), 0, 1);
   }
 
@@ -102,9 +96,10 @@ class Call {
     return held_.back();
   }
 
-  CouplingOperand operand(const Image& image, int64_t first, int64_t step) const {
-    CouplingOperand o;
-    o.data = static_cast<char*>(image.data) + first * image.channel_stride * bytes_of(image.dtype);
+  RowOperand operand(const Image& image, int64_t first, int64_t step) const {
+    RowOperand o;
+    o.data =
+        static_cast<char*>(image.data) + first * image.channel_stride * element_size(image.dtype);
     o.dtype = image.dtype;
     o.batch_stride = image.batch_stride;
     const int64_t channel = step * image.channel_stride;
@@ -113,13 +108,12 @@ class Call {
     return o;
   }
 
-  static void join(int64_t& rows, int64_t& inner,
-                   std::initializer_list<CouplingOperand*> operands) {
+  static void join(int64_t& rows, int64_t& inner, std::initializer_list<RowOperand*> operands) {
     if (rows <= 1) return;
-    for (const CouplingOperand* o : operands) {
+    for (const RowOperand* o : operands) {
       if (o->data && inner > 1 && o->row_stride != inner * o->inner_stride) return;
     }
-    for (CouplingOperand* o : operands) {
+    for (RowOperand* o : operands) {
       if (inner == 1) o->inner_stride = o->row_stride;
     }
     inner *= rows;
@@ -178,8 +172,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   Tensor grad_x = gradient(x, want_x), grad_shift = gradient(shift, want_shift);
   Tensor grad_scale = gradient(scale ? *scale : shift, scale && want_scale);
   if (want_x) call.set_image(grad_x, args.kept_grad_x, args.grad_x);
-  CouplingOperand of_shift, of_scale;
-  if (packing != separate) {
+  RowOperand of_shift, of_scale;
+  if (Packing(packing) != Packing::separate) {
     if (want_shift) call.set_params(grad_shift, std::nullopt, args.grad_shift, args.grad_scale);
   } else {
     if (want_shift) call.set_params(grad_shift, std::nullopt, args.grad_shift, of_scale);

@@ -5,11 +5,7 @@
 #include <dlfcn.h>
 #endif
 
-#include <cstdlib>
-#include <cstring>
-
-#include "../cpu/dispatch.h"
-#include "../cpu/parallel.h"
+#include "../common/parallel.h"
 #include "error.h"
 
 namespace gmfast {
@@ -17,25 +13,6 @@ namespace gmfast {
 void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
                   void* context) {
   if (count > 0) STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, body, context));
-}
-
-CpuLevel cpu_level() {
-#if defined(__x86_64__)
-  static const CpuLevel level = [] {
-    const bool v3 = __builtin_cpu_supports("x86-64-v3");
-    const bool v4 = __builtin_cpu_supports("x86-64-v4");
-    const CpuLevel best = v4 ? CpuLevel::v4 : v3 ? CpuLevel::v3 : CpuLevel::v2;
-    const char* wanted = std::getenv("GMFAST_CPU_ISA");
-    const CpuLevel limit = !wanted                          ? CpuLevel::v4
-                           : std::strcmp(wanted, "v2") == 0 ? CpuLevel::v2
-                           : std::strcmp(wanted, "v3") == 0 ? CpuLevel::v3
-                                                            : CpuLevel::v4;
-    return limit < best ? limit : best;
-  }();
-  return level;
-#else
-  return CpuLevel::native;
-#endif
 }
 
 #ifdef GMFAST_CUDA

@@ -1,4 +1,4 @@
-#include "../causal_conv1d.h"
+#include "../args/causal_conv1d.h"
 
 #include <optional>
 #include <tuple>

@@ -1,4 +1,4 @@
-#include "../causal_conv1d_update.h"
+#include "../args/causal_conv1d_update.h"
 
 #include <optional>
 

@@ -1,4 +1,4 @@
-#include "../concat_elu.h"
+#include "../args/concat_elu.h"
 
 #include "backend.h"
 #include "pairs.h"

@@ -1,4 +1,4 @@
-#include "../dequantize_logit.h"
+#include "../args/dequantize_logit.h"
 
 #include <tuple>
 

@@ -1,4 +1,4 @@
-#include "../diffusion_hybrid_loss.h"
+#include "../args/diffusion_hybrid_loss.h"
 
 #include <optional>
 #include <tuple>

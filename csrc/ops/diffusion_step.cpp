@@ -1,10 +1,11 @@
-#include "../diffusion_step.h"
+#include "../args/diffusion_step.h"
 
 #include <cmath>
 #include <optional>
 #include <tuple>
 
 #include "backend.h"
+#include "codes.h"
 #include "noise.h"
 
 namespace gmfast {
@@ -12,19 +13,6 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 using Limit = std::optional<double>;
-
-// Which of an operator's further tensors there are, in this order; histories follow. The last are
-// no tensors, but arguments cost a call time by their number.
-enum Present : int64_t {
-  has_unconditional = 1,
-  has_variance = 2,
-  has_noise = 4,
-  has_steps = 8,
-  has_seeds = 16,
-  has_seed = 32,  // a number
-  wants_x0 = 64,
-  wants_kept = 128,
-};
 
 struct Inputs {
   const Tensor& x;
@@ -165,14 +153,14 @@ Tensors run(const Inputs& in, const Tensor* out) {
     operands.add(name, tensor, operand);
     direct = direct && (!out || may_write(*out, tensor));
   };
-  if (in.present & has_unconditional) {
+  if (in.present & DiffusionOption::unconditional) {
     add("unconditional", args.unconditional);
     args.rescale = in.guidance_rescale;
   }
-  if (in.present & has_variance) add("variance", args.variance);
-  if (in.present & has_noise) add("noise", args.noise);
+  if (in.present & DiffusionOption::variance) add("variance", args.variance);
+  if (in.present & DiffusionOption::noise) add("noise", args.noise);
   args.step = in.step;
-  if (in.present & has_steps) {
+  if (in.present & DiffusionOption::steps) {
     const Tensor& steps = take();
     const int64_t count = steps.numel();
     STD_TORCH_CHECK(steps.scalar_type() == ScalarType::Long && same_device(steps, x) &&
@@ -183,10 +171,10 @@ Tensors run(const Inputs& in, const Tensor* out) {
   } else {
     STD_TORCH_CHECK(in.step >= 0 && in.step < args.table_rows, "step: expected a row of the table");
   }
-  args.draws =
-      !args.noise.data && !(in.present & has_noise) && (in.present & (has_seeds | has_seed)) != 0;
+  args.draws = !args.noise.data && !(in.present & DiffusionOption::noise) &&
+               (in.present & DiffusionOption::seeds || in.present & DiffusionOption::seed);
   args.seeds.value = in.seed;
-  if (in.present & has_seeds) args.seeds = seeds_of(take(), x, sizes[0]);
+  if (in.present & DiffusionOption::seeds) args.seeds = seeds_of(take(), x, sizes[0]);
   STD_TORCH_CHECK(in.others.size() - next <= 4, "history: expected at most 4 tensors");
   for (int h = 0; next < in.others.size(); ++h) add("history", args.history[h]);
 
@@ -196,11 +184,11 @@ Tensors run(const Inputs& in, const Tensor* out) {
   results.reserve(3);
   results.push_back(direct ? *out : empty_as(x, sizes, dtype));
   operands.add("out", results.back(), args.result);
-  if (in.present & wants_x0) {
+  if (in.present & DiffusionOption::x0) {
     results.push_back(empty_as(x, sizes, dtype));
     operands.add("x0", results.back(), args.x0);
   }
-  if (in.present & wants_kept) {
+  if (in.present & DiffusionOption::kept) {
     results.push_back(empty_as(x, sizes, dtype));
     operands.add("kept", results.back(), args.kept);
   }
@@ -240,8 +228,8 @@ std::tuple<Tensor, Tensor> step_to(const Tensor& out, const Tensor& x, const Ten
                                guidance_rescale, threshold, threshold_max},
                               &out);
   const auto nothing = [&] { return empty_contiguous(x, {0}, x.scalar_type()); };
-  return {present & wants_x0 ? results[1] : nothing(),
-          present & wants_kept ? results.back() : nothing()};
+  return {present & DiffusionOption::x0 ? results[1] : nothing(),
+          present & DiffusionOption::kept ? results.back() : nothing()};
 }
 
 }  // namespace

@@ -1,21 +1,21 @@
-#include "../discretized_logistic_mixture.h"
+#include "../args/discretized_logistic_mixture.h"
 
 #include <cmath>
 #include <tuple>
 
 #include "backend.h"
+#include "codes.h"
 #include "layout.h"
 
 namespace gmfast {
 namespace {
 
-enum Reduction { none, batch, sum, mean, bits_per_dim };
-
 // The reduced loss, then its derivatives by x and by params, as if its own gradient were 1; each
 // empty where not wanted, and in float32 for a float16 tensor, whose range could not hold it.
 std::tuple<Tensor, Tensor, Tensor> nll(const Tensor& x, const Tensor& params, int64_t num_classes,
-                                       double log_scale_min, bool pixelcnnpp, int64_t reduction,
-                                       bool want_grad_x, bool want_grad_params) {
+                                       double log_scale_min, bool pixelcnnpp,
+                                       int64_t reduction_code, bool want_grad_x,
+                                       bool want_grad_params) {
   const int64_t dim = x.dim();
   STD_TORCH_CHECK(dim >= 2 && params.dim() == dim, "x and params: expected (B, C, *S), (B, P, *S)");
   const int64_t channels = x.size(1), per_component = channels == 1 ? 3 : 10;
@@ -26,6 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> nll(const Tensor& x, const Tensor& params, in
     STD_TORCH_CHECK(d == 1 || x.size(d) == params.size(d), "x and params: sizes differ");
   }
 
+  const auto reduction = Reduction(reduction_code);
   const Tensor x_in = with_one_pixel_stride(x), params_in = with_one_pixel_stride(params);
   LogisticMixtureNll args{};
   args.batch = x.size(0);
@@ -43,13 +44,15 @@ std::tuple<Tensor, Tensor, Tensor> nll(const Tensor& x, const Tensor& params, in
   const ScalarType dtype = scalar_type(args.compute());
   Tensor loss = empty_contiguous(x, pixels, dtype), result = loss;
   args.loss = loss.data_ptr();
-  args.total_scale = reduction == mean           ? 1.0 / double(args.batch)
-                     : reduction == bits_per_dim ? 1.0 / (double(x.numel()) * std::log(2.0))
-                                                 : 1.0;
+  args.total_scale = reduction == Reduction::mean ? 1.0 / double(args.batch)
+                     : reduction == Reduction::bits_per_dim
+                         ? 1.0 / (double(x.numel()) * std::log(2.0))
+                         : 1.0;
   args.gradient_scale = args.total_scale;
-  if (reduction != none) {
-    args.total_over_batch = reduction != batch;
-    result = empty_contiguous(x, reduction == batch ? Sizes{args.batch} : Sizes{}, dtype);
+  if (reduction != Reduction::none) {
+    args.total_over_batch = reduction != Reduction::batch;
+    result =
+        empty_contiguous(x, reduction == Reduction::batch ? Sizes{args.batch} : Sizes{}, dtype);
     args.total = result.data_ptr();
   }
   const auto gradient = [](const Tensor& tensor, bool wanted, Image& image) {

@@ -1,4 +1,4 @@
-#include "../gated_activation.h"
+#include "../args/gated_activation.h"
 
 #include <optional>
 

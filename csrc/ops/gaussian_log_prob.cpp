@@ -1,4 +1,4 @@
-#include "../gaussian_log_prob.h"
+#include "../args/gaussian_log_prob.h"
 
 #include <optional>
 #include <tuple>

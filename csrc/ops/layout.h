@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../tensor.h"
+#include "../common/tensor.h"
 #include "error.h"
 
 namespace gmfast {

@@ -1,81 +1,24 @@
-#include "../logistic_mixture_cdf.h"
+#include "../args/logistic_mixture_cdf.h"
 
 #include <optional>
 #include <tuple>
 
-#include "../sample_sum.h"
+#include "../common/sample_sum.h"
 #include "backend.h"
-#include "layout.h"
+#include "grid.h"
 
 namespace gmfast {
 namespace {
 
-// Dimensions [1, split) of x are the rows of a sample, [split, dim) its columns.
-bool has_rows_and_columns(const Tensor& tensor, int64_t dim, int64_t split, Extent& rows,
-                          Extent& columns) {
-  const Sizes order = memory_order(dim, false);
-  return collapse(tensor, order, 1, split, rows) && collapse(tensor, order, split, dim, columns);
+// A walk that reads most inputs in place; where an output has its channels innermost, it is written
+// in place: dimension 1 is the rows.
+GridWalk walk_of(const Tensor& x, const std::vector<Tensor>& params, const Tensor& output) {
+  if (channels_innermost(output)) return GridWalk(x.dim(), 2);
+  return GridWalk(x.dim(), {&x, &params[0], &params[1], &params[2]});
 }
 
-// The first split at which most tensors are read in place; where an output has its channels
-// innermost, dimension 1 must be the rows.
-int64_t choose_split(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs,
-                     int64_t dim) {
-  for (const Tensor& output : outputs) {
-    if (channels_innermost(output)) return 2;
-  }
-  int64_t best = 1, most = -1;
-  for (int64_t split = 1; split <= dim; ++split) {
-    int64_t count = 0;
-    Extent rows, columns;
-    for (const Tensor& input : inputs) {
-      const int64_t weight = input.dim() > dim ? 2 : 1;  // a parameter is K times as large
-      if (has_rows_and_columns(input, dim, split, rows, columns)) count += weight;
-    }
-    if (count > most) best = split, most = count;
-  }
-  return best;
-}
-
-// Tensors as the kernels see them; copies live as long as this.
-class Views {
- public:
-  Views(int64_t dim, int64_t split) : dim_(dim), split_(split) {}
-
-  bool can_walk(const Tensor& tensor) const {
-    Extent rows, columns;
-    return has_rows_and_columns(tensor, dim_, split_, rows, columns);
-  }
-
-  MixtureTensor operator()(const Tensor& tensor) {
-    Extent rows, columns;
-    if (!has_rows_and_columns(tensor, dim_, split_, rows, columns)) {
-      copies_.push_back(torch::stable::contiguous(tensor));
-      return (*this)(copies_.back());
-    }
-    MixtureTensor view;
-    view.data = tensor.data_ptr();
-    view.dtype = dtype_of(tensor);
-    view.batch_stride = tensor.stride(0);
-    view.row_stride = rows.stride;
-    view.column_stride = columns.stride;
-    view.component_stride = tensor.dim() > dim_ ? tensor.stride(dim_) : 0;
-    return view;
-  }
-
- private:
-  int64_t dim_, split_;
-  std::vector<Tensor> copies_;
-};
-
-MixtureShape shape_of(const Tensor& x, const std::vector<Tensor>& params, int64_t split) {
-  const int64_t dim = x.dim();
-  MixtureShape shape;
-  shape.batch = x.size(0);
-  shape.rows = shape.columns = 1;
-  for (int64_t d = 1; d < dim; ++d) (d < split ? shape.rows : shape.columns) *= x.size(d);
-  shape.components = params[0].size(dim);
-  return shape;
+MixtureShape shape_of(const Tensor& x, const std::vector<Tensor>& params, const GridWalk& walk) {
+  return {x.size(0), walk.rows(x), walk.columns(x), params[0].size(x.dim())};
 }
 
 void check(const Tensor& x, const std::vector<Tensor>& params) {
@@ -99,16 +42,16 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& logits
   const std::vector<Tensor> params{logits, means, log_scales};
   check(x, params);
   Tensor y = empty_as(x, sizes_of(x));
-  const int64_t split = choose_split({x, logits, means, log_scales}, {y}, x.dim());
-  Views view(x.dim(), split);
+  GridWalk walk = walk_of(x, params, y);
+  const Tensor written = walk.written_for(y);
   LogisticMixtureCdf args{};
-  args.shape = shape_of(x, params, split);
+  args.shape = shape_of(x, params, walk);
   args.inverse = inverse;
-  args.x = view(x);
-  args.logits = view(logits);
-  args.means = view(means);
-  args.log_scales = view(log_scales);
-  args.y = view(y);
+  args.x = walk(x);
+  args.logits = walk(logits);
+  args.means = walk(means);
+  args.log_scales = walk(log_scales);
+  args.y = walk(written);
   const ScalarType dtype = scalar_type(args.compute());
   const bool solution_wanted = want_solution && x.scalar_type() != dtype;
   Tensor solution = empty_contiguous(x, solution_wanted ? sizes_of(x) : Sizes{0}, dtype);
@@ -123,6 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& logits
       x, x.is_cuda() ? SampleSum(args.shape.batch, args.shape.sample(), 1).scratch_bytes() : 0);
   args.scratch = scratch.data_ptr();
   GMFAST_RUN(logistic_mixture_cdf, x, args);
+  if (!walk.can_walk(y)) torch::stable::copy_(y, written);
   return {y, log_det, solution};
 }
 
@@ -151,37 +95,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const std::optional<Tensor>&
   Tensor grads[] = {gradient(x, 0), gradient(logits, 1), gradient(means, 2),
                     gradient(log_scales, 3)};
 
-  std::vector<Tensor> outputs;
-  if (wanted & 1) outputs.push_back(grads[0]);
-  const int64_t split = choose_split({x, logits, means, log_scales}, outputs, x.dim());
-  Views view(x.dim(), split);
+  GridWalk walk = walk_of(x, params, grads[0]);
   LogisticMixtureCdfBackward args{};
-  args.shape = shape_of(x, params, split);
+  args.shape = shape_of(x, params, walk);
   args.inverse = inverse;
-  if (grad_y) args.grad_y = view(*grad_y);
-  if (grad_log_det && per_element) args.grad_log_derivative = view(*grad_log_det);
-  if (grad_log_det && !per_element) {
-    args.grad_log_derivative.data = grad_log_det->data_ptr();
-    args.grad_log_derivative.dtype = dtype_of(*grad_log_det);
-    args.grad_log_derivative.batch_stride = grad_log_det->stride(0);
-  }
-  args.x = view(x);
-  args.logits = view(logits);
-  args.means = view(means);
-  args.log_scales = view(log_scales);
-  MixtureTensor* results[] = {&args.grad_x, &args.grad_logits, &args.grad_means,
-                              &args.grad_log_scales};
+  if (grad_y) args.grad_y = walk(*grad_y);
+  if (grad_log_det && per_element) args.grad_log_derivative = walk(*grad_log_det);
+  if (grad_log_det && !per_element) args.grad_log_derivative = grid_of_samples(*grad_log_det);
+  args.x = walk(x);
+  args.logits = walk(logits);
+  args.means = walk(means);
+  args.log_scales = walk(log_scales);
+  Grid* results[] = {&args.grad_x, &args.grad_logits, &args.grad_means, &args.grad_log_scales};
   Tensor written[4];  // the gradients, or where those cannot be walked contiguous ones
   for (int i = 0; i < 4; ++i) {
     if (!(wanted >> i & 1)) continue;
-    written[i] = view.can_walk(grads[i])
-                     ? grads[i]
-                     : empty_contiguous(grads[i], sizes_of(grads[i]), grads[i].scalar_type());
-    *results[i] = view(written[i]);
+    written[i] = walk.written_for(grads[i]);
+    *results[i] = walk(written[i]);
   }
   GMFAST_RUN(logistic_mixture_cdf_backward, x, args);
   for (int i = 0; i < 4; ++i) {
-    if (wanted >> i & 1 && !view.can_walk(grads[i])) {
+    if (wanted >> i & 1 && !walk.can_walk(grads[i])) {
       torch::stable::copy_(grads[i], written[i]);
     }
   }

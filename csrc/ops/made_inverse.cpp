@@ -1,4 +1,4 @@
-#include "../made_inverse.h"
+#include "../args/made_inverse.h"
 
 #include <optional>
 

@@ -1,4 +1,4 @@
-#include "../masked_conv2d.h"
+#include "../args/masked_conv2d.h"
 
 #include <algorithm>
 #include <optional>
@@ -78,7 +78,7 @@ struct Geometry {
 // x's first column that is not of the state before it.
 Grid from_column(const Tensor& x, int64_t column) {
   Grid grid = grid_of(x);
-  const int64_t bytes = grid.dtype == DType::float64 ? 8 : grid.dtype == DType::float32 ? 4 : 2;
+  const int64_t bytes = element_size(grid.dtype);
   grid.data = static_cast<char*>(grid.data) + column * grid.column_stride * bytes;
   return grid;
 }

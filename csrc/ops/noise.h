@@ -1,9 +1,9 @@
-// The tensors of csrc/noise.h.
+// Tensors as the operands of noise (common/noise.h).
 #pragma once
 
 #include <optional>
 
-#include "../noise.h"
+#include "../common/noise.h"
 #include "rows.h"
 
 namespace gmfast {

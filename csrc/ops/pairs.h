@@ -1,8 +1,8 @@
-// How the tensors of an operation on pairs (csrc/pairs.h) are walked: all in the memory order of
-// one of them; those that lie otherwise are copied.
+// Tensors as pairs (PairOperand), all in the memory order of one of them; a tensor that cannot be
+// walked so is copied.
 #pragma once
 
-#include "../pairs.h"
+#include "../common/rows.h"
 #include "layout.h"
 
 namespace gmfast {
@@ -20,45 +20,45 @@ class PairWalk {
   // Adds an operand that holds both halves along the dimension, or one. Returns what it points
   // into, to be kept until the kernel has run.
   Tensor add(Tensor tensor, int halves, PairOperand& operand) {
-    Extent outer, inner;
-    if (!walk(tensor, outer, inner)) {
+    Extent before, behind;
+    if (!walk(tensor, before, behind)) {
       const Sizes sizes = sizes_of(tensor);
       Tensor copy =
           empty_strided(tensor, sizes, dense_strides(sizes, channels_last_), tensor.scalar_type());
       torch::stable::copy_(copy, tensor);
       tensor = copy;
-      walk(tensor, outer, inner);
+      walk(tensor, before, behind);
     }
     const int64_t dim = order_[position_], rows = tensor.size(dim) / halves;
     operand.data = tensor.data_ptr();
     operand.dtype = dtype_of(tensor);
-    operand.outer_stride = outer.stride;
+    operand.batch_stride = before.stride;
     operand.row_stride = tensor.stride(dim);
     operand.half_stride = (halves - 1) * rows * operand.row_stride;
-    shape_ = {outer.size, rows, inner.size};
-    rows_adjoin_ = rows_adjoin_ && operand.row_stride == inner.size;
+    shape_ = {before.size, rows, behind.size};
+    rows_adjoin_ = rows_adjoin_ && operand.row_stride == behind.size;
     return tensor;
   }
 
   // Of all that was added; rows that follow each other in memory are one.
-  PairShape shape() const {
-    return rows_adjoin_ ? PairShape{shape_.outer, 1, shape_.rows * shape_.inner} : shape_;
+  RowShape shape() const {
+    return rows_adjoin_ ? RowShape{shape_.batch, 1, shape_.rows * shape_.inner} : shape_;
   }
 
  private:
   // The dimensions before and behind the halved one, if each is one and the latter's elements
   // adjoin.
-  bool walk(const Tensor& tensor, Extent& outer, Extent& inner) const {
-    return collapse(tensor, order_, 0, position_, outer) &&
-           collapse(tensor, order_, position_ + 1, order_.size(), inner) &&
-           (inner.size == 1 ? tensor.stride(order_[position_]) == 1 : inner.stride == 1);
+  bool walk(const Tensor& tensor, Extent& before, Extent& behind) const {
+    return collapse(tensor, order_, 0, position_, before) &&
+           collapse(tensor, order_, position_ + 1, order_.size(), behind) &&
+           (behind.size == 1 ? tensor.stride(order_[position_]) == 1 : behind.stride == 1);
   }
 
   bool channels_last_;
   Sizes order_;
   size_t position_ = 0;
   bool rows_adjoin_ = true;
-  PairShape shape_{};
+  RowShape shape_{};
 };
 
 }  // namespace gmfast

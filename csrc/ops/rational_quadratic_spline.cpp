@@ -1,66 +1,13 @@
-#include "../rational_quadratic_spline.h"
+#include "../args/rational_quadratic_spline.h"
 
 #include <optional>
 #include <tuple>
 
 #include "backend.h"
-#include "layout.h"
+#include "grid.h"
 
 namespace gmfast {
 namespace {
-
-// How (B, *D) is walked: the first `split` - 1 of *D as groups, the others as pixels.
-class Walk {
- public:
-  Walk(const Tensor& x, std::initializer_list<const Tensor*> tensors) : dim_(x.dim()) {
-    size_t fewest = tensors.size() + 1;
-    for (size_t split = 1; split <= size_t(dim_); ++split) {
-      size_t copies = 0;
-      for (const Tensor* tensor : tensors) copies += !walkable(*tensor, split);
-      if (copies < fewest) fewest = copies, split_ = split;
-    }
-  }
-
-  int64_t groups(const Tensor& x) const { return extent(x, 1, split_).size; }
-  int64_t pixels(const Tensor& x) const { return extent(x, split_, dim_).size; }
-
-  // The tensor itself, or a contiguous copy.
-  Tensor walkable_form(const Tensor& tensor) const {
-    return walkable(tensor, split_) ? tensor : torch::stable::contiguous(tensor);
-  }
-
-  bool can_walk(const Tensor& tensor) const { return walkable(tensor, split_); }
-
-  // (B, *D) or (B, *D, K)
-  SplineOperand operand(const Tensor& tensor) const {
-    SplineOperand operand;
-    operand.data = tensor.data_ptr();
-    operand.dtype = dtype_of(tensor);
-    operand.batch_stride = tensor.stride(0);
-    operand.group_stride = extent(tensor, 1, split_).stride;
-    operand.pixel_stride = extent(tensor, split_, dim_).stride;
-    operand.bin_stride = tensor.dim() > dim_ ? tensor.stride(dim_) : 1;
-    return operand;
-  }
-
- private:
-  bool walkable(const Tensor& tensor, size_t split) const {
-    const Sizes order = memory_order(tensor.dim(), false);
-    Extent groups, pixels;
-    return collapse(tensor, order, 1, split, groups) &&
-           collapse(tensor, order, split, size_t(dim_), pixels);
-  }
-
-  Extent extent(const Tensor& tensor, size_t first, size_t last) const {
-    Extent extent;
-    STD_TORCH_CHECK(collapse(tensor, memory_order(tensor.dim(), false), first, last, extent),
-                    "expected dimensions with one stride");
-    return extent;
-  }
-
-  int64_t dim_;
-  size_t split_ = 1;
-};
 
 using Given = std::optional<Tensor>;
 
@@ -97,7 +44,7 @@ struct Params {
 };
 
 // Throws unless the parameters have the sizes of x, then bins, which a walk relies on.
-Walk walk_of(const Tensor& x, const Params& params, bool linear_tails) {
+GridWalk walk_of(const Tensor& x, const Params& params, bool linear_tails) {
   const int64_t dim = x.dim();
   STD_TORCH_CHECK(dim >= 1 && params.widths.dim() == dim + 1 && params.widths.size(dim) > 0,
                   "widths: expected (B, *D, K)");
@@ -111,38 +58,32 @@ Walk walk_of(const Tensor& x, const Params& params, bool linear_tails) {
   check(params.widths, bins);
   check(params.heights, bins);
   check(params.derivatives, linear_tails ? bins - 1 : bins + 1);
-  return Walk(x, {&x, &params.widths, &params.heights, &params.derivatives});
+  return GridWalk(dim, {&x, &params.widths, &params.heights, &params.derivatives});
 }
 
 struct Inputs {
-  Walk walk;
-  Tensor x, widths, heights, derivatives;  // as they are walked
+  GridWalk walk;
   RationalQuadraticSpline args;
 
-  Inputs(const Tensor& x_given, const Params& params, double bound, bool linear_tails,
+  Inputs(const Tensor& x, const Params& params, double bound, bool linear_tails,
          double min_bin_width, double min_bin_height, double min_derivative, bool inverse)
-      : walk(walk_of(x_given, params, linear_tails)), args{} {
-    const int64_t dim = x_given.dim();
-    args.bins = params.widths.size(dim);
-    args.linear_tails = linear_tails;
-    args.raw_derivatives = params.derivatives.size(dim);
-    x = walk.walkable_form(x_given);
-    widths = walk.walkable_form(params.widths);
-    heights = walk.walkable_form(params.heights);
-    derivatives = walk.walkable_form(params.derivatives);
+      : walk(walk_of(x, params, linear_tails)), args{} {
     args.batch = x.size(0);
-    args.groups = walk.groups(x);
-    args.pixels = walk.pixels(x);
-    args.elements = args.groups * args.pixels;
+    args.rows = walk.rows(x);
+    args.columns = walk.columns(x);
+    args.elements = args.rows * args.columns;
+    args.bins = params.widths.size(x.dim());
+    args.linear_tails = linear_tails;
+    args.raw_derivatives = params.derivatives.size(x.dim());
     args.bound = bound;
     args.min_bin_width = min_bin_width;
     args.min_bin_height = min_bin_height;
     args.min_derivative = min_derivative;
     args.inverse = inverse;
-    args.x = walk.operand(x);
-    args.widths = walk.operand(widths);
-    args.heights = walk.operand(heights);
-    args.derivatives = walk.operand(derivatives);
+    args.x = walk(x);
+    args.widths = walk(params.widths);
+    args.heights = walk(params.heights);
+    args.derivatives = walk(params.derivatives);
   }
 };
 
@@ -153,17 +94,17 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& widths, const 
                                    double min_derivative, bool inverse, bool reduce) {
   const Params params(widths, heights, derivatives, linear_tails);
   Inputs in(x, params, bound, linear_tails, min_bin_width, min_bin_height, min_derivative, inverse);
-  Tensor y = empty_as(x, sizes_of(x)), y_out = y;
-  if (!in.walk.can_walk(y)) y_out = empty_contiguous(x, sizes_of(x), x.scalar_type());
+  Tensor y = empty_as(x, sizes_of(x));
+  const Tensor written = in.walk.written_for(y);
   Tensor log =
       empty_contiguous(x, reduce ? Sizes{x.size(0)} : sizes_of(x), scalar_type(in.args.compute()));
-  in.args.y = in.walk.operand(y_out);
+  in.args.y = in.walk(written);
   (reduce ? in.args.log_det : in.args.log_derivative) = log.data_ptr();
   in.args.sum = SampleSum(in.args.batch, in.args.elements, 2);
   const Tensor scratch = scratch_for(x, x.is_cuda() && reduce ? in.args.sum.scratch_bytes() : 0);
   in.args.sum.scratch = scratch.data_ptr();
   GMFAST_RUN(rational_quadratic_spline, x, in.args);
-  if (!in.walk.can_walk(y)) torch::stable::copy_(y, y_out);
+  if (!in.walk.can_walk(y)) torch::stable::copy_(y, written);
   return {y, log};
 }
 
@@ -178,31 +119,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   Inputs in(x, params, bound, linear_tails, min_bin_width, min_bin_height, min_derivative, inverse);
   RationalQuadraticSplineBackward args{};
   args.forward = in.args;
-  Tensor grad_y_in, grad_log_in;
   if (grad_y) {
     check_operand("grad_y", *grad_y, x, sizes_of(x), in.args.compute());
-    grad_y_in = in.walk.walkable_form(*grad_y);
-    args.grad_y = in.walk.operand(grad_y_in);
+    args.grad_y = in.walk(*grad_y);
   }
   if (grad_log) {
     check_operand("grad_log", *grad_log, x, reduce ? Sizes{x.size(0)} : sizes_of(x),
                   in.args.compute());
-    if (reduce) {
-      args.grad_log.data = grad_log->data_ptr();
-      args.grad_log.dtype = dtype_of(*grad_log);
-      args.grad_log.batch_stride = grad_log->stride(0);
-    } else {
-      grad_log_in = in.walk.walkable_form(*grad_log);
-      args.grad_log = in.walk.operand(grad_log_in);
-    }
+    args.grad_log = reduce ? grid_of_samples(*grad_log) : in.walk(*grad_log);
   }
 
   const auto gradient = [&](const Tensor& tensor, bool wanted, bool bins, Tensor& written) {
     if (!wanted) return empty_contiguous(tensor, {0}, tensor.scalar_type());
     Tensor grad = bins ? empty_in_order(tensor) : empty_as(tensor, sizes_of(tensor));
-    written = in.walk.can_walk(grad)
-                  ? grad
-                  : empty_contiguous(tensor, sizes_of(tensor), tensor.scalar_type());
+    written = in.walk.written_for(grad);
     return grad;
   };
   if (params.packed) want_heights = want_derivatives = false;
@@ -211,17 +141,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
                     gradient(widths, want_widths, true, written[1]),
                     gradient(params.heights, want_heights, true, written[2]),
                     gradient(params.derivatives, want_derivatives, true, written[3])};
-  if (want_x) args.grad_x = in.walk.operand(written[0]);
+  if (want_x) args.grad_x = in.walk(written[0]);
   if (params.packed && want_widths) {
     Params parts = params;
     parts.split(written[1], in.args.bins);
-    args.grad_widths = in.walk.operand(parts.widths);
-    args.grad_heights = in.walk.operand(parts.heights);
-    args.grad_derivatives = in.walk.operand(parts.derivatives);
+    args.grad_widths = in.walk(parts.widths);
+    args.grad_heights = in.walk(parts.heights);
+    args.grad_derivatives = in.walk(parts.derivatives);
   } else {
-    if (want_widths) args.grad_widths = in.walk.operand(written[1]);
-    if (want_heights) args.grad_heights = in.walk.operand(written[2]);
-    if (want_derivatives) args.grad_derivatives = in.walk.operand(written[3]);
+    if (want_widths) args.grad_widths = in.walk(written[1]);
+    if (want_heights) args.grad_heights = in.walk(written[2]);
+    if (want_derivatives) args.grad_derivatives = in.walk(written[3]);
   }
   GMFAST_RUN(rational_quadratic_spline_backward, x, args);
   const bool wanted[] = {want_x, want_widths, want_heights, want_derivatives};

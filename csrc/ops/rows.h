@@ -1,8 +1,8 @@
-// How the tensors of an operation on rows (csrc/rows.h) are walked: all in the memory order of one
-// of them; those that lie otherwise are copied.
+// Tensors as rows (common/rows.h), all in the memory order of one of them; a tensor that cannot be
+// walked so is copied.
 #pragma once
 
-#include "../rows.h"
+#include "../common/rows.h"
 #include "layout.h"
 
 namespace gmfast {

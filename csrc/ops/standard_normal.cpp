@@ -1,4 +1,4 @@
-#include "../standard_normal.h"
+#include "../args/standard_normal.h"
 
 #include "backend.h"
 #include "noise.h"

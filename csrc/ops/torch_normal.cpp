@@ -1,4 +1,4 @@
-#include "../torch_normal.h"
+#include "../args/torch_normal.h"
 
 #include "backend.h"
 #include "layout.h"

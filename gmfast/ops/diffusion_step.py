@@ -13,8 +13,8 @@ from .._library import operator, without_gradient
 from .._table import COLUMNS
 from ._layout import compute_dtype, empty_as
 
-# What `present` says, as csrc/ops/diffusion_step.cpp reads it: which tensors there are among `others`, in
-# this order and the histories behind them; whether the seed is a number; which results are wanted.
+# Flags of `present`, DiffusionOption in csrc/ops/codes.h: the tensors in `others`, in this order, before the
+# histories; whether the seed is a number; the results wanted.
 _UNCONDITIONAL, _VARIANCE, _NOISE, _STEPS, _SEEDS, _SEED, _X0, _KEPT = (1 << bit for bit in range(8))
 
 

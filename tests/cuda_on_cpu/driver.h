@@ -10,9 +10,9 @@
 #include <fstream>
 #include <vector>
 
-#include "../../csrc/masked_conv2d.h"
-#include "../../csrc/pairs.h"
-#include "../../csrc/tensor.h"
+#include "../../csrc/args/masked_conv2d.h"
+#include "../../csrc/common/rows.h"
+#include "../../csrc/common/tensor.h"
 
 class Cases {
  public:
@@ -66,7 +66,7 @@ class Cases {
     if (!operand.data) return operand;
     operand.dtype = gmfast::DType(integer());
     operand.data = static_cast<char*>(operand.data) + integer();
-    operand.outer_stride = integer();
+    operand.batch_stride = integer();
     operand.row_stride = integer();
     operand.half_stride = integer();
     return operand;

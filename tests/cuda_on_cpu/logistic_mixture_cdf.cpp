@@ -7,19 +7,6 @@ using namespace gmfast;
 
 namespace {
 
-// Strides are of (batch, components, rows, columns).
-MixtureTensor mixture_tensor(Cases& cases) {
-  const Grid grid = cases.grid();
-  MixtureTensor tensor;
-  tensor.data = grid.data;
-  tensor.dtype = grid.dtype;
-  tensor.batch_stride = grid.batch_stride;
-  tensor.component_stride = grid.channel_stride;
-  tensor.row_stride = grid.row_stride;
-  tensor.column_stride = grid.column_stride;
-  return tensor;
-}
-
 template <class Args>
 void take_shape(Cases& cases, Args& args) {
   args.shape.batch = cases.integer();
@@ -31,17 +18,17 @@ void take_shape(Cases& cases, Args& args) {
 
 template <class Args>
 void take_inputs(Cases& cases, Args& args) {
-  args.x = mixture_tensor(cases);
-  args.logits = mixture_tensor(cases);
-  args.means = mixture_tensor(cases);
-  args.log_scales = mixture_tensor(cases);
+  args.x = cases.grid();
+  args.logits = cases.grid();
+  args.means = cases.grid();
+  args.log_scales = cases.grid();
 }
 
 void run_transform(Cases& cases) {
   LogisticMixtureCdf args{};
   take_shape(cases, args);
   take_inputs(cases, args);
-  args.y = mixture_tensor(cases);
+  args.y = cases.grid();
   args.solution = cases.memory();
   args.log_derivative = cases.memory();
   args.log_det = cases.memory();
@@ -55,12 +42,12 @@ void run_backward(Cases& cases) {
   LogisticMixtureCdfBackward args{};
   take_shape(cases, args);
   take_inputs(cases, args);
-  args.grad_y = mixture_tensor(cases);
-  args.grad_log_derivative = mixture_tensor(cases);
-  args.grad_x = mixture_tensor(cases);
-  args.grad_logits = mixture_tensor(cases);
-  args.grad_means = mixture_tensor(cases);
-  args.grad_log_scales = mixture_tensor(cases);
+  args.grad_y = cases.grid();
+  args.grad_log_derivative = cases.grid();
+  args.grad_x = cases.grid();
+  args.grad_logits = cases.grid();
+  args.grad_means = cases.grid();
+  args.grad_log_scales = cases.grid();
   logistic_mixture_cdf_backward_cuda(args, nullptr);
 }
 

@@ -1,7 +1,7 @@
-// The noise and the coefficients of csrc/noise.h, from the cases of a test.
+// The noise and the coefficients of csrc/common/noise.h, from the cases of a test.
 #pragma once
 
-#include "../../csrc/noise.h"
+#include "../../csrc/common/noise.h"
 #include "rows.h"
 
 inline gmfast::Seeds seeds(Cases& cases, int64_t value = 0) {

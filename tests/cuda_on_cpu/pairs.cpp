@@ -7,8 +7,8 @@ using namespace gmfast;
 
 void run_case(Cases& cases) {
   const int64_t kernel = cases.integer();
-  PairShape shape;
-  shape.outer = cases.integer();
+  RowShape shape;
+  shape.batch = cases.integer();
   shape.rows = cases.integer();
   shape.inner = cases.integer();
   const PairOperand a = cases.operand(), b = cases.operand(), c = cases.operand();

@@ -1,8 +1,8 @@
-// The operands of csrc/rows.h, from the cases of a test.
+// The operands of csrc/common/rows.h, from the cases of a test.
 #pragma once
 
-#include "../../csrc/rows.h"
-#include "../../csrc/sample_sum.h"
+#include "../../csrc/common/rows.h"
+#include "../../csrc/common/sample_sum.h"
 #include "driver.h"
 
 inline gmfast::RowShape row_shape(Cases& cases) {

@@ -36,6 +36,11 @@ def every_other(t):
 LAYOUTS = [contiguous, bins_outside, every_other]
 
 
+def grid(tensor):
+    """The items that make a (batch, groups, pixels, bins) tensor a Grid, its bins as channels."""
+    return image(None if tensor is None else tensor.movedim(3, 1))
+
+
 def case(shape, dtypes, layout, linear, inverse, backward, wanted, generator):
     """The items of a case, and triples of (what is filled, what is to be in it, error)."""
     batch, groups, pixels, bins = shape
@@ -54,7 +59,7 @@ def case(shape, dtypes, layout, linear, inverse, backward, wanted, generator):
     eps = torch.finfo(compute).eps
     items = [backward, *shape, 3.0, 1e-3, linear, inverse]
     for t in (x, *params):
-        items += image(t)
+        items += grid(t)
 
     def empty(t, dtype):
         return layout(torch.full(t.shape, float("nan"), dtype=dtype))
@@ -63,7 +68,7 @@ def case(shape, dtypes, layout, linear, inverse, backward, wanted, generator):
         filled = empty(x, dtypes[0])
         logs = torch.full((batch, groups * pixels), float("nan"), dtype=compute) if wanted else None
         log_det = torch.full((batch,), float("nan"), dtype=compute)
-        items += [*image(filled), logs, log_det]
+        items += [*grid(filled), logs, log_det]
         results = [
             (filled.squeeze(-1), y.detach(), eps * 200 + torch.finfo(dtypes[0]).eps),
             (log_det, log.detach().flatten(1).sum(1), eps * 2000),
@@ -77,11 +82,11 @@ def case(shape, dtypes, layout, linear, inverse, backward, wanted, generator):
     expected = torch.autograd.grad(
         (y, log), exact, (grad_y.squeeze(-1).double(), grad_log.squeeze(-1).double())
     )
-    items += [*image(grad_y), *image(grad_log)]
+    items += [*grid(grad_y), *grid(grad_log)]
     results = []
     for i, (t, e) in enumerate(zip((x, *params), expected, strict=True)):
         filled = empty(t, t.dtype) if wanted or i == 1 else None
-        items += image(filled)
+        items += grid(filled)
         if filled is not None:
             error = eps * 30000 + torch.finfo(t.dtype).eps
             results.append((filled, e.unsqueeze(-1) if i == 0 else e, error))

@@ -46,7 +46,7 @@ def compile_program(sanitizer):
     flags += ["-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # as CMakeLists.txt
     flags += [f"-fsanitize={SANITIZERS[sanitizer]}", "-fno-sanitize-recover=undefined"]
     flags += ["-Wl,--wrap=_ZN6gmfast4Team7barrierEv"]
-    sources = ["tests/native/decode.cpp", "csrc/cpu/decode.cpp", "csrc/ops/team.cpp"]
+    sources = ["tests/native/decode.cpp", "csrc/cpu/decode.cpp", "csrc/common/team.cpp"]
     return build(sources, flags=flags, name=f"decode-{LEVEL}-{sanitizer}")
 
 

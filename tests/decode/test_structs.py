@@ -7,7 +7,7 @@ import torch
 
 from gmfast import _library, decode, models
 from gmfast.decode.packing import structs
-from gmfast.models.heads import HEADS
+from gmfast.models.autoregressive.heads import HEADS
 from gmfast.reference.decode import ACTIVATIONS
 
 pytestmark = pytest.mark.skipif(_library._C is None, reason="needs the compiled library")

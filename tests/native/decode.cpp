@@ -2,7 +2,7 @@
 //
 // Each runs on teams of 1 to 4 threads, a few positions at a time, with pauses in which the threads
 // fall asleep, and once more with its draws fed one by one. All must end with the same bits.
-#include "../../csrc/decode.h"
+#include "../../csrc/args/decode.h"
 
 #include <algorithm>
 #include <chrono>
@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/team.h"
+#include "../../csrc/common/team.h"
 #include "decode.h"
 
 using namespace gmfast;

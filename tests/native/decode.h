@@ -1,7 +1,7 @@
 // Decode programs in the cases of a test: what `recorded` of tests/decode/stepping.py writes.
 #pragma once
 
-#include "../../csrc/decode.h"
+#include "../../csrc/args/decode.h"
 #include "../cuda_on_cpu/driver.h"
 
 // A C array that a case holds.
