@@ -27,7 +27,6 @@ def run(level, *command):
         cwd=TESTS.parents[1],
         capture_output=True,
         text=True,
-        timeout=600,
     )
 
 
