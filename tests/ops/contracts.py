@@ -455,12 +455,14 @@ class Contracts:
 
     def test_torch_opcheck(self, device):
         inputs = self.inputs((2, 3, 5), torch.float32, device)
-        for layout in ("contiguous", "channels_last"):
+        # AOT dispatch takes nearly all of the time; of channels_last it is shown by the compiled graphs.
+        for layout, checks in (("contiguous", OPCHECKS), ("channels_last", OPCHECKS[:3])):
             laid_out = [self.lay_out(layout, t) for t in inputs]
             for operator, arguments in self.operators(*laid_out):
-                torch.library.opcheck(operator, arguments)
+                torch.library.opcheck(operator, arguments, test_utils=checks)
+            with_gradients = [check for check in checks if check in self.opcheck_with_gradients]
             for operator, arguments in self.operators(*(t.requires_grad_() for t in laid_out)):
-                torch.library.opcheck(operator, arguments, test_utils=self.opcheck_with_gradients)
+                torch.library.opcheck(operator, arguments, test_utils=with_gradients)
 
     def test_torch_compile(self, device):
         """The graph without a compiler behind it; test_torch_inductor.py has one."""
