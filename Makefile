@@ -22,7 +22,7 @@ sound: $(VENV)/.built
 	$(PY) examples/sound.py
 
 test: $(VENV)/.built
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

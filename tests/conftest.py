@@ -1,7 +1,24 @@
+import os
+
+import hypothesis
 import pytest
+
+# Threads that wait for work leave the cores to the other worker. Read when the first library that uses OpenMP
+# is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 from gmfast import _library
+
+# The same examples in every run, and no verdict by the clock.
+hypothesis.settings.register_profile(
+    "gmfast",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.differing_executors, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("gmfast")
 
 
 def pytest_addoption(parser):
@@ -36,3 +53,9 @@ def device(pytestconfig):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads():
+    """One thread: most tests' tensors are too small for more, and the tests' own workers share the cores."""
+    torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from gmfast import _library, decode
 from gmfast.nn import CausalConv1d, ConcatELU, GatedActivation, MaskedConv2d
 
 sizes = st.integers(1, 20)
-few = settings(derandomize=True, deadline=None, max_examples=30)
+few = settings(max_examples=30)
 
 
 def activations(draw, channels, coupled=True):

@@ -57,14 +57,6 @@ class DiffusionContracts:
     #: What makes `log_prob` quick.
     few = MappingProxyType({"steps": 2})
 
-    @pytest.fixture(autouse=True)
-    def one_thread(self):
-        """Of networks as small as these, threads would only wait for one another."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(threads)
-
     def tiny(self):
         """The arguments of a tiny one."""
         return UNET

@@ -1,10 +1,13 @@
 """Compiles C++ for the tests, and reuses what was compiled before.
 
-What is compiled is identified by its preprocessed text, the flags and the compiler, so a change in any
-included header compiles anew. CUDA sources compile too, as plain C++.
+A result is identified by its preprocessed text, the flags and the compiler, so a change in any included
+header compiles anew. Processes that need the same result at the same time wait for the first one to
+compile it. CUDA sources compile too, as plain C++.
 """
 
 import ctypes
+import fcntl
+import functools
 import hashlib
 import os
 import platform
@@ -27,8 +30,18 @@ def compiler() -> str:
 
 
 def build(sources: Sequence[str | Path], *, flags: Sequence[str] = (), name: str) -> Path:
-    """The program (or, by the flags, library) linked from `sources`, paths from the root. `flags` come
-    after the harness's own."""
+    """Links a program (or, by the flags, a library).
+
+    Args:
+        sources: Paths from the root.
+        flags: Added after the harness's own.
+        name: First part of the result's file name.
+    """
+    return _build(tuple(map(str, sources)), tuple(flags), name)
+
+
+@functools.cache
+def _build(sources: tuple[str, ...], flags: tuple[str, ...], name: str) -> Path:
     cxx = compiler()
     files = [str(ROOT / source) for source in sources]
     command = [cxx, *FLAGS, *flags, "-x", "c++"]
@@ -38,9 +51,12 @@ def build(sources: Sequence[str | Path], *, flags: Sequence[str] = (), name: str
     target = CACHE / f"{name}-{digest}"
     if not target.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f"{target.name}.{os.getpid()}")
-        _run([*command, *files, "-o", str(unfinished)])
-        unfinished.replace(target)  # at once, whatever other process builds the same
+        with open(f"{target}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                unfinished = target.with_name(f"{target.name}.{os.getpid()}")
+                _run([*command, *files, "-o", str(unfinished)])
+                unfinished.replace(target)
     return target
 
 
