@@ -15,8 +15,8 @@ import torch
 
 import gmfast.functional as GF
 from gmfast import reference
+from gmfast._table import COLUMNS
 from gmfast.ops import masked_conv2d
-from gmfast.reference.diffusion_step import COLUMNS
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 

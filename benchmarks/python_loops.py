@@ -11,7 +11,7 @@ Each class does for one model what gmfast's decode program does, with nothing of
 
 A loop is made for a model and a batch. `sample(uniform)` draws from numbers in (0, 1) of shape (positions,
 batch, num_uniforms), fewer positions than the model has stopping early, and returns (batch, C, positions).
-With the numbers that `gmfast.reference.philox` gives for a seed, the model draws the same.
+With the numbers that `gmfast._philox` gives for a seed, the model draws the same.
 """
 
 from typing import NamedTuple

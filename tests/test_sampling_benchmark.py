@@ -6,14 +6,13 @@ from functools import partial
 import pytest
 import torch
 
-from gmfast import benchmark, decode
+from gmfast import _philox, benchmark, decode
 from gmfast.benchmarks import sampling
 from gmfast.benchmarks.python_loops import LOOPS
 from gmfast.benchmarks.sampling import Target, Work
 from gmfast.decode.builder import When, masked_conv_taps
 from gmfast.models import MADE, GatedPixelCNN, PixelCNN, PixelCNNPP, WaveNet
 from gmfast.nn import MaskedConv2d
-from gmfast.reference import philox
 
 TINY = {
     "pixelcnnpp": partial(PixelCNNPP, (3, 8, 12), 2, 6, 3),
@@ -41,7 +40,7 @@ def test_python_loop_draws_what_the_model_draws(name):
         model.initialize(torch.rand(8, *model.image_shape, dtype=torch.float64) * 2 - 1)
     want = model.sample(3, seed=5, method="naive").reshape(3, *sampling.shape_of(model, length_of(model)))
     loop, positions = LOOPS[type(model)](model, 3), want.shape[2]
-    uniform = philox.uniform(
+    uniform = _philox.uniform(
         torch.tensor(5), 3, (positions,), loop.num_uniforms, torch.float64, want.device
     ).permute(2, 0, 1)
     for _ in range(2):  # the second time from caches that are full

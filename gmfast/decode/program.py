@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _library
-from ..ops import _check, _seed
+from .. import _check, _library, _seed
 from ..reference.decode import Decoder as ReferenceDecoder
 from .builder import ACTIVATIONS, GATES, Builder, Draw, Layer, Slot, Value
 

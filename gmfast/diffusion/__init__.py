@@ -3,7 +3,7 @@
 Each step is one call of `gmfast.functional.diffusion_step` with a row of the sampler's table.
 """
 
-from ..reference.diffusion_step import COLUMNS
+from .._table import COLUMNS
 from .precond import EDMPrecond
 from .samplers import (
     DDIM,

@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import torch
 
-from ..ops import _check
-from ..reference.diffusion_step import COLUMNS
+from .. import _check
+from .._table import COLUMNS
 from .schedules import Level, VariancePreserving
 from .spacing import lcm as lcm_spacing
 
@@ -582,7 +582,7 @@ class _Distilled(Sampler):
     """Those visit some of the time steps at which the network was distilled."""
 
     def __post_init__(self):
-        _check.at_least("original_steps", self.original_steps, 1)
+        _check.at_least(1, original_steps=self.original_steps)
 
     def times(self, schedule, steps):
         if isinstance(schedule, VariancePreserving) and schedule.discrete:
@@ -704,7 +704,7 @@ class Langevin(Sampler):
     schedule = "exponential"
 
     def __post_init__(self):
-        _check.at_least("per_level", self.per_level, 1)
+        _check.at_least(1, per_level=self.per_level)
         if self.step_size is not None:
             _check.positive("step_size", self.step_size)
 

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import torch
 
+from .. import _check, _seed
 from .. import functional as GF
 from .._progress import reporting
-from ..ops import _check, _seed
 from ..ops.diffusion_step import _check_options
 from ..ops.standard_normal import _shape
 from . import samplers, schedules
@@ -474,7 +474,7 @@ def _plan(sampler, schedule, steps, prediction, times, strength):
 
 
 def _count(steps):
-    _check.at_least("steps", steps, 1)
+    _check.at_least(1, steps=steps)
     return int(steps)
 
 

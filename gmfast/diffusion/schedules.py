@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import torch
 
-from ..ops import _check
+from .. import _check
 from .spacing import SPACINGS
 
 
@@ -120,7 +120,7 @@ class VariancePreserving(Schedule):
         if (table.diff() > 0).any():
             raise ValueError("alphas_cumprod: expected numbers that fall from data to noise, got rising ones")
         _check.one_of("spacing", self.spacing, SPACINGS)
-        _check.at_least("steps_offset", self.steps_offset, 0)
+        _check.at_least(0, steps_offset=self.steps_offset)
         first, final = table[0].item(), self.final_alpha_cumprod
         final = first if final is None else final
         _check.number("final_alpha_cumprod", final, first * (1 - 1e-9), 1)
@@ -228,14 +228,14 @@ class VariancePreserving(Schedule):
 
 def linear(num_timesteps=1000, beta_start=1e-4, beta_end=0.02, **options):
     """β linear in the time (Ho et al., 2020, arXiv:2006.11239)."""
-    _check.at_least("num_timesteps", num_timesteps, 1)
+    _check.at_least(1, num_timesteps=num_timesteps)
     betas = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64, device="cpu")
     return VariancePreserving.from_betas(betas, **options)
 
 
 def scaled_linear(num_timesteps=1000, beta_start=0.00085, beta_end=0.012, **options):
     """√β linear in the time, as latent diffusion has it (Rombach et al., 2022, arXiv:2112.10752)."""
-    _check.at_least("num_timesteps", num_timesteps, 1)
+    _check.at_least(1, num_timesteps=num_timesteps)
     roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64, device="cpu")
     return VariancePreserving.from_betas(roots.square(), **options)
 
@@ -262,14 +262,14 @@ def sigmoid(num_timesteps=1000, start=-3.0, end=3.0, temperature=1.0, max_beta=0
 
 def laplace(num_timesteps=1000, mean=0.0, width=0.5, **options):
     """The logarithm of alpha²/sigma² distributed as Laplace's (Hang et al., 2024, arXiv:2407.03297)."""
-    _check.at_least("num_timesteps", num_timesteps, 1)
+    _check.at_least(1, num_timesteps=num_timesteps)
     t = (torch.arange(num_timesteps, dtype=torch.float64, device="cpu") + 0.5) / num_timesteps
     log_snr = mean - width * torch.sign(0.5 - t) * torch.log(1 - 2 * (t - 0.5).abs())
     return VariancePreserving(torch.sigmoid(log_snr), **options)
 
 
 def _of_alpha_bar(alpha_bar, num_timesteps, max_beta, options):
-    _check.at_least("num_timesteps", num_timesteps, 1)
+    _check.at_least(1, num_timesteps=num_timesteps)
     bars = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
     betas = [min(1 - after / before, max_beta) for before, after in pairwise(bars)]
     return VariancePreserving.from_betas(betas, **options)

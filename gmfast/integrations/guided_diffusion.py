@@ -19,11 +19,10 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from .. import diffusion
+from .. import _check, diffusion
 from .. import functional as GF
 from ..diffusion import COLUMNS
 from ..diffusion.sampling import _seeds
-from ..ops import _check
 from ..ops.torch_normal import torch_normal_like
 from ..reference.discretized_gaussian_nll import FORMULATIONS
 

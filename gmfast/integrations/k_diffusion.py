@@ -23,12 +23,11 @@ from itertools import pairwise
 
 import torch
 
-from .. import diffusion
+from .. import _check, diffusion
 from .. import functional as GF
 from ..diffusion import COLUMNS
 from ..diffusion.sampling import _seeds
 from ..diffusion.schedules import _between
-from ..ops import _check
 from ..ops.torch_normal import torch_normal_like
 
 __all__ = [

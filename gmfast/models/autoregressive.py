@@ -7,18 +7,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .. import decode
+from .. import _check, decode
 from .._progress import Progress, reporting
-from ..ops import _check
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-def check_at_least(low: int, **arguments: int) -> None:
-    """Raises ValueError for the first argument below `low`."""
-    for name, value in arguments.items():
-        if value < low:
-            raise ValueError(f"{name}: expected at least {low}, got {value}")
 
 
 def check_label(label: Tensor | None, count: int, num_labels: int | None) -> Tensor | None:

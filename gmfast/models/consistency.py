@@ -6,9 +6,9 @@ import math
 import torch
 from torch import Tensor
 
-from .. import diffusion
+from .. import _check, diffusion
 from .. import functional as GF
-from .autoregressive import check_at_least, evaluating
+from .autoregressive import evaluating
 from .diffusion_image import ImageDiffusion, unet_arguments
 from .edm import EDM
 from .variance_exploding import check_sigmas
@@ -66,9 +66,9 @@ class ConsistencyModel(ImageDiffusion):
     ):
         super().__init__(image_shape, num_levels, num_labels, label_dropout, dequantize)
         check_sigmas(sigma_data, sigma_min, sigma_max, rho)
-        check_at_least(1, total_steps=total_steps)
-        check_at_least(2, first_levels=first_levels)
-        check_at_least(first_levels, last_levels=last_levels)
+        _check.at_least(1, total_steps=total_steps)
+        _check.at_least(2, first_levels=first_levels)
+        _check.at_least(first_levels, last_levels=last_levels)
         if not log_sigma_std > 0:
             raise ValueError(f"log_sigma_std: expected a positive number, got {log_sigma_std}")
         unet = unet_arguments(channels, multipliers, num_blocks, attention, dropout)

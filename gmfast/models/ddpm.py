@@ -6,11 +6,9 @@ import math
 import torch
 from torch import Tensor
 
-from .. import diffusion
+from .. import _check, _seed, diffusion
 from .. import functional as GF
 from ..diffusion import COLUMNS
-from ..ops import _check, _seed
-from .autoregressive import check_at_least
 from .diffusion_image import ImageDiffusion, unet_arguments
 
 SCHEDULES = ("linear", "cosine")
@@ -67,7 +65,7 @@ class DDPM(ImageDiffusion):
         num_labels: int | None = None,
     ):
         super().__init__(image_shape, num_levels, num_labels, label_dropout)
-        check_at_least(2, num_timesteps=num_timesteps)
+        _check.at_least(2, num_timesteps=num_timesteps)
         _check.one_of("schedule", schedule, SCHEDULES)
         _check.one_of("prediction", prediction, PREDICTIONS)
         _check.one_of("objective", objective, OBJECTIVES)

@@ -6,10 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .. import diffusion
+from .. import _check, _seed, diffusion
 from .. import functional as GF
-from ..ops import _check, _seed
-from .autoregressive import Progress, check_at_least, check_label, evaluating, labels_of
+from .autoregressive import Progress, check_label, evaluating, labels_of
 from .ode import ode_log_prob
 from .unet import UNet
 
@@ -44,9 +43,9 @@ class ImageDiffusion(nn.Module):
         image_shape = tuple(image_shape)
         if len(image_shape) != 3 or min(image_shape) < 1:
             raise ValueError(f"image_shape: expected positive (C, H, W), got {image_shape}")
-        check_at_least(2, num_levels=num_levels)
+        _check.at_least(2, num_levels=num_levels)
         if num_labels is not None:
-            check_at_least(1, num_labels=num_labels)
+            _check.at_least(1, num_labels=num_labels)
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout: expected a number from 0 to below 1, got {label_dropout}")
         self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
@@ -220,7 +219,7 @@ class OdeImageDiffusion(ImageDiffusion):
             divergence: "hutchinson", or "exact", as many gradients as an image has values.
         """
         label = self.check_input(x, label)
-        check_at_least(1, steps=steps)
+        _check.at_least(1, steps=steps)
         if not len(x):
             return x.new_empty(0)
         seed = _seed.as_tensor(seed, x.device)

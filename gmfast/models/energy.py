@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _check, _seed
 from .. import functional as GF
-from ..ops import _seed
-from .autoregressive import check_at_least, evaluating, reporting
+from .autoregressive import evaluating, reporting
 from .diffusion_image import ImageDiffusion
 
 
@@ -51,7 +51,7 @@ class EnergyModel(ImageDiffusion):
         num_labels: int | None = None,
     ):
         super().__init__(image_shape, num_levels, num_labels)
-        check_at_least(
+        _check.at_least(
             1,
             channels=channels,
             num_scales=num_scales,
@@ -147,7 +147,7 @@ class EnergyModel(ImageDiffusion):
         Args:
             langevin_steps: how many.
         """
-        check_at_least(1, langevin_steps=langevin_steps)
+        _check.at_least(1, langevin_steps=langevin_steps)
         normal = GF.standard_normal((n, *self.image_shape), seed=seed, dtype=self.dtype, device=self.device)
         x = 2 * torch.special.ndtr(normal) - 1
         with reporting(progress, langevin_steps, "step") as advance:

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .. import _check, _seed
 from .. import functional as GF
 from ..nn import Transform
-from ..ops import _check, _seed
-from .autoregressive import check_at_least, check_label, evaluating, labels_of
+from .autoregressive import check_label, evaluating, labels_of
 
 
 class ImageFlow(nn.Module):
@@ -50,9 +50,9 @@ class ImageFlow(nn.Module):
                 f"image_shape: expected H and W to be multiples of {multiple}, which are halved "
                 f"{multiple.bit_length() - 1} times, got {image_shape}"
             )
-        check_at_least(2, num_levels=num_levels)
+        _check.at_least(2, num_levels=num_levels)
         if num_labels is not None:
-            check_at_least(1, num_labels=num_labels)
+            _check.at_least(1, num_labels=num_labels)
         if not 0 <= alpha < 0.5:
             raise ValueError(f"alpha: expected a number from 0 to below 0.5, got {alpha}")
         self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
@@ -73,7 +73,7 @@ class ImageFlow(nn.Module):
         """A lower bound of each image's log-probability, (B,), in nats: an estimate from `num_samples` draws
         of the noise, whose density is averaged (Burda et al., 2016, arXiv:1509.00519). The bound is tighter
         with more of them, at their cost in time and memory. `seed` as in `forward`."""
-        check_at_least(1, num_samples=num_samples)
+        _check.at_least(1, num_samples=num_samples)
         if num_samples > 1:
             label = self.check_input(x, label)
             label = None if label is None else label.repeat_interleave(num_samples, 0)

@@ -4,8 +4,8 @@ https://arxiv.org/abs/2209.03003."""
 import torch
 from torch import Tensor
 
+from .. import _check
 from .. import functional as GF
-from ..ops import _check
 from .diffusion_image import OdeImageDiffusion, unet_arguments
 
 TIMES = ("uniform", "logit_normal")

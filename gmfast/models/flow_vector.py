@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _check
 from ..nn import ActNorm, Inverse, Sequential, Transform, naive_inverse
-from .autoregressive import check_at_least, check_label
+from .autoregressive import check_label
 from .flow_image import ImageFlow
 
 
@@ -39,7 +40,7 @@ class VectorFlow(ImageFlow):
                 f"image_shape: expected (D,) for real-valued data (num_levels None), got {image_shape}"
             )
         if num_labels is not None:
-            check_at_least(1, num_labels=num_labels)
+            _check.at_least(1, num_labels=num_labels)
         self.image_shape, self.num_levels, self.num_labels = image_shape, None, num_labels
         self.noise_shape = image_shape
         self.register_buffer("mean", torch.zeros(image_shape))

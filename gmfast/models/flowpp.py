@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _check
 from .. import functional as GF
 from ..nn import (
     ActNorm,
@@ -16,7 +17,6 @@ from ..nn import (
     Transform,
 )
 from ..nn.transform import no_log_det
-from .autoregressive import check_at_least
 from .flow_image import ImageFlow, add_label
 from .image import label_embedding
 
@@ -238,14 +238,14 @@ class FlowPP(ImageFlow):
         num_couplings = tuple(num_couplings)
         if len(num_couplings) != 3 or min(num_couplings) < 0:
             raise ValueError(f"num_couplings: expected three numbers, got {num_couplings}")
-        check_at_least(
+        _check.at_least(
             1,
             num_filters=num_filters,
             num_components=num_components,
             num_heads=num_heads,
             dequantizer_filters=dequantizer_filters,
         )
-        check_at_least(
+        _check.at_least(
             0,
             num_blocks=num_blocks,
             dequantizer_couplings=dequantizer_couplings,

@@ -12,10 +12,10 @@ rows above are known in full, so the vertical stack mixes their colours freely.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _check
 from .. import functional as GF
 from ..decode.builder import Builder, Tap, When, conv_taps, masked_conv_taps, matrix
 from ..nn import MaskedConv2d
-from .autoregressive import check_at_least
 from .image import ImageModel, down_shift, label_embedding
 
 
@@ -129,7 +129,7 @@ class GatedPixelCNN(ImageModel):
         num_labels: int | None = None,
     ):
         super().__init__(image_shape, num_levels, num_labels, head, nr_logistic_mix)
-        check_at_least(1, nr_layers=nr_layers)
+        _check.at_least(1, nr_layers=nr_layers)
         self.check_grouped(nr_filters=nr_filters, nr_out_filters=nr_out_filters)
         if kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number from 3, got {kernel_size}")

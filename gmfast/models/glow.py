@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _check
 from ..nn import ActNorm, AffineCoupling, Inverse, InvertibleConv1x1, Sequential, Split, Squeeze2d, Transform
-from .autoregressive import check_at_least
 from .flow_image import ImageFlow, add_label
 from .image import label_embedding
 
@@ -117,7 +117,7 @@ class Glow(ImageFlow):
         num_levels: int = 256,
         num_labels: int | None = None,
     ):
-        check_at_least(1, num_scales=num_scales, num_steps=num_steps, width=width)
+        _check.at_least(1, num_scales=num_scales, num_steps=num_steps, width=width)
         super().__init__(image_shape, num_levels, num_labels, alpha, 2**num_scales)
         if coupling not in COUPLINGS:
             raise ValueError(f"coupling: expected {' or '.join(COUPLINGS)}, got {coupling!r}")

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _check, _philox
 from .. import functional as GF
-from ..reference import philox
-from .autoregressive import check_at_least
 
 
 class Categorical:
@@ -59,7 +58,7 @@ class Categorical:
         """A draw at each position, (B, C, *S), by inverse CDF; float64 for float64 params, else float32.
         `seed`: int64 on params' device."""
         logits = _wide(params).unflatten(1, (channels, self.num_levels))
-        uniform = philox.uniform(
+        uniform = _philox.uniform(
             seed, len(params), params.shape[2:], channels, logits.dtype, params.device, position
         ).unsqueeze(2)
         scaled = (logits - logits.amax(2, keepdim=True)) / max(temperature, 1e-30)
@@ -149,8 +148,8 @@ def make_head(
     names = names or tuple(HEADS)
     if name not in names:
         raise ValueError(f"head: expected one of {', '.join(names)}, got {name!r}")
-    check_at_least(2, num_levels=num_levels)
-    check_at_least(1, nr_logistic_mix=nr_logistic_mix)
+    _check.at_least(2, num_levels=num_levels)
+    _check.at_least(1, nr_logistic_mix=nr_logistic_mix)
     return HEADS[name](num_levels, *([nr_logistic_mix] if name == "mixture" else []))
 
 

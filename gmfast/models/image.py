@@ -4,11 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _check, _seed
 from ..decode.builder import Builder, Value
-from ..ops import _seed
 from .autoregressive import (
     Progress,
-    check_at_least,
     check_label,
     check_request,
     evaluating,
@@ -44,7 +43,7 @@ class ImageModel(nn.Module):
         if min(image_shape) < 1:
             raise ValueError(f"image_shape: expected positive H and W, got {image_shape}")
         if num_labels is not None:
-            check_at_least(1, num_labels=num_labels)
+            _check.at_least(1, num_labels=num_labels)
         self.image_shape, self.num_levels, self.num_labels = image_shape, num_levels, num_labels
         self.head = make_head(head, num_levels, nr_logistic_mix)
 

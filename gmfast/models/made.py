@@ -8,13 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _check, _philox, _seed
 from ..decode.builder import Builder, Tap, Value
 from ..nn import MaskedMLP
-from ..ops import _check, _seed
-from ..reference import philox
 from .autoregressive import (
     Progress,
-    check_at_least,
     check_label,
     check_request,
     evaluating,
@@ -63,9 +61,9 @@ class MADE(nn.Module):
         for name, sizes, low in (("image_shape", image_shape, 1), ("hidden", hidden, 0)):
             if len(sizes) < low or not all(isinstance(size, int) and size > 0 for size in sizes):
                 raise ValueError(f"{name}: expected positive integers, got {sizes}")
-        check_at_least(1, num_orders=num_orders)
+        _check.at_least(1, num_orders=num_orders)
         if num_labels is not None:
-            check_at_least(1, num_labels=num_labels)
+            _check.at_least(1, num_labels=num_labels)
         self.config = {
             "image_shape": image_shape,
             "hidden": hidden,
@@ -200,7 +198,7 @@ class MADE(nn.Module):
     def _draw_orders(self, n: int, seed: Tensor) -> Tensor:
         """The order of each of `n` samples, (n,): a function of the seed and the sample's index, in noise
         that no value uses."""
-        word = philox.words(seed, n, (), 2**32 - 1, seed.device)[0].flatten()
+        word = _philox.words(seed, n, (), 2**32 - 1, seed.device)[0].flatten()
         return (word * self.num_orders) >> 32
 
     def _context(self, label: Tensor | None, count: int) -> Tensor | None:

@@ -2,8 +2,8 @@
 
 import math
 
+from .. import _check
 from ..nn import MaskedAffineAutoregressive
-from .autoregressive import check_at_least
 from .flow_vector import OfVectors, VectorFlow, stacked
 
 
@@ -23,7 +23,7 @@ class AffineAutoregressiveFlow(VectorFlow):
         num_labels: int | None = None,
     ):
         super().__init__(image_shape, num_levels, num_labels, alpha)
-        check_at_least(1, num_transforms=num_transforms)
+        _check.at_least(1, num_transforms=num_transforms)
         self.config = {
             "image_shape": self.image_shape,
             "hidden": tuple(hidden),

@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .. import diffusion
+from .. import _check, diffusion
 from .. import functional as GF
-from .autoregressive import check_at_least
 from .diffusion_image import unet_arguments
 from .variance_exploding import VarianceExploding, check_sigmas
 
@@ -59,7 +58,7 @@ class NCSN(VarianceExploding):
     ):
         super().__init__(image_shape, num_levels, num_labels, label_dropout, dequantize)
         check_sigmas(1.0, sigma_min, sigma_max or math.inf, 1.0)
-        check_at_least(1, langevin_steps=langevin_steps)
+        _check.at_least(1, langevin_steps=langevin_steps)
         unet = unet_arguments(channels, multipliers, num_blocks, attention, dropout)
         self.config = {
             "image_shape": self.image_shape,

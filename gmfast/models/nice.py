@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _check
 from ..nn import ActNorm, AffineCoupling, Permute, Sequential, Transform
 from ..nn.transform import no_log_det
-from .autoregressive import check_at_least
 from .flow_image import ImageFlow, add_label
 from .image import label_embedding
 
@@ -86,8 +86,8 @@ class NICE(ImageFlow):
         values = torch.Size(self.image_shape).numel()
         if values < 2:
             raise ValueError(f"image_shape: expected at least two values, got {self.image_shape}")
-        check_at_least(2, num_couplings=num_couplings)
-        check_at_least(1, hidden=hidden, num_hidden=num_hidden)
+        _check.at_least(2, num_couplings=num_couplings)
+        _check.at_least(1, hidden=hidden, num_hidden=num_hidden)
         if base not in BASES:
             raise ValueError(f"base: expected {' or '.join(BASES)}, got {base!r}")
         self.base = base

@@ -6,8 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .. import _check
 from .. import functional as GF
-from ..ops import _check
 
 DIVERGENCES = ("hutchinson", "exact")
 

@@ -8,9 +8,9 @@ the stack, what lies further to the right than the first layer's reach plus the 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _check
 from ..decode.builder import Builder, masked_conv_taps
 from ..nn import MaskedConv2d
-from .autoregressive import check_at_least
 from .image import ImageModel
 
 
@@ -62,7 +62,7 @@ class PixelCNN(ImageModel):
         num_levels: int = 256,
     ):
         super().__init__(image_shape, num_levels, None, head, nr_logistic_mix)
-        check_at_least(0, nr_resnet=nr_resnet)
+        _check.at_least(0, nr_resnet=nr_resnet)
         self.check_grouped(nr_filters=nr_filters, nr_out_filters=nr_out_filters)
         self.config = {
             "image_shape": self.image_shape,

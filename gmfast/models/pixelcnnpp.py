@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from .. import _check
 from .. import functional as GF
 from ..decode.builder import Builder, Tap, Value, When, conv_taps, matrix
-from .autoregressive import check_at_least
 from .image import ImageModel, down_shift, label_embedding
 
 
@@ -168,7 +168,7 @@ class PixelCNNPP(ImageModel):
             raise ValueError(
                 f"image_shape: expected H and W to be positive multiples of 4, got {self.image_shape}"
             )
-        check_at_least(1, nr_resnet=nr_resnet, nr_filters=nr_filters)
+        _check.at_least(1, nr_resnet=nr_resnet, nr_filters=nr_filters)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
         self.config = {

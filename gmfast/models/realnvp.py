@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from .. import _check
 from ..nn import ActNorm, AffineCoupling, Inverse, Permute, Sequential, Split, Squeeze2d, Transform
-from .autoregressive import check_at_least
 from .flow_image import ImageFlow, add_label
 from .image import label_embedding
 
@@ -87,8 +87,8 @@ class RealNVP(ImageFlow):
         num_levels: int = 256,
         num_labels: int | None = None,
     ):
-        check_at_least(1, num_scales=num_scales, num_filters=num_filters)
-        check_at_least(0, num_blocks=num_blocks)
+        _check.at_least(1, num_scales=num_scales, num_filters=num_filters)
+        _check.at_least(0, num_blocks=num_blocks)
         super().__init__(image_shape, num_levels, num_labels, alpha, 2 ** (num_scales - 1))
         if scale_map not in SCALE_MAPS:
             raise ValueError(f"scale_map: expected {' or '.join(SCALE_MAPS)}, got {scale_map!r}")

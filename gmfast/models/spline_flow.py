@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _check
 from ..nn import (
     ActNorm,
     Inverse,
@@ -16,7 +17,6 @@ from ..nn import (
     Squeeze2d,
     Transform,
 )
-from .autoregressive import check_at_least
 from .flow_image import add_label
 from .flow_vector import OfVectors, VectorFlow, stacked
 from .image import label_embedding
@@ -113,10 +113,10 @@ class SplineFlow(VectorFlow):
         num_labels: int | None = None,
     ):
         super().__init__(image_shape, num_levels, num_labels, alpha)
-        check_at_least(
+        _check.at_least(
             1, num_transforms=num_transforms, num_bins=num_bins, width=width, num_scales=num_scales
         )
-        check_at_least(0, num_blocks=num_blocks)
+        _check.at_least(0, num_blocks=num_blocks)
         if not bound > 0:
             raise ValueError(f"bound: expected a positive number, got {bound}")
         self.config = {

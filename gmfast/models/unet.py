@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autoregressive import check_at_least
+from .. import _check
 
 
 class UNet(nn.Module):
@@ -43,7 +43,7 @@ class UNet(nn.Module):
     ):
         super().__init__()
         multipliers = tuple(multipliers)
-        check_at_least(1, num_blocks=num_blocks)
+        _check.at_least(1, num_blocks=num_blocks)
         if channels < 4 or channels % 4:
             raise ValueError(f"channels: expected a positive multiple of 4, got {channels}")
         if not multipliers or min(multipliers) < 1:

@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _check, _seed
 from .. import functional as GF
 from ..decode.builder import Builder, Tap, causal_conv_taps, matrix
 from ..nn import CausalConv1d
-from ..ops import _check, _seed
 from .autoregressive import (
     Progress,
-    check_at_least,
     check_label,
     check_request,
     evaluating,
@@ -108,7 +107,7 @@ class WaveNet(nn.Module):
         local_channels: int = 0,
     ):
         super().__init__()
-        check_at_least(
+        _check.at_least(
             1,
             length=length,
             num_cycles=num_cycles,
@@ -117,8 +116,8 @@ class WaveNet(nn.Module):
             skip_channels=skip_channels,
             num_labels=1 if num_labels is None else num_labels,
         )
-        check_at_least(2, kernel_size=kernel_size)
-        check_at_least(0, local_channels=local_channels)
+        _check.at_least(2, kernel_size=kernel_size)
+        _check.at_least(0, local_channels=local_channels)
         self.config = {
             "length": length,
             "num_cycles": num_cycles,

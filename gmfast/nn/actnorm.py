@@ -4,8 +4,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .. import _check
 from .. import functional as GF
-from .transform import Transform, check_channels, check_positive
+from .transform import Transform
 
 #: The largest scale that initialisation sets: channels that vary less than its inverse stay below variance 1.
 MAX_SCALE = 1e6
@@ -35,20 +36,20 @@ class ActNorm(Transform):
 
     def __init__(self, channels: int, *, device=None, dtype=None):
         super().__init__()
-        check_positive("channels", channels)
+        _check.at_least(1, channels=channels)
         self.shift = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
         self.log_scale = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
         self.register_buffer("initialized", torch.zeros((), device=device, dtype=torch.bool))
         self._known_initialized = False  # the host's copy; false may be out of date, true never is
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        check_channels("x", x, len(self.shift))
+        _check.channels("x", x, len(self.shift))
         if self.training and not self._known_initialized:
             self._first_batch(x, inverse=False)
         return GF.actnorm(x, self.shift, self.log_scale)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        check_channels("z", z, len(self.shift))
+        _check.channels("z", z, len(self.shift))
         if self.training and not self._known_initialized and torch.is_grad_enabled():
             self._first_batch(z, inverse=True)
         return GF.actnorm(z, self.shift, self.log_scale, inverse=True)
@@ -56,7 +57,7 @@ class ActNorm(Transform):
     def initialize(self, x: Tensor, *, inverse: bool = False) -> None:
         """Sets the parameters by the batch `x`, whatever they were: `forward(x)`, or `inverse(x)` if
         `inverse`, then has mean 0 and variance 1 in each channel. An empty batch changes nothing."""
-        check_channels("x", x, len(self.shift))
+        _check.channels("x", x, len(self.shift))
         self._set(x, inverse)
 
     def _set(self, x: Tensor, inverse: bool, unless: Tensor | None = None) -> None:

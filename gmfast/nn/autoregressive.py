@@ -6,13 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .. import _check
 from .. import functional as GF
-from ..ops import _check
 from ..ops.made_inverse import made_inverse, made_solve
 from ..reference.made_inverse import made_invert
 from .coupling import check_affine_options, check_spline_options
 from .made import ACTIVATIONS, MaskedMLP
-from .transform import Transform, check_positive
+from .transform import Transform
 
 
 class MaskedAutoregressive(Transform):
@@ -55,7 +55,7 @@ class MaskedAutoregressive(Transform):
                     f"num_inputs, hidden: expected positive integers, got {num_inputs}, {hidden}"
                 )
         if num_context:
-            check_positive("num_context", num_context)
+            _check.at_least(1, num_context=num_context)
         order = range(num_inputs) if order is None else order
         order = order.tolist() if isinstance(order, Tensor) else list(order)
         if sorted(order) != list(range(num_inputs)):

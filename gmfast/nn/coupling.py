@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .. import _check
 from .. import functional as GF
-from ..ops import _check
-from .transform import Transform, check_positive
+from .transform import Transform
 
 
 def check_affine_options(scale_map: str, clamp: float) -> None:
@@ -18,7 +18,7 @@ def check_affine_options(scale_map: str, clamp: float) -> None:
 
 def check_spline_options(num_bins: int, options: dict) -> None:
     """Raises what the function raises: it is called with an empty batch."""
-    check_positive("num_bins", num_bins)
+    _check.at_least(1, num_bins=num_bins)
     nothing = torch.empty(0, 1, 3 * num_bins - 1, device="cpu")
     GF.rational_quadratic_spline(nothing[..., 0], nothing, None, None, packed=True, **options)
 
@@ -49,7 +49,7 @@ class Coupling(Transform):
         if mask is not None:
             _check.tensor("mask", mask)
         if transformed is not None:
-            check_positive("transformed", transformed)
+            _check.at_least(1, transformed=transformed)
         self.conditioner, self.transformed = conditioner, transformed
         self.register_buffer("mask", mask)
 
@@ -274,7 +274,7 @@ class LogisticMixtureCoupling(Coupling):
         mask: Tensor | None = None,
     ):
         super().__init__(conditioner, transformed=transformed, mask=mask)
-        check_positive("num_components", num_components)
+        _check.at_least(1, num_components=num_components)
         check_affine_options(scale_map, clamp)
         self.num_components, self.num_params = num_components, 2 + 3 * num_components
         self.scale_map, self.clamp = scale_map, clamp

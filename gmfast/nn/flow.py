@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from .. import _check, _seed
 from .. import functional as GF
-from ..ops import _check, _seed
 from .transform import Sequential, Transform
 
 

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transform import Transform, check_channels, check_positive
+from .. import _check
+from .transform import Transform
 
 
 class InvertibleConv1x1(Transform):
@@ -29,7 +30,7 @@ class InvertibleConv1x1(Transform):
 
     def __init__(self, channels: int, *, lu: bool = True, device=None, dtype=None):
         super().__init__()
-        check_positive("channels", channels)
+        _check.at_least(1, channels=channels)
         self.channels, self.lu = channels, lu
         self._cached = None
         if lu:
@@ -103,13 +104,13 @@ class InvertibleConv1x1(Transform):
         return torch.linalg.slogdet(self.matrix.to(torch.float64)).logabsdet
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        check_channels("x", x, self.channels)
+        _check.channels("x", x, self.channels)
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight(torch.promote_types(x.dtype, torch.float32))
             return self._apply_matrix(weight, x), self._log_det(x)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        check_channels("z", z, self.channels)
+        _check.channels("z", z, self.channels)
         with torch.autocast(z.device.type, enabled=False):
             return self._apply_matrix(self._cached_inverse(z.dtype), z), -self._log_det(z)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import _check
+from .. import _check
 
 
 class Transform(nn.Module):
@@ -28,22 +28,6 @@ class Transform(nn.Module):
 def no_log_det(x: Tensor) -> Tensor:
     """The log-determinant of a transform that keeps volumes: zeros (B,)."""
     return x.new_zeros(len(x), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-
-
-def check_channels(name: str, tensor: Tensor, channels: int) -> None:
-    """Raises unless `tensor` is (B, channels, *S)."""
-    _check.tensor(name, tensor)
-    if tensor.dim() < 2 or tensor.shape[1] != channels:
-        raise ValueError(
-            f"{name}: expected {channels} channels in dimension 1, got shape {tuple(tensor.shape)}"
-        )
-
-
-def check_positive(name: str, value: int) -> None:
-    """Raises unless `value` is an int from 1 on."""
-    _check.integer(name, value)
-    if value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value}")
 
 
 class Sequential(Transform):
@@ -135,7 +119,7 @@ class Squeeze2d(Transform):
 
     def __init__(self, factor: int = 2):
         super().__init__()
-        check_positive("factor", factor)
+        _check.at_least(1, factor=factor)
         self.factor = factor
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
@@ -188,11 +172,11 @@ class Permute(Transform):
         return cls(torch.randperm(channels, generator=torch.Generator().manual_seed(seed)))
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        check_channels("x", x, len(self.order))
+        _check.channels("x", x, len(self.order))
         return x.index_select(1, self.order), no_log_det(x)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
-        check_channels("z", z, len(self.order))
+        _check.channels("z", z, len(self.order))
         return z.index_select(1, self._inverse_order), no_log_det(z)
 
     def _load_from_state_dict(self, *args, **kwargs):

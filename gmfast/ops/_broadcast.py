@@ -2,7 +2,7 @@
 
 import torch
 
-from . import _check
+from .. import _check
 from ._layout import compute_dtype
 
 

@@ -3,9 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from .. import reference
+from .. import _check, reference
 from .._library import has_kernel, operator
-from . import _check
 from ._layout import cast, compute_dtype, convolution_dtype, empty_as
 from .causal_conv1d import activate, check, is_depthwise
 from .gated_activation import gated_activation

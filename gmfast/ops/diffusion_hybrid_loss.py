@@ -2,11 +2,10 @@
 
 import torch
 
-from .. import reference
+from .. import _check, reference
 from .._library import has_kernel, operator
-from ..reference.diffusion_step import COLUMNS
+from .._table import COLUMNS
 from ..reference.discretized_gaussian_nll import FORMULATIONS
-from . import _check
 from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
 from .discretized_gaussian_nll import _check_options

@@ -6,10 +6,9 @@ import torch
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from .. import _library, reference
+from .. import _check, _library, _seed, reference
 from .._library import operator, without_gradient
-from ..reference.diffusion_step import COLUMNS
-from . import _check, _seed
+from .._table import COLUMNS
 from ._layout import compute_dtype, empty_as
 
 # What `present` says, as csrc/ops/diffusion_step.cpp reads it: which tensors there are among `others`, in

@@ -1,9 +1,9 @@
 """Negative log-likelihood of levels under a normal distribution."""
 
-from .. import reference
+from .. import _check, reference
 from .._library import has_kernel, operator
 from ..reference.discretized_gaussian_nll import FORMULATIONS
-from . import _broadcast, _check
+from . import _broadcast
 from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
 

@@ -3,9 +3,8 @@
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
-from .. import reference
+from .. import _check, _seed, reference
 from .._library import has_kernel, operator
-from . import _check, _seed
 from ._layout import compute_dtype, empty_as
 
 FORMULATIONS = ("exact", "pixelcnnpp")

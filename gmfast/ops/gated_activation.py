@@ -1,8 +1,7 @@
 """The gate of PixelCNN, WaveNet and their descendants."""
 
-from .. import reference
+from .. import _check, reference
 from .._library import has_kernel, operator
-from . import _check
 from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
 

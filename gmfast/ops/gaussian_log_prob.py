@@ -2,9 +2,8 @@
 
 import math
 
-from .. import reference
+from .. import _check, reference
 from .._library import has_kernel, operator
-from . import _check
 from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
 

@@ -2,10 +2,9 @@
 
 import torch
 
-from .. import reference
+from .. import _check, reference
 from .._library import has_kernel, operator
 from ..reference.logistic_mixture_cdf import transform
-from . import _check
 from ._layout import compute_dtype, empty_as, empty_in_order
 from ._second_order import _differentiate
 

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .. import reference
+from .. import _check, reference
 from .._library import has_kernel, operator
-from . import _check
 from ._layout import cast, convolution_dtype, empty_as
 
 

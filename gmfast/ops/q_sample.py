@@ -4,9 +4,8 @@ import math
 
 import torch
 
-from .. import reference
+from .. import _check, _seed, reference
 from .._library import has_kernel, operator
-from . import _check, _seed
 from ._layout import compute_dtype, empty_as
 from ._second_order import backward_operator
 

@@ -1,8 +1,7 @@
 """The monotone rational-quadratic spline of neural spline flows."""
 
-from .. import reference
+from .. import _check, reference
 from .._library import has_kernel, operator
-from . import _check
 from ._layout import compute_dtype, empty_as, empty_in_order
 from ._second_order import backward_operator
 

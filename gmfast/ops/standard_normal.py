@@ -4,9 +4,8 @@ import operator as _operator
 
 import torch
 
-from .. import reference
+from .. import _check, _seed, reference
 from .._library import devices, operator
-from . import _check, _seed
 
 
 def standard_normal(shape, *, seed=None, dtype=torch.float32, device=None):

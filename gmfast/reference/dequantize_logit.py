@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from . import philox
+from .. import _philox
 
 
 def dequantize_logit(x, *, num_levels=256, alpha=0.05, seed=None, inverse=False, noise=None, quantize=True):
@@ -18,7 +18,7 @@ def dequantize_logit(x, *, num_levels=256, alpha=0.05, seed=None, inverse=False,
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         # Away from the edges of a level, so that it can be told from the rounded logit.
         margin = min(0.25, num_levels * (2.0**-50 if dtype == torch.float64 else 2.0**-21))
-        noise = philox.array_uniform(seed, tuple(x.shape), dtype, x.device).clamp(margin, 1 - margin)
+        noise = _philox.array_uniform(seed, tuple(x.shape), dtype, x.device).clamp(margin, 1 - margin)
     x = x.to(torch.promote_types(x.dtype, noise.dtype))
     # Both probabilities by themselves: 1 - p would lose a small one.
     least = torch.finfo(x.dtype).tiny

@@ -2,15 +2,8 @@
 
 import torch
 
-from . import philox
-
-#: What the columns of a table of coefficients multiply: x0 = f(x0_x·x + x0_m·m), then each result's sum.
-COLUMNS = (
-    *("x0_x", "x0_m"),
-    *("x", "m", "x0", "h1", "h2", "h3", "h4", "noise"),
-    *("kept_x", "kept_m", "kept_x0", "kept_h1", "kept_h2", "kept_h3", "kept_h4", "kept_noise"),
-    *("log_var_min", "log_var_max"),
-)
+from .. import _philox
+from .._table import COLUMNS
 
 
 def diffusion_step(
@@ -57,7 +50,7 @@ def diffusion_step(
     elif clip is not None:
         predicted = predicted.clamp(-clip, clip)
     if noise is None and seed is not None:
-        noise = philox.array_normal(
+        noise = _philox.array_normal(
             seed, tuple(x.shape), x.dtype, x.device, draw=step + 1
         )  # 0: the first noise
     spread = 1

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from . import philox
+from .. import _philox
 
 
 def split_params(params, channels):
@@ -106,7 +106,7 @@ def discretized_logistic_mixture_sample(
         logits, means, log_scales = logits.float(), means.float(), log_scales.float()
         coeffs = None if coeffs is None else coeffs.float()
     # Draw 0 of a pixel chooses the component, draws 1 to C are the colours' logistic noise.
-    uniform = philox.uniform(
+    uniform = _philox.uniform(
         seed, logits.shape[0], logits.shape[2:], 1 + channels, logits.dtype, params.device
     )
 

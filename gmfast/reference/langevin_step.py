@@ -2,7 +2,7 @@
 
 import torch
 
-from . import philox
+from .. import _philox
 
 
 def langevin_step(
@@ -20,7 +20,7 @@ def langevin_step(
 ):
     """`step_size`: a number or (B,). `seed`: a 0-dim int64 tensor."""
     if noise is None:
-        noise = philox.array_normal(seed, tuple(x.shape), x.dtype, x.device, draw=draw)
+        noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device, draw=draw)
     if snr is not None:
         norms = [v.reshape(x.shape[0], x[:1].numel()).norm(dim=1).mean() for v in (noise, score)]
         step_size = 2 * alpha * (snr * norms[0] / norms[1]).square()

@@ -1,6 +1,6 @@
 """Noised data and what a network is trained to say of it, in plain PyTorch."""
 
-from . import philox
+from .. import _philox
 
 TARGETS = ("epsilon", "x0", "v", "flow")
 
@@ -8,7 +8,7 @@ TARGETS = ("epsilon", "x0", "v", "flow")
 def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
     """`alpha`, `sigma`: (B,) or numbers. `seed`: a 0-dim int64 tensor."""
     if noise is None:
-        noise = philox.array_normal(seed, tuple(x.shape), x.dtype, x.device)
+        noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device)
     alpha, sigma = (
         v if isinstance(v, (int, float)) else v.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         for v in (alpha, sigma)

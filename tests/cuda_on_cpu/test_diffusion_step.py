@@ -7,7 +7,7 @@ import torch
 from cuda_on_cpu.emulator import DTYPES, SANITIZERS, image, run
 
 from gmfast import reference
-from gmfast.reference.diffusion_step import COLUMNS
+from gmfast._table import COLUMNS
 
 pytestmark = pytest.mark.cuda_on_cpu
 

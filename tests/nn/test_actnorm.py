@@ -162,7 +162,7 @@ def test_set_by_hand_is_kept_under_torch_compile():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="channels: expected a positive integer, got 0"):
+    with pytest.raises(ValueError, match="channels: expected at least 1, got 0"):
         ActNorm(0)
     with pytest.raises(TypeError, match="x: expected a tensor, got list"):
         ActNorm(1)([[1.0]])

@@ -285,11 +285,11 @@ def test_errors():
         MaskedAffineAutoregressive(3, scale_map="softplus")
     with pytest.raises(ValueError, match="hidden: expected positive integers"):
         MaskedAffineAutoregressive(3, (0,))
-    with pytest.raises(ValueError, match="num_context: expected a positive integer, got -1"):
+    with pytest.raises(ValueError, match="num_context: expected at least 1, got -1"):
         MaskedAffineAutoregressive(3, num_context=-1)
     with pytest.raises(ValueError, match=r"clamp: expected a number in .*, got 0"):
         MaskedAffineAutoregressive(3, scale_map="tanh", clamp=0)
-    with pytest.raises(ValueError, match="num_bins: expected a positive integer, got 0"):
+    with pytest.raises(ValueError, match="num_bins: expected at least 1, got 0"):
         MaskedSplineAutoregressive(3, num_bins=0)
     with pytest.raises(ValueError, match=r"bound: expected a number in .*, got -1"):
         MaskedSplineAutoregressive(3, bound=-1)

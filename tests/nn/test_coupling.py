@@ -152,8 +152,8 @@ def test_errors():
     [
         (AffineCoupling, {"scale_map": "softplus"}, r"scale_map: expected one of 'exp', .*, got 'softplus'"),
         (AffineCoupling, {"clamp": 0}, r"clamp: expected a number in \[0.001, 80\], got 0"),
-        (AffineCoupling, {"transformed": 0}, "transformed: expected a positive integer, got 0"),
-        (SplineCoupling, {"num_bins": 0}, "num_bins: expected a positive integer, got 0"),
+        (AffineCoupling, {"transformed": 0}, "transformed: expected at least 1, got 0"),
+        (SplineCoupling, {"num_bins": 0}, "num_bins: expected at least 1, got 0"),
         (SplineCoupling, {"bound": -1}, "bound: expected a number in .*, got -1"),
         (
             SplineCoupling,

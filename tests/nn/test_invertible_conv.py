@@ -192,7 +192,7 @@ def test_float32_round_trip_of_an_ill_conditioned_weight():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="channels: expected a positive integer, got 0"):
+    with pytest.raises(ValueError, match="channels: expected at least 1, got 0"):
         InvertibleConv1x1(0)
     with pytest.raises(ValueError, match=r"weight: expected \(3, 3\), got \(2, 2\)"):
         InvertibleConv1x1(3).set_weight(torch.eye(2))

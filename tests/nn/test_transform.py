@@ -32,7 +32,7 @@ class TestSqueeze2d(Contracts):
             Squeeze2d()(torch.randn(1, 2, 4, 5))
         with pytest.raises(ValueError, match=r"z: expected \(B, C, H, W\) with C a multiple of 4"):
             Squeeze2d().inverse(torch.randn(1, 6, 4, 4))
-        with pytest.raises(ValueError, match="factor: expected a positive integer, got 0"):
+        with pytest.raises(ValueError, match="factor: expected at least 1, got 0"):
             Squeeze2d(0)
 
 

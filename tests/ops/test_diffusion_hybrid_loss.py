@@ -7,7 +7,7 @@ from ops.test_discretized_gaussian_nll import improved_diffusion
 
 import gmfast.functional as GF
 from gmfast import reference
-from gmfast.reference.diffusion_step import COLUMNS
+from gmfast._table import COLUMNS
 
 STEPS = 50
 f32, f64 = torch.float32, torch.float64

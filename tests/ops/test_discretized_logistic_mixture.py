@@ -24,8 +24,7 @@ from ops.contracts import (
 from scipy import stats
 
 import gmfast.functional as GF
-from gmfast import reference
-from gmfast.reference import philox
+from gmfast import _philox, reference
 
 nll = GF.discretized_logistic_mixture_nll
 sample = GF.discretized_logistic_mixture_sample
@@ -585,7 +584,7 @@ def sample_by_hand(params, channels, seed, num_classes, log_scale_min=-7.0, temp
     batch, count, pixels = params.shape
     mixtures = count // (3 if channels == 1 else 10)
     dtype = torch.float32 if single else torch.float64
-    u = philox.uniform(torch.tensor(seed), batch, (pixels,), 1 + channels, dtype, "cpu").double().numpy()
+    u = _philox.uniform(torch.tensor(seed), batch, (pixels,), 1 + channels, dtype, "cpu").double().numpy()
     p = params.double().cpu().numpy()
     x, margin = np.zeros((batch, channels, pixels)), np.full((batch, pixels), np.inf)
     for b, i in itertools.product(range(batch), range(pixels)):

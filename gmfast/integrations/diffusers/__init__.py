@@ -3,7 +3,7 @@
 pipeline = gmfast.integrations.diffusers.accelerate(pipeline)
 """
 
-from ...ops import _check
+from ... import _check
 from . import _framework
 
 

@@ -14,11 +14,10 @@ import types
 
 import torch
 
-from ... import _library
+from ... import _library, _seed
+from ..._table import COLUMNS
 from ...functional import diffusion_step
-from ...ops import _seed
 from ...ops.torch_normal import torch_normal
-from ...reference.diffusion_step import COLUMNS
 
 COLUMN = {name: i for i, name in enumerate(COLUMNS)}
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .. import _library
+from . import _library
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -71,10 +71,17 @@ def positive(name, value):
         raise ValueError(f"{name}: expected a finite positive number, got {value}")
 
 
-def at_least(name, value, low):
-    integer(name, value)
-    if value < low:
-        raise ValueError(f"{name}: expected at least {low}, got {value}")
+def at_least(low, **arguments):
+    for name, value in arguments.items():
+        integer(name, value)
+        if value < low:
+            raise ValueError(f"{name}: expected at least {low}, got {value}")
+
+
+def channels(name, value, count):
+    tensor(name, value)
+    if value.dim() < 2 or value.shape[1] != count:
+        raise ValueError(f"{name}: expected {count} channels in dimension 1, got shape {tuple(value.shape)}")
 
 
 def readable(tensor):
