@@ -32,7 +32,7 @@ lint: $(VENV)/.installed
 	PYTHONPATH=. $(VENV)/bin/lint-imports --no-logo --no-cache
 
 docs: $(VENV)/.installed
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo build/docs/index.html
 
 # The CUDA compile with ptxas' figures: registers, shared memory; a spill is an error.
