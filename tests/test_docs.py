@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from ops.contracts import threads
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -19,8 +18,7 @@ def blocks(page):
 
 
 def run(page, code, namespace):
-    with threads(1):  # a decode program's threads wait for each other, long on a busy machine
-        exec(compile(code, str(page), "exec"), namespace)
+    exec(compile(code, str(page), "exec"), namespace)
 
 
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if list(blocks(page))]
