@@ -1,6 +1,7 @@
 # make demo    a model trained on real digits, its samples and timings, in out/
 # make sound   a WaveNet trained on a flute, and seconds of what it plays, in out/
-# make test    all tests (and `make lint`, `make ptxas`: what CI runs besides)
+# make test    all tests (and `make lint`, `make docs`, `make ptxas`: what CI runs besides)
+# make docs    the documentation as a site, in build/docs; a broken link or cross-reference is an error
 # make wheel, make sdist, make bench, make clean
 #
 # Each creates .venv, installs the pinned requirements and builds; a second call goes straight to work.
@@ -13,7 +14,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 build_inputs := CMakeLists.txt setup.py pyproject.toml tools/build_paths.py $(shell find csrc -type f)
 cpp_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo sound test lint ptxas wheel sdist bench clean
+.PHONY: demo sound test lint docs ptxas wheel sdist bench clean
 
 demo: $(VENV)/.built
 	$(PY) examples/demo.py
@@ -28,6 +29,11 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(cpp_files)
+	PYTHONPATH=. $(VENV)/bin/lint-imports --no-logo --no-cache
+
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo build/docs/index.html
 
 # The CUDA compile with ptxas' figures: registers, shared memory; a spill is an error.
 ptxas: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""The README's guide from other libraries to ours: each row as code, on the same weights.
+"""Each row of docs/migration.md as code, on the same weights.
 
 Needs the `[peers]` extra; where a library is missing its tests are skipped.
 """

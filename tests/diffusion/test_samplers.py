@@ -100,7 +100,7 @@ def test_order_of_convergence_of_flows(sampler, order, prediction):
 
 
 #: How far the cumulative probability gets from where it was between the first and the last noisy time: its
-#: mean in percent, with 20 and with 100 calls of the exact denoiser. README has this table.
+#: mean in percent, with 20 and with 100 calls of the exact denoiser. docs/guides/diffusion.md has this table.
 ERRORS = {
     "linear": {"ddim": (1.8, 0.36), "dpmpp_2m": (0.65, 0.038), "dpmpp_3m": (0.48, 0.024)}
     | {"unipc": (0.21, 0.018), "heun": (1.0, 0.034)},

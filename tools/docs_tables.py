@@ -1,26 +1,26 @@
-"""Puts figures of `gmfast bench`, of `gmfast bench --sampling` or of benchmarks/flows.py into the README:
+"""Write the tables of benchmark figures in docs/, each between two comments, from the CSVs of the benchmarks.
 
-python tools/readme_table.py benchmarks/results/cpu.csv
-python tools/readme_table.py benchmarks/results/sampling.csv
-python tools/readme_table.py benchmarks/results/flows.csv
-python tools/readme_table.py benchmarks/results/diffusion.csv
-python tools/readme_table.py benchmarks/results/k_diffusion.csv
+`python tools/docs_tables.py benchmarks/results/NAME.csv`, where NAME is
 
-and those of benchmarks/accelerate.py into docs/diffusers.md:
-
-python tools/readme_table.py benchmarks/results/accelerate.csv
+    cpu           written by `gmfast bench`, for docs/benchmarks.md
+    sampling      written by `gmfast bench --sampling`, for the same page
+    flows         written by benchmarks/flows.py, for the same page
+    diffusion     written by benchmarks/diffusion.py, for the same page
+    k_diffusion   written by benchmarks/k_diffusion.py, for docs/k_diffusion.md
+    accelerate    written by benchmarks/accelerate.py, for docs/diffusers.md
 """
 
 import csv
-import os
 import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = {"accelerate": "diffusers.md", "k_diffusion": "k_diffusion.md"}  # of other tables: benchmarks.md
 
 
 def main(path):
+    """Replace the table that a CSV's columns name, with its machine, date and commit above it."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     kinds = {
@@ -36,10 +36,10 @@ def main(path):
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     where = first["gpu"] or first["processor"]
     where += f", {first['cores']} cores" if name == "sampling" else f", threads: {first['threads']}"
-    page = ROOT / ("docs/diffusers.md" if name == "accelerate" else "README.md")
-    link = os.path.relpath(path, page.parent)
+    page = DOCS / PAGES.get(name, "benchmarks.md")
+    link = f"results/{Path(path).name}"  # docs/results links to benchmarks/results
     lines = [
-        f"<!-- {name}: tools/readme_table.py -->",
+        f"<!-- {name}: tools/docs_tables.py -->",
         f"{where}, torch {first['torch']}, {first['date'][:10]}, commit {commits} ([every figure]({link})):",
         "",
         *table,
@@ -51,7 +51,7 @@ def main(path):
 
 
 def operations(rows):
-    """Those with a target, and those that `torch.compile` wins."""
+    """Yield the lines of the cases with a target and of those that `torch.compile` wins."""
     yield "| operation | case | direction | eager | compile | gmfast | × eager | × compile | × peer | copy |"
     yield "|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
     for row in rows:
@@ -80,7 +80,7 @@ def flows(rows):
 
 
 def sampling(rows):
-    """What was measured beside a baseline."""
+    """Yield the lines of the works that have a baseline."""
     yield "| model | weights | batch | threads | passes | Python loop | gmfast | × passes | × loop | kHz |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     for row in rows:
@@ -93,7 +93,7 @@ def sampling(rows):
 
 
 def by_shape(rows, key):
-    """The rows of each key, by shape."""
+    """Group rows by the column `key`, then by shape."""
     found = {}
     for row in rows:
         found.setdefault(row[key], {}).setdefault(row["shape"], []).append(row)
@@ -170,4 +170,5 @@ def percent(value):
     return f"{100 * float(value):.0f}%" if value else ""
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])
