@@ -97,8 +97,11 @@ def channels(name, value, count):
 
 
 def readable(tensor):
-    """Whether its numbers may be looked at: nobody waits for a device, no graph depends on them, and it has
-    some (of torch's fake tensors there is only the shape)."""
+    """Whether a tensor's values may be read.
+
+    That is on the CPU, where no device is waited for, and outside of compilation and functional transforms;
+    fake tensors have no values.
+    """
     return (
         type(tensor) is torch.Tensor
         and tensor.device.type == "cpu"

@@ -68,11 +68,13 @@ def uniform(seed, batch, spatial, count, dtype, device, first=0):
 
 
 def array_words(seed, batch, numel, per_block, device, draw=0):
-    """The words of the first `numel` elements of each sample, `per_block` elements to a block: (B, tiles,
-    per_block, 4 / per_block, 16).
+    """Words of the first `numel` elements of each sample, `per_block` elements to a block.
 
-    Sixteen elements in a row lie in sixteen blocks, and the next sixteen take the blocks' next words:
-    csrc/math/random.h says why.
+    Sixteen consecutive elements lie in sixteen blocks, and the next sixteen take the blocks' next words, for
+    the reason in csrc/math/random.h.
+
+    Returns:
+        int64 `(B, tiles, per_block, 4 / per_block, 16)`.
     """
     tiles = -(-numel // (16 * per_block))
     drawn = torch.stack(words(seed, batch, (tiles * 16,), draw, device), 1)

@@ -67,6 +67,8 @@ def of_batch(seed, batch, device):
 
 
 def stream(seed, k):
-    """Of a seed tensor, the seed of the k-th of one call's draws, which no neighbouring seed's call has: an
-    odd factor (the golden ratio's) spreads the calls over all seeds."""
+    """Seed of the k-th draw of one call, distinct from those of neighbouring seeds' calls.
+
+    The odd factor of the golden ratio spreads the calls over all seeds.
+    """
     return seed * -0x61C8864680B583EB + k

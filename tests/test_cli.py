@@ -223,6 +223,23 @@ def test_help_of_training_names_every_model(gmfast_command):
     assert named.split(", ") == list(MODELS)
 
 
+def test_list(gmfast_command):
+    _, out, _ = gmfast_command("list")
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == list(MODELS)
+    assert next(line for line in lines if line.startswith("glow")).split(":")[0].endswith("flow, images")
+    status, out, _ = gmfast_command("list", "PixelCNN++")
+    header, *rows = (line.split() for line in out.splitlines()[3:])
+    assert status == 0 and out.startswith("pixelcnnpp: PixelCNN++ (Salimans et al., 2017, ")
+    assert header == ["option", "published", "digits"] and ["nr_resnet", "5", "1"] in rows
+    assert not {"image_shape", "num_levels", "num_labels"} & {row[0] for row in rows if row}
+    assert ["channels", "128", "32"] in [
+        line.split() for line in gmfast_command("list", "ddpm")[1].splitlines()
+    ]
+    status, out, err = gmfast_command("list", "glwo")
+    assert (status, out) == (2, "") and err.endswith("got 'glwo'; did you mean 'glow'?\n")
+
+
 def test_vectors(gmfast_command, tmp_path):
     run, out = tmp_path / "run", tmp_path / "new" / "points.npz"
     small = ["--set", "hidden=[8]", "--set", "num_transforms=2"]
@@ -350,7 +367,7 @@ def test_doctor_prints_what_the_library_says(gmfast_command):
 def test_help_names_every_command():
     command = [sys.executable, "-c", "from gmfast.cli import main; main()", "--help"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert all(name in out for name in ("train", "sample", "evaluate", "doctor", "bench"))
+    assert all(name in out for name in ("train", "sample", "evaluate", "list", "doctor", "bench"))
 
 
 def test_image_grid():

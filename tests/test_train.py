@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from models.test_contract import SMALL as CONTRACT_SMALL
 from safetensors.torch import load_file
 from torch import nn
 
@@ -343,35 +344,7 @@ def test_evaluating_on_other_data_says_what_does_not_fit(tmp_path, toy):
         evaluate(WaveNet(num_levels=17, **SMALL["wavenet"]), load("digits"))
 
 
-UNET = {"channels": 4, "multipliers": (1, 2), "num_blocks": 1, "attention": (4,), "dropout": 0.1}
-SMALL = {
-    "consistency": UNET,
-    "ddpm": {**UNET, "num_timesteps": 8},
-    "edm": UNET,
-    "energy": {"channels": 4, "num_scales": 2, "langevin_steps": 3, "buffer_size": 16},
-    "flow_matching": UNET,
-    "ncsn": {**UNET, "sigma_min": 1.0},
-    "flowpp": {
-        "num_couplings": [1, 1, 0],
-        "num_filters": 4,
-        "num_blocks": 1,
-        "num_components": 2,
-        "dequantizer_couplings": 1,
-        "dequantizer_filters": 4,
-        "dequantizer_blocks": 1,
-    },
-    "iaf": {"hidden": (8,), "num_transforms": 2},
-    "maf": {"hidden": (8,), "num_transforms": 2},
-    "spline_flow": {"num_transforms": 1, "width": 8, "num_blocks": 1},
-    "gated_pixelcnn": {"nr_layers": 2, "nr_filters": 4, "nr_out_filters": 8},
-    "glow": {"num_scales": 2, "num_steps": 1, "width": 4},
-    "made": {"hidden": (8,), "num_orders": 2},
-    "nice": {"num_couplings": 2, "hidden": 4, "num_hidden": 1},
-    "pixelcnn": {"nr_resnet": 1, "nr_filters": 4, "nr_out_filters": 8},
-    "pixelcnnpp": TINY,
-    "realnvp": {"num_blocks": 1, "num_filters": 4},
-    "wavenet": {"num_cycles": 1, "layers_per_cycle": 3, "residual_channels": 4, "skip_channels": 8},
-}
+SMALL = {**CONTRACT_SMALL, "pixelcnnpp": TINY}
 
 
 @pytest.mark.parametrize("model", MODELS)

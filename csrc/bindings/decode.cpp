@@ -1,5 +1,5 @@
-// Decode programs in Python: the structs of csrc/decode.h with named fields, their enumerations,
-// and the executors.
+// Decode programs in Python: the structs of csrc/args/decode.h with named fields, their
+// enumerations, and the executors.
 #include "decode.h"
 
 #include <pybind11/native_enum.h>
@@ -538,7 +538,7 @@ void bind_decode(py::module_& m) {
   m.attr("decode_cuda_panel") = gmfast::decode_cuda_panel;
 
   py::class_<DecodeProgram>(m, "DecodeProgram",
-                            "The structs of csrc/decode.h, checked against one another.")
+                            "The structs of csrc/args/decode.h, checked against one another.")
       .def(py::init<DType, DType, std::vector<DecodeValue>, DecodeProgram::Taps,
                     std::vector<DecodeLayer>, std::vector<DecodeDraw>, std::vector<DecodeStep>,
                     int64_t, DecodeSlot, int64_t, double>(),

@@ -20,16 +20,18 @@ def list_models(
     cls = MODELS[name]
     print(f"{name}: {_summary(cls)}")
     print(f"{cls.family}, {' or '.join(sorted(cls.modalities))}; trained on {cls.data} by default\n")
+    from_data = {*cls.data_arguments((1,), None), "num_labels"}
+    published = {option: value for option, value in cls.options().items() if option not in from_data}
     suggested = cls.settings_for(cls.data)
-    options = {**cls.options(), **suggested.get("options", {})}
-    width = max(map(len, options))
-    for option, default in cls.options().items():
-        chosen = options[option]
-        note = f"  (the published {default!r} on other data)" if chosen != default else ""
-        print(f"  {option:{width}}  {chosen!r}{note}")
+    chosen = {**published, **suggested.get("options", {})}
+    rows = [("option", "published", cls.data)]
+    rows += [(option, repr(value), repr(chosen[option])) for option, value in published.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     rest = ", ".join(f"{key} {value}" for key, value in suggested.items() if key != "options")
     if rest:
-        print(f"\nsettings that suit {cls.data}: {rest}")
+        print(f"\nsettings for {cls.data}: {rest}")
 
 
 def _summary(cls: type) -> str:

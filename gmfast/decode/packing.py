@@ -1,7 +1,7 @@
 """Memory of a decode program: formats, rings of values, panels of weights, and structs that point to both.
 
-`docs/decode.md` defines the words, `csrc/decode.h` the structs. `pack` and what follows need the compiled
-library.
+`docs/decode.md` defines the words, `csrc/args/decode.h` the structs. `pack` and what follows need the
+compiled library.
 """
 
 import functools

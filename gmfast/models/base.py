@@ -115,7 +115,8 @@ class Model(nn.Module, ABC):
     num_labels: int | None
     _config: dict[str, Any]
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args, **kwargs) -> "Model":
+        """Record the constructor's arguments, before any `__init__` runs."""
         model = super().__new__(cls)
         try:
             bound = inspect.signature(cls.__init__).bind(model, *args, **kwargs)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..decode.packing import Format, State
     from ..decode.request import SampleRequest
 
-#: By the names of DecodeActivation (csrc/decode.h); of the sums of a gate, the second half are the gates.
+#: By the names of DecodeActivation (csrc/args/decode.h); the second half of a gate's sums are the gates.
 ACTIVATIONS = {
     "none": lambda y: y,
     "relu": F.relu,

@@ -1,5 +1,4 @@
-"""Gated PixelCNN: van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves and Kavukcuoglu, 2016,
-https://arxiv.org/abs/1606.05328.
+"""Gated PixelCNN: van den Oord, Kalchbrenner, Vinyals et al., 2016, https://arxiv.org/abs/1606.05328.
 
 Two stacks of features run through the network. The receptive field of the vertical stack is the rows up to
 the pixel's own, to both sides; shifted down by a row it enters the horizontal stack, which also sees the

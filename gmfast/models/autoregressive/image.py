@@ -27,7 +27,7 @@ class ImageModel(Cached, Likelihood, Model):
     """
 
     modalities = frozenset({"images"})
-    family = "model that draws value after value"
+    family = "autoregressive model"
 
     def __init__(
         self,

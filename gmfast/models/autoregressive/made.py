@@ -45,7 +45,7 @@ class MADE(Cached, Likelihood, Model):
     """
 
     modalities = frozenset({"images"})
-    family = "model that draws value after value"
+    family = "autoregressive model"
     settings: ClassVar = {
         "digits": _DIGITS,
         "binary-digits": {"lr": 0.003, "options": {"num_orders": 16, "head": "bernoulli"}},

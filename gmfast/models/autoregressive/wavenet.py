@@ -95,7 +95,7 @@ class WaveNet(Cached, Likelihood, Model):
     """
 
     modalities = frozenset({"sound"})
-    family = "model that draws value after value"
+    family = "autoregressive model"
     data = "speech"
     settings: ClassVar = {
         None: {
