@@ -16,7 +16,7 @@ def tensor(name, value):
 
 
 def kind(value):
-    """What a value is, for a sentence."""
+    """Describe a value for an error message."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 

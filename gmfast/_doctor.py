@@ -1,4 +1,4 @@
-"""What is in use on this machine, and why."""
+"""Report of the kernels in use on this machine, and why."""
 
 import os
 

@@ -185,7 +185,44 @@ def test_it_learns(tmp_path, settings):
     assert distance() < before / 3
 
 
-def test_players_are_checked():
-    assert [Player([], ratio=3).due(step) for step in range(6)] == [False, False, True] * 2
+def test_players_are_checked(tmp_path, settings, monkeypatch):
+    one, frozen = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1), requires_grad=False)
+    assert [Player([one], ratio=3).due(step) for step in range(6)] == [False, False, True] * 2
+    assert Player([one, frozen]).parameters == [one]
     with pytest.raises(ValueError, match="ratio: expected at least 1, got 0"):
-        Player([], ratio=0)
+        Player([one], ratio=0)
+    with pytest.raises(ValueError, match="parameters: expected at least one that requires a gradient"):
+        Player([frozen])
+    trainer = Trainer.start(settings, tmp_path)
+    for name, message in [
+        ("generator", "training_step: expected an update of generator every 2 steps, got one at step 1"),
+        ("teacher", "training_step: expected one of critic, generator, got 'teacher'"),
+    ]:
+        loss = trainer.model.generator(torch.randn(2, 4)).sum()
+        step = [(name, {"loss": loss})]
+        monkeypatch.setattr(trainer.model, "training_step", lambda batch, number, step=step: iter(step))
+        with pytest.raises(ValueError, match=message):
+            trainer.fit(1, progress=False)
+
+
+def test_groups_keep_their_learning_rates(tmp_path, settings, monkeypatch):
+    """An optimiser with groups of its own rates, and players without any running average."""
+
+    def grouped(parameters, lr):
+        groups = [{"params": parameters[:2], "lr": 0.01 * lr}, {"params": parameters[2:]}]
+        return torch.optim.Adam(groups, lr)
+
+    def players(self):
+        return {
+            "critic": Player(self.critic.parameters(), grouped, ema=False),
+            "generator": Player(self.generator.parameters(), ratio=2, ema=False),
+        }
+
+    monkeypatch.setattr(GAN, "players", players)
+    settings.lr_decay = 0.5
+    Trainer.start(settings, tmp_path).fit(2, progress=False)
+    trainer = Trainer.resume(tmp_path)
+    trainer.fit(3, progress=False)
+    rates = [group["lr"] for group in trainer.optimizers["critic"].param_groups]
+    assert rates == pytest.approx([0.01 * 0.002 / 4, 0.002 / 4])
+    assert all(map(torch.equal, trainer.ema.parameters(), trainer.model.parameters()))

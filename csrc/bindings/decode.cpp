@@ -213,7 +213,7 @@ struct Element {
 // refuses what would make an executor read or write elsewhere.
 class DecodeProgram {
  public:
-  // Those of the layers on the CPU, or on a GPU, where first_tap and taps of a layer count strips.
+  // Taps on the CPU, strips on a GPU: there a layer's first_tap and taps count strips.
   using Taps = std::variant<std::vector<DecodeTap>, std::vector<DecodeStrip>>;
 
   DecodeProgram(DType dtype, DType weight_dtype, std::vector<DecodeValue> values, Taps taps,

@@ -42,7 +42,7 @@ __attribute__((visibility("default"))) CpuLevel cpu_level();
   static_assert(true, "wants a semicolon")
 #endif
 
-// Of both backends.
+// Declares the kernels of both backends.
 #define GMFAST_KERNEL(name, Args)                   \
   void name##_cuda(const Args& args, void* stream); \
   GMFAST_CPU_KERNEL(name, Args)

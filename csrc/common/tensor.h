@@ -5,7 +5,7 @@
 //   Image        (batch, channels, pixels)
 //   Grid         (batch, channels, rows, columns)
 //   RowOperand   (batch, rows, inner), inner mostly adjacent: common/rows.h
-//   PairOperand  the two halves of a tensor along one dimension: common/pairs.h
+//   PairOperand  the two halves of a tensor along one dimension: common/rows.h
 #pragma once
 
 #include <cstdint>

@@ -36,4 +36,4 @@ def list_models(
 
 def _summary(cls: type) -> str:
     """First sentence of a class's docstring."""
-    return " ".join(cls.__doc__.split("\n\n")[0].split()).split(". ")[0].rstrip(".")
+    return " ".join((cls.__doc__ or "").split("\n\n")[0].split()).split(". ")[0].rstrip(".")

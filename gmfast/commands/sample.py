@@ -104,6 +104,7 @@ def sample(
     own = _model_options(model, settings, given, own)
     out = out or Path(output.default)
     output.check(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     count = n = n or output.count
     if label is None and model.num_labels is not None and not complete:
         label = torch.arange(n, device=model.device) % model.num_labels
@@ -131,7 +132,6 @@ def sample(
         both = {how["method"]: (drawn, seconds), other: draw(method=other)}
         where = ~keep if complete else None
         print(_comparison(*both["cached"], *both["naive"], model.num_levels, weights, where))
-    out.parent.mkdir(parents=True, exist_ok=True)
     written = output.write_completions(out, originals, keep, drawn) if complete else output.write(out, drawn)
     print(*written, sep="\n")
 

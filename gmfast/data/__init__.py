@@ -4,8 +4,19 @@
 """
 
 from .dataset import Dataset, from_unit, to_unit
+from .images import IMAGE_SUFFIXES
 from .load import BUILT_IN, load
 from .sound import RECORDINGS
 from .vectors import TABLES, TOYS
 
-__all__ = ["BUILT_IN", "RECORDINGS", "TABLES", "TOYS", "Dataset", "from_unit", "load", "to_unit"]
+__all__ = [
+    "BUILT_IN",
+    "IMAGE_SUFFIXES",
+    "RECORDINGS",
+    "TABLES",
+    "TOYS",
+    "Dataset",
+    "from_unit",
+    "load",
+    "to_unit",
+]

@@ -248,7 +248,7 @@ class Loop:
         return times[at].unbind()
 
     def _begin(self, noise: Tensor) -> Tensor:
-        """X before the first step."""
+        """Return the initial x."""
         level = self.plan.start
         alpha, sigma = (level.alpha, level.sigma) if self.first is None else self.first_level
         if self.init is not None:
@@ -259,7 +259,7 @@ class Loop:
         return x if self.mask is None else self._put_known(x, alpha, sigma, noise)
 
     def _put_known(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, noise: Tensor) -> Tensor:
-        """X with the known values, noised to a level, where the mask selects them."""
+        """Put the known values, noised to a level, into x where the mask selects them."""
         known = GF.q_sample(self.known.to(self.dtype), alpha, sigma, noise=noise)
         if self.mask.dtype == torch.bool:
             return torch.where(self.mask, known, x)

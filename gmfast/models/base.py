@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -44,10 +44,10 @@ class Player:
     """Parameters that are updated together, by one optimiser.
 
     Attributes:
-        parameters: The parameters, which no other player of the model has.
+        parameters: The parameters, which no other player of the model has; frozen ones are left out.
         optimizer: Makes the optimiser from the parameters and a learning rate.
         lr: Factor of the run's learning rate.
-        ratio: Training steps per update; `due` says at which steps the update comes.
+        ratio: Training steps per update; the update comes at the steps at which the player is `due`.
         ema: Whether evaluation and sampling use the parameters' running average; else their last values.
     """
 
@@ -59,7 +59,10 @@ class Player:
 
     def __post_init__(self):
         _check.at_least(1, ratio=self.ratio)
-        object.__setattr__(self, "parameters", list(self.parameters))
+        trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        if not trained:
+            raise ValueError("parameters: expected at least one that requires a gradient, got none")
+        object.__setattr__(self, "parameters", trained)
 
     def due(self, step: int) -> bool:
         """Whether the player is updated at training step `step`, counted from 0."""
@@ -125,10 +128,21 @@ class Model(nn.Module, ABC):
         bound.apply_defaults()
         config = {}
         for name, value in list(bound.arguments.items())[1:]:  # without self
-            var_keyword = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            config |= {**cls._network_options(), **value} if var_keyword else {name: value}
-        object.__setattr__(model, "_config", {name: _frozen(value) for name, value in config.items()})
+            kind = bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                config |= zip(cls._inherited_names(), value, strict=False)
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                config |= {**cls._network_options(), **value}
+            else:
+                config[name] = value
+        model.config = config
         return model
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for mixin in (Likelihood, Cached, Guided, Reconstructs, Compresses):
+            if issubclass(cls, mixin) and cls.__mro__.index(mixin) > cls.__mro__.index(Model):
+                raise TypeError(f"{cls.__name__}: expected {mixin.__name__} before Model among its bases")
 
     def __init__(self, num_levels: int | None, num_labels: int | None = None):
         super().__init__()
@@ -145,21 +159,32 @@ class Model(nn.Module, ABC):
         """Arguments of the constructor, by name: `type(model)(**model.config)` builds the same model."""
         return dict(self._config)
 
+    @config.setter
+    def config(self, config: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_config", {name: _frozen(value) for name, value in config.items()})
+
     @classmethod
     def options(cls) -> dict[str, Any]:
         """Names and defaults of the constructor's arguments, those for the network included."""
         options = {}
-        for name, parameter in inspect.signature(cls).parameters.items():
+        # Of `__init__`, as before Python 3.11.4 the signature of the class is that of `__new__`.
+        for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 options |= cls._network_options()
-            else:
-                options[name] = parameter.default
+            elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+                options[parameter.name] = parameter.default
         return options
 
     @classmethod
     def _network_options(cls) -> dict[str, Any]:
-        """Defaults of what the constructor takes as `**network`: the fields of the class's `network`."""
-        return {field.name: getattr(cls.network, field.name) for field in fields(cls.network)}
+        """Names and defaults of the arguments that the constructor takes as `**network`; by default none."""
+        return {}
+
+    @classmethod
+    def _inherited_names(cls) -> list[str]:
+        """Names of the arguments of the constructor that a constructor with `*args` passes them on to."""
+        inits = [base.__init__ for base in cls.__mro__ if "__init__" in vars(base)]
+        return list(inspect.signature(inits[1]).parameters)[1:]
 
     @classmethod
     def data_arguments(cls, shape: tuple[int, ...], num_levels: int | None) -> dict[str, Any]:

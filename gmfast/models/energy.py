@@ -134,7 +134,7 @@ class EnergyModel(Model):
             with evaluating(self):
                 start = self.langevin(start, found_label, self.langevin_steps)
             self.buffer[chosen], self.buffer_label[chosen] = start.to(self.buffer.dtype), start_label
-        # A little noise, lest lying on levels tell data from samples.
+        # A little noise, so that quantization does not separate data from samples.
         real = x + 0.005 * torch.randn_like(x) if self.training else x
         both = None if label is None else torch.cat([label, found_label])
         data, found = self.energy(torch.cat([real, start]), both).chunk(2)

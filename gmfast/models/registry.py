@@ -16,7 +16,7 @@ class Registry(MutableMapping):
     Other spellings are understood too: `PixelCNN++`, `pixel-cnn-pp` and `PixelCNNPP` are `pixelcnnpp`.
 
     Args:
-        models: By name, "module:Class", the module relative to `gmfast.models`.
+        models: By name, "module:Class"; a module that begins with a dot is relative to `gmfast.models`.
     """
 
     def __init__(self, models: dict[str, "str | type[Model]"]):
@@ -26,7 +26,7 @@ class Registry(MutableMapping):
         found = self._models[name]
         if isinstance(found, str):
             module, _, cls = found.partition(":")
-            found = self._models[name] = getattr(import_module(f"{__package__}.{module}"), cls)
+            found = self._models[name] = getattr(import_module(module, __package__), cls)
         return found
 
     def __contains__(self, name: object) -> bool:
@@ -74,23 +74,23 @@ def _plain(name: str) -> str:
 #: What `gmfast train` calls each model.
 MODELS = Registry(
     {
-        "consistency": "diffusion.consistency:ConsistencyModel",
-        "ddpm": "diffusion.ddpm:DDPM",
-        "edm": "diffusion.edm:EDM",
-        "energy": "energy:EnergyModel",
-        "flow_matching": "diffusion.flow_matching:FlowMatching",
-        "flowpp": "flows.flowpp:FlowPP",
-        "gated_pixelcnn": "autoregressive.gated_pixelcnn:GatedPixelCNN",
-        "glow": "flows.glow:Glow",
-        "iaf": "flows.iaf:IAF",
-        "made": "autoregressive.made:MADE",
-        "maf": "flows.maf:MAF",
-        "ncsn": "diffusion.ncsn:NCSN",
-        "nice": "flows.nice:NICE",
-        "pixelcnn": "autoregressive.pixelcnn:PixelCNN",
-        "pixelcnnpp": "autoregressive.pixelcnnpp:PixelCNNPP",
-        "realnvp": "flows.realnvp:RealNVP",
-        "spline_flow": "flows.spline_flow:SplineFlow",
-        "wavenet": "autoregressive.wavenet:WaveNet",
+        "consistency": ".diffusion.consistency:ConsistencyModel",
+        "ddpm": ".diffusion.ddpm:DDPM",
+        "edm": ".diffusion.edm:EDM",
+        "energy": ".energy:EnergyModel",
+        "flow_matching": ".diffusion.flow_matching:FlowMatching",
+        "flowpp": ".flows.flowpp:FlowPP",
+        "gated_pixelcnn": ".autoregressive.gated_pixelcnn:GatedPixelCNN",
+        "glow": ".flows.glow:Glow",
+        "iaf": ".flows.iaf:IAF",
+        "made": ".autoregressive.made:MADE",
+        "maf": ".flows.maf:MAF",
+        "ncsn": ".diffusion.ncsn:NCSN",
+        "nice": ".flows.nice:NICE",
+        "pixelcnn": ".autoregressive.pixelcnn:PixelCNN",
+        "pixelcnnpp": ".autoregressive.pixelcnnpp:PixelCNNPP",
+        "realnvp": ".flows.realnvp:RealNVP",
+        "spline_flow": ".flows.spline_flow:SplineFlow",
+        "wavenet": ".autoregressive.wavenet:WaveNet",
     }
 )

@@ -57,7 +57,7 @@ class Output(ABC):
         """Write samples `(n, *S)`, as the model returns them, and return the files."""
 
     def report(self, samples: Tensor, seconds: float) -> str | None:
-        """Say how long it took to draw the samples, or None."""
+        """Return the line that reports how long sampling took, or None."""
         return None
 
     @abstractmethod
@@ -65,7 +65,7 @@ class Output(ABC):
         """Name and held-out bits per dimension of the simplest model of the data."""
 
     def figures(self, name: str, bits: float, dataset: Dataset, conditional: bool) -> Iterator[str]:
-        """Say the model's bits per dimension beside the baseline's."""
+        """Yield the lines with the model's bits per dimension and the baseline's."""
         baseline, baseline_bits = self.baseline(dataset, conditional)
         unit = f"bits per {self.dimension}"
         yield f"{name}: {bits:.4f} {unit} on {len(dataset.heldout)} {dataset.items}"

@@ -28,7 +28,7 @@ class Output(base.Output):
         return [out, drawn]
 
     def report(self, samples: Tensor, seconds: float) -> str:
-        """Say how much faster than real time the sound was drawn."""
+        """Return the line that reports the speed beside real time."""
         duration = samples.numel() / self.settings.rate
         return f"{duration:.2f} s of sound in {seconds:.2f} s: {duration / seconds:.1f} times real time"
 

@@ -53,7 +53,7 @@ class Output(base.Output):
         return written
 
     def report(self, samples: Tensor, seconds: float) -> str:
-        """Say how long the vectors took."""
+        """Return the line that reports how long sampling took."""
         return f"{len(samples)} vectors in {seconds:.2f} s"
 
     def baseline(self, dataset: Dataset, conditional: bool) -> tuple[str, float]:
@@ -61,7 +61,7 @@ class Output(base.Output):
         return "one Gaussian of full covariance", dataset.gaussian_bits_per_dim()
 
     def figures(self, name: str, bits: float, dataset: Dataset, conditional: bool) -> Iterator[str]:
-        """Say both densities, in nats per vector too."""
+        """Yield the lines with both densities, in nats per vector too."""
         nats = dataset.train.shape[1] * np.log(2)
         for whose, value in ((name, bits), self.baseline(dataset, conditional)):
             yield (

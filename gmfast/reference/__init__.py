@@ -3,6 +3,7 @@
 Names and arguments are those of `gmfast.functional`, in any floating dtype.
 """
 
+from .. import _philox as philox
 from .actnorm import actnorm
 from .affine_coupling import affine_coupling
 from .causal_conv1d import causal_conv1d
@@ -49,6 +50,7 @@ __all__ = [
     "made_invert",
     "made_solve",
     "masked_conv2d",
+    "philox",
     "q_sample",
     "rational_quadratic_spline",
     "standard_normal",

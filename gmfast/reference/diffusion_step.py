@@ -77,7 +77,7 @@ def diffusion_step(
 
 
 def _std(m):
-    """Of each sample; of two only the ratio counts, in which the correction of an estimate cancels."""
+    """Per-sample standard deviation; only ratios of two are used, in which the correction cancels."""
     return _flat(m).std(1, correction=0).reshape(-1, *[1] * (m.dim() - 1))
 
 

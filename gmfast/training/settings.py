@@ -14,6 +14,17 @@ from .random import seed_of
 
 PRECISIONS = ("float32", "bfloat16")
 
+#: Settings that neither the user nor the model's class chooses.
+DEFAULTS = {
+    "batch_size": 64,
+    "lr": 1e-3,
+    "lr_decay": 0.999995,
+    "ema_decay": 0.9995,
+    "max_grad_norm": 1.0,
+    "precision": "float32",
+    "options": {},
+}
+
 
 @dataclass
 class Settings:
@@ -59,10 +70,10 @@ class Settings:
     seed: int = 0
     batch_size: int | None = None
     lr: float | None = None
-    lr_decay: float = 0.999995
-    ema_decay: float = 0.9995
-    max_grad_norm: float = 1.0
-    precision: str = "float32"
+    lr_decay: float | None = None
+    ema_decay: float | None = None
+    max_grad_norm: float | None = None
+    precision: str | None = None
     evaluate_every: int = 0
     checkpoint_every: int = 500
 
@@ -75,8 +86,7 @@ class Settings:
             self.data = str(Path(self.data).absolute())
         if self.teacher is not None:
             self.teacher = str(Path(self.teacher).absolute())
-        suggested = {"batch_size": 64, "lr": 1e-3, "options": {}}
-        suggested |= cls.settings_for(self.data, encoding=self.encoding)
+        suggested = {**DEFAULTS, **cls.settings_for(self.data, encoding=self.encoding)}
         options = suggested.pop("options")
         for name, value in suggested.items():
             if getattr(self, name) is None:

@@ -72,6 +72,11 @@ class Trainer:
             name: player.optimizer(player.parameters, settings.lr * player.lr)
             for name, player in self.players.items()
         }
+        for name in self.players:
+            self._set_initial_lr(name)
+        trained = {id(p) for p in self.model.parameters() if p.requires_grad}
+        # Whether one player is all of the model: any backward then does, with checkpointing too.
+        self._whole = [trained] == [{id(p) for p in player.parameters} for player in self.players.values()]
         self.step, self.updates = 0, dict.fromkeys(self.players, 0)
         self.ema = None
 
@@ -124,6 +129,7 @@ class Trainer:
         trainer.ema.load_state_dict(averaged)
         for name, optimizer_state in load_optimizers(checkpoint, trainer.device).items():
             trainer.optimizers[name].load_state_dict(optimizer_state)
+            trainer._set_initial_lr(name)
         trainer.step = state["step"]
         trainer.updates |= state.get("updates", {"model": trainer.step})
         trainer._cut_metrics()
@@ -144,7 +150,8 @@ class Trainer:
             Whether training reached `steps`.
 
         Raises:
-            FloatingPointError: For a loss or gradient that is not finite, before the parameters are updated.
+            FloatingPointError: For a loss or gradient that is not finite, before that player is updated.
+            ValueError: For an update of a player that there is not, or that is not due.
         """
         with ExitStack() as stack:
             stop = stack.enter_context(_stop_on_signal())
@@ -204,12 +211,16 @@ class Trainer:
             state_of(self.settings, self.model, self.step, self.updates, self.dataset.columns),
         )
 
+    def _set_initial_lr(self, name: str) -> None:
+        """Record the learning rates that decay starts from; a factory may give groups rates of their own."""
+        for group in self.optimizers[name].param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
     def _advance(self) -> dict[str, float]:
         """Do one training step and return its line of metrics."""
         settings, started = self.settings, time.perf_counter()
         batch = self._batch()
         torch.manual_seed(seed_of(settings.seed, "step", self.step))
-        lr = settings.lr * settings.lr_decay**self.step
         record = {"step": self.step + 1}
         updates = self.model.training_step(batch, self.step)
         while True:
@@ -217,22 +228,29 @@ class Trainer:
                 update = next(updates, None)
             if update is None:
                 break
-            record |= self._update(*update, lr)
+            record |= self._update(*update)
+        record["lr"] = settings.lr * settings.lr_decay**self.step
         self.step += 1
         self._average()
-        record["lr"] = lr
         if settings.evaluate_every and self.step % settings.evaluate_every == 0:
             record["heldout"] = self.evaluate()
         record["seconds"] = time.perf_counter() - started
         return record
 
-    def _update(self, name: str, losses: Mapping[str, Tensor], lr: float) -> dict[str, float]:
+    def _update(self, name: str, losses: Mapping[str, Tensor]) -> dict[str, float]:
         """Update a player by the gradient of its loss, and return its metrics."""
+        if name not in self.players:
+            raise ValueError(f"training_step: expected one of {', '.join(self.players)}, got {name!r}")
         player, optimizer = self.players[name], self.optimizers[name]
+        if not player.due(self.step):
+            raise ValueError(
+                f"training_step: expected an update of {name} every {player.ratio} steps, got one at step "
+                f"{self.step + 1}"
+            )
         several = len(self.players) > 1
         optimizer.zero_grad()
-        # A loss reaches through other players' parameters, whose gradients are theirs to ask for.
-        losses["loss"].backward(inputs=player.parameters if several else None)
+        # A loss may reach through parameters of other players, or of none, whose gradients nobody asked for.
+        losses["loss"].backward(inputs=None if self._whole else player.parameters)
         norm = nn.utils.clip_grad_norm_(player.parameters, self.settings.max_grad_norm).item()
         numbers = {key: value.item() for key, value in losses.items()}
         if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
@@ -242,7 +260,7 @@ class Trainer:
                 f"the last good checkpoint is {self.out / os.readlink(self.out / 'last')}"
             )
         for group in optimizer.param_groups:
-            group["lr"] = lr * player.lr
+            group["lr"] = group["initial_lr"] * self.settings.lr_decay**self.step
         optimizer.step()
         self.updates[name] += 1
         numbers["grad_norm"] = norm
@@ -254,13 +272,18 @@ class Trainer:
         # The average of a young run reaches back over a tenth of it, not to its first steps.
         decay = min(self.settings.ema_decay, self.step / (self.step + 9))
         averaged = {id(p) for player in self.players.values() if player.ema for p in player.parameters}
-        pairs = list(zip(self.ema.parameters(), self.model.parameters(), strict=True))
-        torch._foreach_lerp_(
-            *map(list, zip(*(p for p in pairs if id(p[1]) in averaged), strict=True)), 1 - decay
-        )
-        others = [pair for pair in pairs if id(pair[1]) not in averaged]
-        for average, last in (*others, *zip(self.ema.buffers(), self.model.buffers(), strict=True)):
-            average.copy_(last)
+        averages, trained = [], []
+        copied = list(zip(self.ema.buffers(), self.model.buffers(), strict=True))
+        for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+            if id(parameter) in averaged:
+                averages.append(average)
+                trained.append(parameter)
+            else:
+                copied.append((average, parameter))
+        if averages:
+            torch._foreach_lerp_(averages, trained, 1 - decay)
+        for average, value in copied:
+            average.copy_(value)
 
     def _batch(self) -> Batch:
         """The batch of the current step.

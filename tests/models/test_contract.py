@@ -245,3 +245,48 @@ def test_unknown_names():
         MODELS.resolve("PixelCNM")
     with pytest.raises(ValueError, match=r"model: expected one of .*, got 'transmogrifier'$"):
         MODELS.resolve("transmogrifier")
+
+
+@models
+def test_subclasses_record_their_own_arguments(name):
+    """With constructors of their own, which hand on what they are given, or have none."""
+    cls = MODELS[name]
+    modality = min(cls.modalities)
+    options = {**cls.data_arguments(*DATA[modality]), **SMALL[name]}
+
+    class Inherits(cls):
+        pass
+
+    class Fixed(cls):
+        def __init__(self, schedule=3):
+            super().__init__(**options)
+            self.own = schedule
+
+    class HandsOn(cls):
+        def __init__(self, *args, own=1, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.own = own
+
+    assert Inherits.options() == cls.options() and Inherits(**options).config == cls(**options).config
+    assert Fixed(5).config == {"schedule": 5} and Fixed.options() == {"schedule": 3}
+    leading, *_ = list(inspect.signature(cls.__init__).parameters)[1:]
+    rest = {key: value for key, value in options.items() if key != leading}
+    made = HandsOn(options[leading], own=2, **rest) if leading in options else HandsOn(own=2, **options)
+    assert made.own == made.config["own"] == 2
+    assert {key: made.config[key] for key in options} == {key: cls(**options).config[key] for key in options}
+    again = HandsOn(**made.config)
+    assert again.config == made.config
+    model = Fixed()
+    shape, levels = DATA[modality]
+    x = torch.randn(2, *shape)
+    if levels is not None:
+        x = torch.randint(levels, (2, *shape)) * (2 / (levels - 1)) - 1
+    model.prepare(Batch(x))
+    assert model.loss(x).isfinite()
+
+
+def test_mix_ins_come_before_the_model():
+    with pytest.raises(TypeError, match="Wrong: expected Likelihood before Model among its bases"):
+
+        class Wrong(Model, Likelihood):
+            pass

@@ -15,7 +15,7 @@ from .state import State
 
 
 class Target:
-    """What replaces the methods of a class of schedulers, and what they were.
+    """Replacement methods of a class of schedulers, and the originals.
 
     Args:
         rule: the rule of `cls`.
@@ -46,7 +46,7 @@ class Target:
         for name, parameter in self.options.items():
             known = name == "self" or name in self.rule.known or parameter.kind is parameter.VAR_KEYWORD
             if not known and config.get(name, parameter.default) != parameter.default:
-                raise refused(name, config[name], f"an option of {self.name} that nobody decided on")
+                raise refused(name, config[name], f"gmfast does not know this option of {self.name}")
         self.rule.check(config)
 
 

@@ -13,13 +13,13 @@ def _version(tensor):
 
 
 class State:
-    """What the methods of one accelerated scheduler need besides the scheduler's attributes.
+    """Plans, noise and cached timesteps of one accelerated scheduler.
 
     A scheduler holds it as `_gmfast`. A deep copy of the scheduler gets a fresh one; a pickled scheduler has
     none, and its class's own methods.
 
     Args:
-        target: what replaces the methods of the scheduler's class (`install.Target`).
+        target: Replacement methods of the scheduler's class (`install.Target`).
         noise: `GeneratorNoise` or `KeyedNoise`.
     """
 

@@ -225,8 +225,7 @@ def _append_steps(builder: Builder, net: MaskedMLP, x: Value, params: Value, ord
     """Append the layers for one value of the order after another, yielding after each.
 
     `x` holds the values drawn so far in their order, and `params` gets the value's parameters. Hidden units
-    are
-    computed in blocks: a block begins when its first unit is due, with the inputs known by then, and adds
+    are computed in blocks: a block begins when its first unit is due, with the inputs known by then, and adds
     later inputs until its last unit is complete.
     """
     block = 32

@@ -89,7 +89,7 @@ class ConsistencyModel(ImageDiffusion):
         self.log_sigma_mean, self.log_sigma_std = log_sigma_mean, log_sigma_std
         self.register_buffer("steps_taken", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.precond = diffusion.EDMPrecond(self.build_unet(network, 1000.0), sigma_data, sigma_min)
-        self.teacher = ()  # a tuple, lest it become a module of this one
+        self.teacher = ()  # in a tuple, so that it is not registered as a submodule
 
     def build_on(self, **models: Model) -> None:
         """Distill the model "teacher"."""

@@ -89,6 +89,7 @@ class DDPM(Likelihood, ImageDiffusion):
         self.unet = self.build_unet(
             network, 1000 / num_timesteps, self.image_shape[0] * (2 if self.learned_range else 1)
         )
+        self._schedule, self._beta_start = schedule, beta_start
         self._tables: dict[torch.device, Tensor] = {}
 
     @cached_property
@@ -96,9 +97,9 @@ class DDPM(Likelihood, ImageDiffusion):
         """Noise schedule, on the CPU."""
         steps = self.num_timesteps
         with torch.device("cpu"):
-            if self.config["schedule"] == "cosine":
+            if self._schedule == "cosine":
                 return diffusion.cosine(steps)
-            betas = (min(beta * 1000 / steps, 0.999) for beta in (self.config["beta_start"], 0.02))
+            betas = (min(beta * 1000 / steps, 0.999) for beta in (self._beta_start, 0.02))
             return diffusion.linear(steps, *betas)
 
     def table(self, device: torch.device) -> Tensor:

@@ -1,9 +1,10 @@
 """Base classes of the diffusion models of images: noise levels, class dropout, sampling and likelihood."""
 
+import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import torch
@@ -118,7 +119,16 @@ class ImageDiffusion(Guided, Model):
     @classmethod
     def sample_options(cls) -> Sequence[str]:
         """Names of the keyword arguments of `sample`, those of `draw` included."""
-        return list(dict.fromkeys([*super().sample_options(), *(cls.draw.__kwdefaults__ or {})]))
+        own = [
+            name
+            for name, parameter in inspect.signature(cls.draw).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+        ]
+        return list(dict.fromkeys([*super().sample_options(), *own]))
+
+    @classmethod
+    def _network_options(cls) -> dict[str, Any]:
+        return asdict(cls.network)
 
     @abstractmethod
     def draw(

@@ -64,6 +64,7 @@ class NCSN(VarianceExploding):
         check_sigmas(sigma_min, sigma_max or math.inf)
         _check.at_least(1, langevin_steps=langevin_steps)
         self.sigma_min, self.langevin_steps = sigma_min, langevin_steps
+        self._finds_sigma_max = not sigma_max
         self.register_buffer("highest", torch.tensor(sigma_max, dtype=torch.float64))
         self.unet = self.build_unet(network, 250.0)
 
@@ -88,7 +89,7 @@ class NCSN(VarianceExploding):
 
         A `sigma_max` given to the constructor stays.
         """
-        if not self.config["sigma_max"]:
+        if self._finds_sigma_max:
             largest = torch.cdist(x.flatten(1).double(), x.flatten(1).double()).max()
             self.highest.copy_(largest.clamp(min=10 * self.sigma_min))
 

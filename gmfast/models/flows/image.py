@@ -76,8 +76,8 @@ class ImageFlow(Likelihood, Model):
         Args:
             x: `(B, C, H, W)` in [-1, 1].
             label: Class indices `(B,)` for a conditional model.
-            seed: Of the dequantization noise: an int, an int64 tensor, a `torch.Generator`, or None to draw
-                one from torch's.
+            seed: Seed of the dequantization noise: an int, an int64 tensor, a `torch.Generator`, or None to
+                draw one from torch's.
 
         Returns:
             Noise `(B, *noise_shape)` and the log-determinant `(B,)`, in nats, dequantization included.
@@ -103,7 +103,7 @@ class ImageFlow(Likelihood, Model):
         Args:
             x: `(B, C, H, W)` in [-1, 1].
             label: Class indices `(B,)` for a conditional model.
-            seed: Of the dequantization noise, as in `forward`.
+            seed: Seed of the dequantization noise, as in `forward`.
             num_samples: Number of draws of the noise, whose densities are averaged: an importance-weighted
                 bound (Burda et al., 2016, arXiv:1509.00519). More of them make it tighter, at a proportional
                 cost in time and memory.
