@@ -8,8 +8,13 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+from torch._inductor import cpp_builder
 
 from gmfast import _library
+
+# The tests are about graphs: inductor's C++ is compiled with -O1, which takes a fraction of -O3's time.
+_optimization_flags = cpp_builder._get_optimization_cflags
+cpp_builder._get_optimization_cflags = lambda compiler, *_: _optimization_flags(compiler, True)
 
 # The same examples in every run, and no verdict by the clock.
 hypothesis.settings.register_profile(

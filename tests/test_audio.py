@@ -12,6 +12,7 @@ from PIL import Image
 
 from gmfast import audio, cli
 from gmfast.data import Dataset, load
+from gmfast.outputs import sound
 from gmfast.training import Settings, Trainer, load_run
 
 soundfile = pytest.importorskip("soundfile")
@@ -79,7 +80,7 @@ def test_writing_and_a_picture(tmp_path):
     assert soundfile.info(tmp_path / "x.wav").subtype == "PCM_16"
     assert torch.allclose(audio.read(tmp_path / "x.wav")[0], x, atol=2**-15)
     for name, wave in (("tone", x), ("silence", torch.zeros(100))):
-        audio.picture(tmp_path / f"{name}.png", wave, 8000)
+        sound.picture(tmp_path / f"{name}.png", wave, 8000)
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.size == (1000, 500)
 

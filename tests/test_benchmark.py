@@ -248,7 +248,8 @@ CASES = [case for case in benchmark.load_cases() if "cpu" in case.devices and ca
 def test_columns_compute_the_same(case):
     torch.manual_seed(0)
     inputs = case.inputs(case, torch.device("cpu"))
-    if case.operation == "discretized_gaussian_nll":  # differences of two tanh or erfc cancel in float32
+    # In float32 differences of two tanh or erfc cancel, and so do those of knots near each other.
+    if case.operation in ("discretized_gaussian_nll", "rational_quadratic_spline"):
         inputs = [t.double() for t in inputs]
     outputs = benchmark.as_tuple(case.gmfast(*inputs, **drawn(case, seed=None)))
     # What a half result is measured by: a baseline that stays in halves may be far off itself.

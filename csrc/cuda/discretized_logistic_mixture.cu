@@ -132,9 +132,9 @@ __global__ void __launch_bounds__(nll_threads<S>)
       if constexpr (C == 3) values[3 + c * of_colour<C>] = posterior * grad.coeff[c];
       logits[c * threads + thread] = posterior * grad.x[c];
     }
-    if (block.tile_out) {
+    if (active && block.tile_out) {
       GMFAST_UNROLL
-      for (int i = 0; active && i < per_component<C>; ++i) tile_component[i * mixtures] = values[i];
+      for (int i = 0; i < per_component<C>; ++i) tile_component[i * mixtures] = values[i];
     } else if (active && args.grad_params.data) {
       write_channels(args.grad_params, place, k, mixtures, values);
     }

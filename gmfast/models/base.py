@@ -284,7 +284,8 @@ class Model(nn.Module, ABC):
         """
         _check.integer("n", n)
         if n < 0:
-            raise ValueError(f"n: expected a number of {self.modality}, got {n}")
+            items = "sounds" if self.modality == "sound" else self.modality
+            raise ValueError(f"n: expected a number of {items}, got {n}")
         _check.number("temperature", temperature, 0, 1e30)
         if label is not None:
             label = torch.as_tensor(label)
@@ -390,11 +391,12 @@ def check_image_shape(
         ValueError: For anything else.
     """
     image_shape = tuple(image_shape)
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"image_shape: expected positive (C, H, W), got {image_shape}")
-    if channels is not None and image_shape[0] not in channels:
+    if channels is not None and (len(image_shape) != 3 or image_shape[0] not in channels):
         allowed = " or ".join(map(str, channels))
         raise ValueError(f"image_shape: expected (C, H, W) with C = {allowed}, got {image_shape}")
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        positive = "(C, H, W)" if channels is None else "H and W"
+        raise ValueError(f"image_shape: expected positive {positive}, got {image_shape}")
     if any(size % multiple for size in image_shape[1:]):
         raise ValueError(
             f"image_shape: expected H and W to be multiples of {multiple}, which are halved "

@@ -147,7 +147,7 @@ def test_sample(name):
         assert x.shape == (2, *batch.x.shape[1:]) and x.isfinite().all()
         assert torch.equal(x, model.sample(2, seed=7, **label_of(model)))
         assert all(module.training for module in model.modules())
-        with pytest.raises(ValueError, match=f"n: expected a number of {model.modality}, got -1"):
+        with pytest.raises(ValueError, match=f"n: expected a number of {model.modality}s?, got -1"):
             model.sample(-1, **label_of(model))
         with pytest.raises(TypeError, match="seed: expected"):
             model.sample(1, seed="7", **label_of(model))

@@ -425,7 +425,7 @@ def test_wrong_inputs():
             conditional.sample(2, label=label)
     with pytest.raises(ValueError, match=r"order: expected an integer from 0 to 2 with given, .* got None"):
         model.sample(2, given=x, mask=torch.ones(()))
-    with pytest.raises(ValueError, match="n: expected a number of samples, got -1"):
+    with pytest.raises(ValueError, match="n: expected a number of images, got -1"):
         model.sample(-1)
     with pytest.raises(ValueError, match='method: expected "cached" or "naive", got None'):
         model.sample(1, method=None)

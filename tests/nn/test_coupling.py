@@ -161,7 +161,7 @@ def test_errors():
             r"min_bin_width: expected a number in \[0, 0.125\], got 0.2",
         ),
         (SplineCoupling, {"min_derivative": -1.0}, "min_derivative: expected a number in .*, got -1.0"),
-        (LogisticMixtureCoupling, {"num_components": 0}, "num_components: expected a positive .*, got 0"),
+        (LogisticMixtureCoupling, {"num_components": 0}, "num_components: expected at least 1, got 0"),
         (LogisticMixtureCoupling, {"scale_map": "no"}, "scale_map: expected one of .*, got 'no'"),
         (LogisticMixtureCoupling, {"clamp": 100}, "clamp: expected a number in .*, got 100"),
     ],

@@ -127,8 +127,8 @@ def assert_same(actual, expected, summed=()):
 
 
 def _over_block(statistic, tensor, block):
-    """Over samples, pixels and each `block` of channels: those of one kind have errors of one size."""
-    if tensor.dim() < 3 or tensor.shape[1] % block:
+    """Over samples, pixels and each `block` of channels, which have errors of one size; None: over all."""
+    if block is None or tensor.dim() < 3 or tensor.shape[1] % block:
         return statistic(tensor)
     blocks = tensor.unflatten(1, (-1, block))
     value = statistic(blocks, [d for d in range(blocks.dim()) if d != 1], keepdim=True)

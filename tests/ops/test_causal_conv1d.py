@@ -95,7 +95,8 @@ def test_dense_and_grouped(device, groups, activation, dtype):
             x, weight, bias, dilation=2, groups=groups, activation=activation, initial_state=state
         )
 
-    assert_accurate(partial(call, GF), partial(call, reference), tensors)
+    # All channels are sums of one kind; the eight numbers of one channel's state make no mean.
+    assert_accurate(partial(call, GF), partial(call, reference), tensors, block=None)
     y, state = GF.causal_conv1d(*tensors[:2], dilation=2, groups=groups, return_state=True)
     assert y.shape == (2, 8, 40) and torch.equal(state, tensors[X][:, :, 36:])
 
