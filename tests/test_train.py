@@ -109,6 +109,23 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, conditional):
     assert metrics(tmp_path / "other")[0]["loss"] != metrics(tmp_path / "whole")[0]["loss"]
 
 
+def test_a_run_from_before_there_were_players_is_resumed(tmp_path):
+    """Its optimiser's state was the file's, without the learning rates that decay starts from, and no counter."""
+    settings = tiny(lr_decay=0.5)
+    Trainer.start(settings, tmp_path / "whole").fit(5, progress=False)
+    Trainer.start(settings, tmp_path / "old").fit(3, progress=False)
+    checkpoint = tmp_path / "old/last"
+    states = torch.load(checkpoint / "optimizer.pt", weights_only=True)["model"]
+    for group in states["param_groups"]:
+        del group["initial_lr"]
+    torch.save(states, checkpoint / "optimizer.pt")
+    state = json.loads((checkpoint / "state.json").read_text())
+    del state["updates"]
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    Trainer.resume(tmp_path / "old").fit(5, progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "old")
+
+
 def test_killed_run_resumes_to_the_uninterrupted_one(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = [f"--set={name}={value}" for name, value in TINY.items()]

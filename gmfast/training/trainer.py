@@ -72,8 +72,9 @@ class Trainer:
             name: player.optimizer(player.parameters, settings.lr * player.lr)
             for name, player in self.players.items()
         }
-        for name in self.players:
-            self._set_initial_lr(name)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]  # a factory may give groups rates of their own
         trained = {id(p) for p in self.model.parameters() if p.requires_grad}
         # Whether one player is all of the model: any backward then does, with checkpointing too.
         self._whole = [trained] == [{id(p) for p in player.parameters} for player in self.players.values()]
@@ -128,8 +129,10 @@ class Trainer:
         trainer.ema = copy.deepcopy(trainer.model).requires_grad_(False)
         trainer.ema.load_state_dict(averaged)
         for name, optimizer_state in load_optimizers(checkpoint, trainer.device).items():
+            groups = trainer.optimizers[name].param_groups
             trainer.optimizers[name].load_state_dict(optimizer_state)
-            trainer._set_initial_lr(name)
+            for group, before in zip(trainer.optimizers[name].param_groups, groups, strict=True):
+                group.setdefault("initial_lr", before["initial_lr"])  # which runs before players have not
         trainer.step = state["step"]
         trainer.updates |= state.get("updates", {"model": trainer.step})
         trainer._cut_metrics()
@@ -210,11 +213,6 @@ class Trainer:
             {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             state_of(self.settings, self.model, self.step, self.updates, self.dataset.columns),
         )
-
-    def _set_initial_lr(self, name: str) -> None:
-        """Record the learning rates that decay starts from; a factory may give groups rates of their own."""
-        for group in self.optimizers[name].param_groups:
-            group.setdefault("initial_lr", group["lr"])
 
     def _advance(self) -> dict[str, float]:
         """Do one training step and return its line of metrics."""
