@@ -39,7 +39,7 @@ def pytest_configure(config):
 
 def pytest_terminal_summary(terminalreporter, config):
     """At the end, where -q does not leave it out."""
-    if _library._C is None:
+    if not _library.devices:
         kernels = f"none, plain PyTorch runs ({_library.load_error})"
     else:
         kernels = f"SIMD level {_library._C.cpu_level()} of {_library._C.build_info()['cpu_levels']}"
