@@ -110,7 +110,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, conditional):
 
 
 def test_a_run_from_before_there_were_players_is_resumed(tmp_path):
-    """Its file was the state of the only optimiser, without the rates that decay starts from, and no counter."""
+    """The file was the only optimiser's state, without the rates that decay starts from; no counters."""
     settings = tiny(lr_decay=0.5)
     Trainer.start(settings, tmp_path / "whole").fit(5, progress=False)
     Trainer.start(settings, tmp_path / "old").fit(3, progress=False)
