@@ -97,7 +97,7 @@ def channels(name, value, count):
 
 
 def readable(tensor):
-    """Whether a tensor's values may be read.
+    """True if a tensor's values may be read.
 
     That is on the CPU, where no device is waited for, and outside of compilation and functional transforms;
     fake tensors have no values.

@@ -25,7 +25,7 @@ devices = _devices()
 
 
 def has_kernel(*tensors):
-    """Whether the compiled operators take these tensors, which must be on one device."""
+    """True if the compiled operators take these tensors, which must be on one device."""
     device = tensors[0].device
     for tensor in tensors[1:]:
         if tensor.device != device:
@@ -39,7 +39,7 @@ _functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", lam
 
 
 def differentiated(*tensors):
-    """Whether a derivative by one of them may be wanted, of any kind: for operators that have none."""
+    """True if a derivative by one of them may be wanted, of any kind: for operators that have none."""
     if not torch.compiler.is_compiling() and (_functorch_is_active() or forward_ad._current_level >= 0):
         return True
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -35,7 +35,7 @@ def as_tensor(seed, device):
 
 
 def of_samples(seed, batch, device):
-    """As `as_tensor`, or an int64 tensor `(B,)`, a seed for each sample: sample i is sample 0 of its seed."""
+    """Convert a seed by `as_tensor`, or check an int64 tensor `(B,)`: sample i is sample 0 of its seed."""
     if not isinstance(seed, torch.Tensor) or seed.dim() == 0 or (seed.numel() == 1 and batch != 1):
         return as_tensor(seed, device)
     if seed.dtype != torch.int64:
@@ -48,7 +48,7 @@ def of_samples(seed, batch, device):
 
 
 def of_batch(seed, batch, device):
-    """As `of_samples`, from any device; a list or tuple of B seeds is also a seed for each sample."""
+    """Convert seeds from any device by `of_samples`; a list or tuple has a seed for each sample."""
     if isinstance(seed, list | tuple):
         if len(seed) != batch:
             raise ValueError(f"seed: expected {batch}, one for each sample, got {len(seed)}")

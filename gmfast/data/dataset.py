@@ -41,7 +41,7 @@ class Dataset:
 
     @property
     def real_valued(self) -> bool:
-        """Whether the samples are real numbers rather than levels."""
+        """True if the samples are real numbers rather than levels."""
         return self.num_levels is None
 
     @property

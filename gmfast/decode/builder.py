@@ -71,7 +71,7 @@ class Tap:
 
     @property
     def depthwise(self) -> bool:
-        """Whether each sum reads its own channel alone."""
+        """True if each sum reads its own channel alone."""
         return self.weight.dim() == 1
 
     @property

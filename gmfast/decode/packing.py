@@ -20,7 +20,7 @@ from .builder import GATES, Draw, Layer, Plan, Slot, Step, Tap, Value
 
 @dataclass(frozen=True)
 class Format:
-    """How the numbers of a program are stored, and whose kernels compute with them.
+    """Storage format of a program's numbers, and the kernels that compute with them.
 
     `dtype` is that of values and arithmetic. `kernels` is a device type, or None for plain PyTorch.
     """

@@ -235,7 +235,7 @@ class Loop:
         return x if passed is None else (x, torch.stack(passed))
 
     def _waiting(self, k: int) -> Tensor:
-        """Whether each sample starts after row k, in a shape that broadcasts to x."""
+        """True if each sample starts after row k, in a shape that broadcasts to x."""
         return (self.first > k).reshape(-1, *[1] * (len(self.shape) - 1))
 
     def _times(self) -> tuple[Tensor, ...]:

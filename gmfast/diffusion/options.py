@@ -87,7 +87,7 @@ class SampleOptions:
 
     @property
     def guided(self) -> bool:
-        """Whether steps combine two outputs of the denoiser."""
+        """True if steps combine two outputs of the denoiser."""
         return self.guidance is not None and self.guidance != 1
 
     @property

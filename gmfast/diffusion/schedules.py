@@ -170,7 +170,7 @@ class VariancePreservingSchedule(Schedule):
 
     @property
     def discrete(self) -> bool:
-        """Whether times are integers; spacings "karras" and "exponential" visit times between them."""
+        """True if times are integers; spacings "karras" and "exponential" visit times between them."""
         return self.spacing not in ("karras", "exponential")
 
     @property

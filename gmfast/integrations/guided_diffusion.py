@@ -74,7 +74,7 @@ class LossType(enum.Enum):
     RESCALED_KL = enum.auto()
 
     def is_vb(self) -> bool:
-        """Whether the loss is the variational bound."""
+        """True if the loss is the variational bound."""
         return self in (LossType.KL, LossType.RESCALED_KL)
 
 
@@ -693,7 +693,7 @@ class GaussianDiffusion:
 
     @property
     def _ours(self):
-        """Whether `p_mean_variance` is not overridden by a subclass, so that a step need not call it."""
+        """True if `p_mean_variance` is not overridden by a subclass, so that a step need not call it."""
         return type(self).p_mean_variance in (
             GaussianDiffusion.p_mean_variance,
             SpacedDiffusion.p_mean_variance,
@@ -859,19 +859,19 @@ class SpacedDiffusion(GaussianDiffusion):
         super().__init__(**{**kwargs, "betas": 1 - kept / np.append(1.0, kept[:-1])})
 
     def p_mean_variance(self, model: Model, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """As of `GaussianDiffusion`."""
+        """Call the method of `GaussianDiffusion` with the model wrapped."""
         return super().p_mean_variance(self._wrap_model(model), *args, **kwargs)
 
     def training_losses(self, model: Model, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """As of `GaussianDiffusion`."""
+        """Call the method of `GaussianDiffusion` with the model wrapped."""
         return super().training_losses(self._wrap_model(model), *args, **kwargs)
 
     def condition_mean(self, cond_fn: Model, *args: Any, **kwargs: Any) -> Tensor:
-        """As of `GaussianDiffusion`."""
+        """Call the method of `GaussianDiffusion` with the model wrapped."""
         return super().condition_mean(self._wrap_model(cond_fn), *args, **kwargs)
 
     def condition_score(self, cond_fn: Model, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """As of `GaussianDiffusion`."""
+        """Call the method of `GaussianDiffusion` with the model wrapped."""
         return super().condition_score(self._wrap_model(cond_fn), *args, **kwargs)
 
     def _scale_timesteps(self, t):

@@ -65,7 +65,7 @@ class Player:
         object.__setattr__(self, "parameters", trained)
 
     def due(self, step: int) -> bool:
-        """Whether the player is updated at training step `step`, counted from 0."""
+        """True if the player is updated at training step `step`, counted from 0."""
         return step % self.ratio == self.ratio - 1
 
 
@@ -342,7 +342,7 @@ class Guided(ABC):
 
     @property
     def guided(self) -> bool:
-        """Whether the model was trained both with classes and without."""
+        """True if the model was trained both with classes and without."""
         return bool(self.num_labels and self.label_dropout)
 
 

@@ -59,7 +59,7 @@ class ActNorm(Transform):
         return GF.actnorm(z, self.shift, self.log_scale, inverse=True)
 
     def needs_first_batch(self) -> bool:
-        """Whether the next batch initialises the parameters (see `gmfast.nn.reversible`)."""
+        """True if the next batch initialises the parameters (see `gmfast.nn.reversible`)."""
         return self.training and not self._known_initialized
 
     def initialize(self, x: Tensor, *, inverse: bool = False) -> None:

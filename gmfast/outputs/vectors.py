@@ -21,7 +21,7 @@ class Output(base.Output):
 
     @property
     def plane(self) -> bool:
-        """Whether the model is an unconditional density in the plane, of which there is a picture."""
+        """True if the model is an unconditional density in the plane, of which there is a picture."""
         return self.model.image_shape == (2,) and self.model.num_labels is None
 
     @property

@@ -6,7 +6,7 @@ import torch
 
 
 def actnorm(x, shift, log_scale, *, inverse=False):
-    """As `gmfast.functional.actnorm`."""
+    """Reference of `gmfast.functional.actnorm`."""
     per_channel = (1, -1, *[1] * (x.dim() - 2))
     shift, log_s = shift.view(per_channel), log_scale.view(per_channel)
     log_det = log_scale.sum() * math.prod(x.shape[2:])

@@ -28,7 +28,7 @@ def affine_coupling(
     packed=None,
     recompute=False,  # says what a kernel saves; here autograd does
 ):
-    """As `gmfast.functional.affine_coupling`."""
+    """Reference of `gmfast.functional.affine_coupling`."""
     if packed == "chunk":
         shift, scale = shift.chunk(2, 1)
     elif packed == "interleaved":

@@ -19,7 +19,7 @@ def causal_conv1d(
     initial_state=None,
     return_state=False,
 ):
-    """As `gmfast.functional.causal_conv1d`."""
+    """Reference of `gmfast.functional.causal_conv1d`."""
     length = (weight.shape[2] - 1) * dilation
     if initial_state is None:
         initial_state = x.new_zeros(*x.shape[:2], length)

@@ -9,7 +9,7 @@ from .causal_conv1d import causal_conv1d
 def causal_conv1d_update(
     x, state, weight, bias=None, *, dilation=1, groups=1, activation=None, state_indices=None
 ):
-    """As `gmfast.functional.causal_conv1d_update`."""
+    """Reference of `gmfast.functional.causal_conv1d_update`."""
     steps = x.unsqueeze(2) if x.dim() == 2 else x
     rows = torch.arange(len(x), device=x.device) if state_indices is None else state_indices
     live = rows >= 0

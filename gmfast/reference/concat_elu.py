@@ -5,5 +5,5 @@ import torch.nn.functional as F
 
 
 def concat_elu(x, dim=1):
-    """As `gmfast.functional.concat_elu`."""
+    """Reference of `gmfast.functional.concat_elu`."""
     return F.elu(torch.cat([x, -x], dim))

@@ -8,7 +8,10 @@ from .. import _philox
 
 
 def dequantize_logit(x, *, num_levels=256, alpha=0.05, seed=None, inverse=False, noise=None, quantize=True):
-    """As `gmfast.functional.dequantize_logit`; `seed` is a 0-dim int64 tensor, not used with `noise`."""
+    """Reference of `gmfast.functional.dequantize_logit`.
+
+    `seed` is a 0-dim int64 tensor, not used with `noise`.
+    """
     constant = math.log1p(-2 * alpha) - math.log(num_levels)
     if inverse:
         log_p, log_q = torch.nn.functional.logsigmoid(x), torch.nn.functional.logsigmoid(-x)

@@ -12,7 +12,7 @@ from .gaussian_kl import gaussian_kl
 def diffusion_hybrid_loss(
     model_output, x0, x_t, noise, table, timestep, *, num_classes=256, formulation="exact"
 ):
-    """As `gmfast.functional.diffusion_hybrid_loss`."""
+    """Reference of `gmfast.functional.diffusion_hybrid_loss`."""
     x0, x_t, noise = x0.detach(), x_t.detach(), noise.detach()
     last = len(table) - 1
     rows = table.detach()[timestep.clamp(0, last)].to(x_t.dtype)

@@ -6,7 +6,7 @@ import torch
 
 
 def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation="exact"):
-    """As `gmfast.functional.discretized_gaussian_nll`."""
+    """Reference of `gmfast.functional.discretized_gaussian_nll`."""
     half = 1 / (num_classes - 1)
     centred, inverse = x - mean, torch.exp(-log_scale)
     upper, lower = inverse * (centred + half), inverse * (centred - half)

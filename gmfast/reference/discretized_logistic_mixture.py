@@ -72,7 +72,7 @@ def log_prob_pixelcnnpp(x, means, log_scales, num_classes):
 def discretized_logistic_mixture_nll(
     x, params, *, num_classes=256, log_scale_min=-7.0, formulation="exact", reduction="none"
 ):
-    """As `gmfast.functional.discretized_logistic_mixture_nll`."""
+    """Reference of `gmfast.functional.discretized_logistic_mixture_nll`."""
     logits, means, log_scales, coeffs = split_params(params, x.shape[1])
     means = conditional_means(x, means, coeffs)
     # At the minimum itself the gradient passes, unlike that of clamp in some versions of torch.
@@ -95,7 +95,7 @@ def discretized_logistic_mixture_nll(
 def discretized_logistic_mixture_sample(
     params, *, channels=3, num_classes=256, log_scale_min=-7.0, temperature=1.0, quantize=True, seed=None
 ):
-    """As `gmfast.functional.discretized_logistic_mixture_sample`."""
+    """Reference of `gmfast.functional.discretized_logistic_mixture_sample`."""
     logits, means, log_scales, coeffs = split_params(params, channels)
     if params.dtype in (torch.float16, torch.bfloat16):
         logits, means, log_scales = logits.float(), means.float(), log_scales.float()

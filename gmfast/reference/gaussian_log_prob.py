@@ -6,7 +6,7 @@ import torch
 
 
 def gaussian_log_prob(z, mean=None, log_std=None):
-    """As `gmfast.functional.gaussian_log_prob`."""
+    """Reference of `gmfast.functional.gaussian_log_prob`."""
     if mean is not None:
         z = z - mean
     log_p = -0.5 * math.log(2 * math.pi)

@@ -18,7 +18,10 @@ def langevin_step(
     draw=0,
     return_mean=False,
 ):
-    """As `gmfast.functional.langevin_step`; `step_size`: a number or (B,), `seed`: a 0-dim int64 tensor."""
+    """Reference of `gmfast.functional.langevin_step`.
+
+    `step_size`: a number or (B,), `seed`: a 0-dim int64 tensor.
+    """
     if noise is None:
         noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device, draw=draw)
     if snr is not None:

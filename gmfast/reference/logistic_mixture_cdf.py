@@ -30,7 +30,7 @@ def _solve(y, logits, means, log_scales):
 
 
 def logistic_mixture_cdf(x, logits, means, log_scales, *, inverse=False, reduction="sum"):
-    """As `gmfast.functional.logistic_mixture_cdf`."""
+    """Reference of `gmfast.functional.logistic_mixture_cdf`."""
     if not inverse:
         y, log_derivative = transform(x, logits, means, log_scales)
     else:

@@ -78,7 +78,7 @@ def made_invert(z, weights, direct, offsets, activation, invert):
 
 
 def made_inverse(z, weights, direct, offsets, *, activation="relu", scale_map="softclip", clamp=2.0):
-    """As `gmfast.ops.made_inverse.made_inverse`."""
+    """Reference of `gmfast.ops.made_inverse.made_inverse`."""
 
     def invert(s, z, params):
         shift, scale = params.unbind(1)
@@ -89,7 +89,7 @@ def made_inverse(z, weights, direct, offsets, *, activation="relu", scale_map="s
 
 
 def made_solve(grad, diagonal, partial, slopes, weights, direct):
-    """As `gmfast.ops.made_inverse.made_solve`."""
+    """Reference of `gmfast.ops.made_inverse.made_solve`."""
     starts = [0]
     for weight in weights:
         starts.append(starts[-1] + len(weight))

@@ -7,7 +7,7 @@ from .._conv_mask import conv_mask
 
 
 def masked_conv2d(x, weight, bias=None, *, mask_type="B", channel_groups=1, dilation=1):
-    """As `gmfast.functional.masked_conv2d`."""
+    """Reference of `gmfast.functional.masked_conv2d`."""
     dilation = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)
     mask = conv_mask(weight.shape, mask_type, channel_groups, weight.device)
     padding = [d * (k // 2) for d, k in zip(dilation, weight.shape[2:], strict=True)]

@@ -6,7 +6,10 @@ TARGETS = ("epsilon", "x0", "v", "flow")
 
 
 def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
-    """As `gmfast.functional.q_sample`; `alpha`, `sigma`: (B,) or numbers, `seed`: a 0-dim int64 tensor."""
+    """Reference of `gmfast.functional.q_sample`.
+
+    `alpha`, `sigma`: (B,) or numbers, `seed`: a 0-dim int64 tensor.
+    """
     if noise is None:
         noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device)
     alpha, sigma = (

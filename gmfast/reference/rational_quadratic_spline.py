@@ -30,7 +30,7 @@ def rational_quadratic_spline(
     reduction="sum",
     packed=False,
 ):
-    """As `gmfast.functional.rational_quadratic_spline`."""
+    """Reference of `gmfast.functional.rational_quadratic_spline`."""
     if packed:
         bins = (widths.shape[-1] + (1 if tails == "linear" else -1)) // 3
         widths, heights, derivatives = widths.split([bins, bins, widths.shape[-1] - 2 * bins], -1)

@@ -6,5 +6,8 @@ from .. import _philox
 
 
 def standard_normal(shape, *, seed, dtype=torch.float32, device=None):
-    """As `gmfast.functional.standard_normal`; `seed`: an int64 tensor, () or (B,), on the result's device."""
+    """Reference of `gmfast.functional.standard_normal`.
+
+    `seed`: an int64 tensor, () or (B,), on the result's device.
+    """
     return _philox.array_normal(seed, tuple(shape), dtype, device or seed.device)

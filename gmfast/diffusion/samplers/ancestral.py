@@ -28,7 +28,7 @@ class DDPMSampler(Sampler):
 
     @property
     def learned_range(self) -> bool:
-        """Whether the denoiser returns a variance in a second half of its channels."""
+        """True if the denoiser returns a variance in a second half of its channels."""
         return self.variance == "learned_range"
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:

@@ -64,12 +64,12 @@ class Plan:
 
     @property
     def single(self) -> bool:
-        """Whether every row is independent of the rows before it."""
+        """True if every row is independent of the rows before it."""
         return not any(row.keep for row in self.rows)
 
     @property
     def kept(self) -> bool:
-        """Whether rows have a second sum."""
+        """True if rows have a second sum."""
         return any("kept" in row.keep for row in self.rows)
 
     def table(self, device: torch.device | str = "cpu") -> Tensor:

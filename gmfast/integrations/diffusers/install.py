@@ -95,7 +95,7 @@ def find(scheduler_class):
 
 
 def is_accelerated(scheduler):
-    """Whether the scheduler has a rule's methods."""
+    """True if the scheduler has a rule's methods."""
     state = getattr(scheduler, "_gmfast", None)
     step = vars(scheduler).get("step")
     return state is not None and getattr(step, "__func__", None) is state.target.methods["step"]

@@ -1,4 +1,4 @@
-"""How the schedulers of one class step: the base classes of all rules, and the registry of them."""
+"""Base classes of the rules for schedulers' steps, and their registry."""
 
 import torch
 
@@ -25,7 +25,7 @@ EDM_SIGMAS = frozenset(
 
 
 class Rule:
-    """How the schedulers of one class step.
+    """Rule for the steps of one class of schedulers.
 
     A method with a name in `METHODS` takes the place of the scheduler's. It is called with the scheduler's
     `State`, the scheduler and the method's own arguments; where it returns NotImplemented, the scheduler's
@@ -131,7 +131,7 @@ def check_prediction(config, known):
 
 
 def fits_kernel(model_output, sample):
-    """Whether the kernel takes the pair; if not, the scheduler's own method computes it, or raises."""
+    """True if the kernel takes the pair; if not, the scheduler's own method computes it, or raises."""
     return (
         isinstance(model_output, torch.Tensor)
         and isinstance(sample, torch.Tensor)

@@ -30,7 +30,7 @@ _UNSCALED = (
 
 
 def is_index(timestep):
-    """Whether it is an integer: an index instead of a timestep, which diffusers refuses."""
+    """True for an integer: an index instead of a timestep, which diffusers refuses."""
     if isinstance(timestep, torch.Tensor):
         return timestep.dtype in (torch.int32, torch.int64)
     return isinstance(timestep, int)

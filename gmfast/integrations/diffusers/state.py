@@ -4,7 +4,7 @@ import torch
 
 
 def on_host(tensor):
-    """Whether reading a number of the tensor needs no device synchronisation."""
+    """True if reading a number of the tensor needs no device synchronisation."""
     return tensor.device.type == "cpu"
 
 
@@ -110,7 +110,7 @@ class State:
         return numbers
 
     def _known(self, name, tensor):
-        """Whether the list read before is still right; inference tensors on a device count as unchanged."""
+        """True if the list read before is still right; inference tensors on a device count as unchanged."""
         kept = self._numbers.get(name)
         if kept is None or kept[0] is not tensor:
             return False

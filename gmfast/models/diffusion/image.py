@@ -68,6 +68,8 @@ class ImageDiffusion(Guided, Model):
         Raises:
             TypeError: For a name in `network` that is no field of `UNetConfig`.
         """
+        for name in network.keys() - self._network_options().keys():
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
         return UNet(
             self.image_shape,
             out_channels or self.image_shape[0],
