@@ -62,7 +62,7 @@ class KeyedNoise:
 
 
 def _on_cpu(generator):
-    """True for what `_draw_on_cpu` takes: None, a generator on the CPU, or a list of such generators."""
+    """True for None, a generator on the CPU, or a list of several such generators."""
     if isinstance(generator, list):
         return len(generator) > 1 and all(isinstance(g, torch.Generator) and _on_cpu(g) for g in generator)
     return generator is None or (isinstance(generator, torch.Generator) and generator.device.type == "cpu")
