@@ -1,10 +1,151 @@
-"""The form that all data have in memory."""
+"""Data of every modality: splits that are indexed one sample or one batch at a time, and the pair of them."""
 
+import itertools
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
+import torch.utils.data
 from torch import Tensor
+
+#: Elements of the batches that statistics are computed in.
+CHUNK = 2**22
+
+#: Samples of a stream, which has no end, that statistics are computed from.
+STREAM_SAMPLES = 2**14
+
+
+class Samples(NamedTuple):
+    """A batch in the data's own units.
+
+    Attributes:
+        x: `(B, *S)`: levels (uint8 or int32), token indices or real numbers.
+        label: Class indices, int64 `(B,)`, or None.
+    """
+
+    x: Tensor
+    label: Tensor | None = None
+
+
+class Split(torch.utils.data.Dataset, ABC):
+    """Training or held-out samples that are read when they are indexed.
+
+    `split[i]` is a pair of a tensor and a class index or None. A DataLoader's fetcher asks `__getitems__` for
+    whole batches: give it `collate_fn=lambda samples: samples` or any function of `Samples`. A split can be
+    pickled, for workers.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Class indices of all samples, int64 `(N,)`, or None if they are not known without decoding."""
+        return None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> Samples:
+        """Read a batch."""
+        return stack([self[index] for index in indices])
+
+    def batches(self, size: int | None = None) -> Iterator[Samples]:
+        """Read all samples in their order, `size` at a time or as many as have four million elements."""
+        size = size or max(1, CHUNK // math.prod(self.shape))
+        for start in range(0, len(self), size):
+            yield self.__getitems__(range(start, min(start + size, len(self))))
+
+
+class TensorSplit(Split):
+    """Samples in memory.
+
+    Args:
+        x: Samples `(N, *S)`.
+        labels: Class indices, int64 `(N,)`, or None.
+    """
+
+    def __init__(self, x: Tensor, labels: Tensor | None = None):
+        self.x, self._labels = x, labels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Class indices of all samples, int64 `(N,)`, or None."""
+        return self._labels
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        return self.x[index], None if self._labels is None else int(self._labels[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Samples:
+        """Read a batch; a range of step 1 is a view."""
+        if isinstance(indices, range) and indices.step == 1:
+            chosen = slice(indices.start, indices.stop)
+        else:
+            chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return Samples(self.x[chosen], None if self._labels is None else self._labels[chosen])
+
+
+class Subset(Split):
+    """Some samples of another split.
+
+    Args:
+        source: The other split.
+        positions: Indices into it, int64 `(N,)`.
+    """
+
+    def __init__(self, source: Split, positions: Tensor):
+        self.source, self.positions = source, positions
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.source.shape
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Class indices of all samples, int64 `(N,)`, or None if they are not known without decoding."""
+        labels = self.source.labels
+        return None if labels is None else labels[self.positions]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        return self.source[int(self.positions[index])]
+
+    def __getitems__(self, indices: Sequence[int]) -> Samples:
+        """Read a batch."""
+        return self.source.__getitems__(self.positions[torch.as_tensor(indices, dtype=torch.int64)].tolist())
+
+
+def stack(pairs: Sequence[tuple[Tensor, int | None]]) -> Samples:
+    """Stack samples to a batch, which has labels if each of them has one."""
+    labels = [label for _, label in pairs]
+    label = None if None in labels else torch.tensor(labels, dtype=torch.int64)
+    return Samples(torch.stack([x for x, _ in pairs]), label)
+
+
+def every_tenth(count: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training and of the held-out samples where every tenth is held out."""
+    held = torch.arange(count) % 10 == 9
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -14,30 +155,43 @@ class Dataset:
     Attributes:
         name: Name for messages.
         train: Images, uint8 `(N, C, H, W)`, or clips of sound, uint8 or int32 `(N, 1, T)`, with values below
-            `num_levels`; or vectors, float32 `(N, D)` in their own units.
-        heldout: Held-out samples, likewise.
-        train_labels: Class indices, int64 `(N,)`, or None.
+            `num_levels`; or vectors, float32 `(N, D)` in their own units; or a `Split` that reads such
+            samples when it is indexed; or a `torch.utils.data.IterableDataset`, a stream.
+        heldout: Held-out samples, likewise; None if there are none.
+        train_labels: Class indices, int64 `(N,)`, or None. A split's own by default.
         heldout_labels: Class indices of the held-out samples.
-        num_levels: Number of values of an element; None for vectors of real numbers.
+        num_levels: Number of values of an element; None for real numbers.
         rate: Sample rate of sound, in Hz; None for other data.
         columns: Names of the vectors' elements, where the data have them.
+        modality: Kind of data: "images", "sound", "vectors" or another that a model takes, such as "text". By
+            default vectors without `num_levels`, sound with a `rate`, else images.
+        classes: Names of the classes, where the data have them.
+        skipped: Names of files that could not be read and were left out.
+        convert: For a stream: the function from one of its items to a pair of a tensor and a class index or
+            None.
     """
 
     name: str
-    train: Tensor
-    heldout: Tensor
+    train: Tensor | Split | torch.utils.data.IterableDataset
+    heldout: Tensor | Split | None
     train_labels: Tensor | None = None
     heldout_labels: Tensor | None = None
     num_levels: int | None = 256
     rate: int | None = None
     columns: tuple[str, ...] | None = None
+    modality: str | None = None
+    classes: tuple[str, ...] | None = None
+    skipped: tuple[str, ...] = ()
+    convert: Callable[[Any], tuple[Tensor, int | None]] | None = None
 
-    @property
-    def modality(self) -> str:
-        """Kind of data: "images", "sound" or "vectors"."""
-        if self.real_valued:
-            return "vectors"
-        return "images" if self.rate is None else "sound"
+    def __post_init__(self):
+        if self.modality is None:
+            modality = "images" if self.rate is None else "sound"
+            object.__setattr__(self, "modality", "vectors" if self.real_valued else modality)
+        for name in ("train", "heldout"):
+            split = getattr(self, name)
+            if isinstance(split, Split) and getattr(self, f"{name}_labels") is None:
+                object.__setattr__(self, f"{name}_labels", split.labels)
 
     @property
     def real_valued(self) -> bool:
@@ -45,29 +199,68 @@ class Dataset:
         return self.num_levels is None
 
     @property
-    def items(self) -> str:
-        """Name of the items for messages: images, clips or vectors."""
-        return "clips" if self.modality == "sound" else self.modality
+    def streamed(self) -> bool:
+        """True if the training samples are a stream, which cannot be indexed."""
+        return not isinstance(self.train, Tensor | Split)
 
     @property
+    def items(self) -> str:
+        """Name of the items for messages: images, clips, vectors or samples."""
+        return {"sound": "clips", "images": "images", "vectors": "vectors"}.get(self.modality, "samples")
+
+    @cached_property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one sample: `(C, H, W)`, `(1, T)` or `(D,)`."""
-        return tuple(self.train.shape[1:])
+        if self.streamed:
+            return tuple(self.convert(next(iter(self.train)))[0].shape)
+        return self.split("train").shape
 
-    @property
+    @cached_property
     def mean(self) -> Tensor:
         """Per-feature mean over the training vectors, shape `(D,)`."""
-        return self.train.double().mean(0).float()
+        return self._moments[0].float()
 
-    @property
+    @cached_property
     def std(self) -> Tensor:
         """Per-feature standard deviation over the training vectors, shape `(D,)`."""
-        return self.train.double().std(0, correction=0).float()
+        return self._moments[1].float()
 
-    @property
+    @cached_property
     def num_labels(self) -> int | None:
-        """Number of classes, or None."""
-        return None if self.train_labels is None else int(self.train_labels.max()) + 1
+        """Number of classes, or None. Labels that only decoding shows are read once, all of them."""
+        if self.classes is not None:
+            return len(self.classes)
+        if self.train_labels is not None:
+            return int(self.train_labels.max()) + 1
+        if not isinstance(self.train, Split) or self.train[0][1] is None:
+            return None
+        return 1 + int(self._labels["train"].max())
+
+    def split(self, name: str) -> Split:
+        """Split `name`, "train" or "heldout".
+
+        Raises:
+            ValueError: For another name, data without held-out samples, and a stream.
+        """
+        if name not in ("train", "heldout"):
+            raise ValueError(f"split: expected 'train' or 'heldout', got {name!r}")
+        samples = getattr(self, name)
+        if isinstance(samples, Tensor):
+            return TensorSplit(samples, getattr(self, f"{name}_labels"))
+        if samples is None:
+            raise ValueError(f"data: expected held-out samples, but {self.name} has none")
+        if not isinstance(samples, Split):
+            raise ValueError(f"data: expected samples that can be indexed, but {self.name} is a stream")
+        return samples
+
+    def as_input(self, x: Tensor) -> Tensor:
+        """Map samples to what models take.
+
+        Levels of images and sound become float32 in [-1, 1], tokens of text int64, and real numbers float32.
+        """
+        if self.modality in ("images", "sound"):
+            return to_unit(x, self.num_levels)
+        return x.float() if self.real_valued else x.long()
 
     def gaussian_bits_per_dim(self) -> float:
         """Held-out bits per dimension of a Gaussian with the training vectors' mean and full covariance.
@@ -75,15 +268,21 @@ class Dataset:
         The density is that of the data's units. Each variance is raised by a millionth of itself, so that the
         covariance is not singular.
         """
-        train, heldout = self.train.double(), self.heldout.double()
-        mean, std = train.mean(0), train.std(0, correction=0)
-        train, heldout = (train - mean) / std, (heldout - mean) / std
-        size = train.shape[1]
-        covariance = train.t() @ train / len(train) + 1e-6 * torch.eye(size, dtype=torch.float64)
+        mean, std = self._moments
+        size = len(mean)
+        covariance, count = torch.zeros(size, size, dtype=torch.float64), 0
+        for x in self._batches("train"):
+            x = (x.double() - mean) / std
+            covariance += x.t() @ x
+            count += len(x)
+        covariance = covariance / count + 1e-6 * torch.eye(size, dtype=torch.float64)
         factor = torch.linalg.cholesky(covariance)
-        z = torch.linalg.solve_triangular(factor, heldout.t(), upper=False)
         log_det = factor.diagonal().log().sum() + std.log().sum()
-        nats = 0.5 * z.square().sum(0).mean() + log_det + size / 2 * math.log(2 * math.pi)
+        total, heldout = 0.0, self.split("heldout")
+        for x in self._batches("heldout"):
+            z = torch.linalg.solve_triangular(factor, ((x.double() - mean) / std).t(), upper=False)
+            total += z.square().sum().item()
+        nats = 0.5 * total / len(heldout) + log_det + size / 2 * math.log(2 * math.pi)
         return nats.item() / (size * math.log(2))
 
     def histogram_bits_per_dim(self, conditional: bool = False) -> float:
@@ -92,21 +291,55 @@ class Dataset:
         They are counted on the training images, for each class if `conditional`, and one is added to each.
         The samples of sound, which is stationary, share one distribution.
         """
-        size, levels = self.train[0].numel(), self.num_levels
+        size, levels = math.prod(self.image_shape), self.num_levels
         cells = size if self.rate is None else 1
         cell = torch.arange(size) % cells * levels
-        total = 0.0
+        total, heldout = 0.0, self.split("heldout")
         for label in range(self.num_labels) if conditional else [None]:
-            train, heldout = (
-                images.flatten(1) if label is None else images[labels == label].flatten(1)
-                for images, labels in ((self.train, self.train_labels), (self.heldout, self.heldout_labels))
-            )
             counts = torch.ones(cells * levels, dtype=torch.int64)
-            for images in train.split(1024):
-                counts += torch.bincount((images + cell).flatten(), minlength=len(counts))
-            bits = -torch.log2(counts / (len(train) * size // cells + levels))
-            total += bits[heldout + cell].double().sum().item()
-        return total / self.heldout.numel()
+            for x in self._batches("train", label):
+                counts += torch.bincount((x.flatten(1) + cell).flatten(), minlength=len(counts))
+            # Each cell has counted the same number of levels.
+            bits = -torch.log2(counts.double() * cells / counts.sum())
+            for x in self._batches("heldout", label):
+                total += bits[x.flatten(1) + cell].sum().item()
+        return total / (len(heldout) * size)
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the training vectors, float64."""
+        total, count = 0, 0
+        for x in self._batches("train"):
+            total = total + x.double().sum(0)
+            count += len(x)
+        mean = total / count
+        squares = sum((x.double() - mean).square().sum(0) for x in self._batches("train"))
+        return mean, (squares / count).sqrt()
+
+    def _batches(self, name: str, label: int | None = None) -> Iterator[Tensor]:
+        """Batches of a split, or of the first samples of a stream; of one class if `label` is given."""
+        if name == "train" and self.streamed:
+            items = itertools.islice(self.train, STREAM_SAMPLES)
+            size = max(1, CHUNK // math.prod(self.image_shape))
+            while pairs := [self.convert(item) for item in itertools.islice(items, size)]:
+                batch = stack(pairs)
+                yield batch.x if label is None else batch.x[batch.label == label]
+            return
+        split = self.split(name)
+        if label is not None:
+            split = Subset(split, (self._labels[name] == label).nonzero()[:, 0])
+        for batch in split.batches():
+            yield batch.x
+
+    @cached_property
+    def _labels(self) -> dict[str, Tensor]:
+        """Class indices of the splits; those that only decoding shows are read."""
+        return {
+            name: torch.cat([batch.label for batch in self.split(name).batches()])
+            if getattr(self, f"{name}_labels") is None
+            else getattr(self, f"{name}_labels")
+            for name in ("train", "heldout")
+        }
 
 
 def to_unit(images: Tensor, num_levels: int | None) -> Tensor:
