@@ -30,7 +30,7 @@ def main() -> None:
             raise
         if error.name == "pyo":  # which no extra brings where it has no wheel
             _fail(str(error))
-        extra = "audio" if error.name == "soundfile" else "train"
+        extra = {"soundfile": "audio", "datasets": "data"}.get(error.name, "train")
         _fail(f"{error.name} is missing: pip install 'gmfast[{extra}]' brings it")
     except (ValueError, OSError, FloatingPointError) as error:
         _fail(str(error))

@@ -230,7 +230,7 @@ def test_missing_data(tmp_path):
         load(tmp_path)
     (tmp_path / "x.xyz").write_text("1,2")
     with pytest.raises(
-        ValueError, match=r"data: expected a folder, sound, an .npz or .csv file or .* got .*x.xyz"
+        ValueError, match=r"data: expected a folder, sound, an .npz, .npy, .csv, .* or .* got .*x.xyz"
     ):
         load(tmp_path / "x.xyz")
 

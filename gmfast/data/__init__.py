@@ -3,11 +3,12 @@
 `load` returns a `Dataset`; `to_unit` and `from_unit` map between its integers and the [-1, 1] of the models.
 """
 
-from .dataset import Dataset, Samples, Split, TensorSplit, from_unit, to_unit
+from .dataset import Dataset, from_unit, to_unit
 from .decoding import ImageDecoder
 from .images import IMAGE_SUFFIXES
 from .load import BUILT_IN, load
 from .sound import RECORDINGS
+from .splits import Samples, Split, TensorSplit
 from .vectors import TABLES, TOYS
 from .wrapping import convert, wrap
 

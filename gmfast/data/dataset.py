@@ -1,151 +1,20 @@
-"""Data of every modality: splits that are indexed one sample or one batch at a time, and the pair of them."""
+"""Training and held-out data of one modality."""
 
 import itertools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.utils.data
 from torch import Tensor
 
-#: Elements of the batches that statistics are computed in.
-CHUNK = 2**22
+from .splits import CHUNK, Split, Subset, TensorSplit, stack
 
 #: Samples of a stream, which has no end, that statistics are computed from.
 STREAM_SAMPLES = 2**14
-
-
-class Samples(NamedTuple):
-    """A batch in the data's own units.
-
-    Attributes:
-        x: `(B, *S)`: levels (uint8 or int32), token indices or real numbers.
-        label: Class indices, int64 `(B,)`, or None.
-    """
-
-    x: Tensor
-    label: Tensor | None = None
-
-
-class Split(torch.utils.data.Dataset, ABC):
-    """Training or held-out samples that are read when they are indexed.
-
-    `split[i]` is a pair of a tensor and a class index or None. A DataLoader's fetcher asks `__getitems__` for
-    whole batches: give it `collate_fn=lambda samples: samples` or any function of `Samples`. A split can be
-    pickled, for workers.
-    """
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Class indices of all samples, int64 `(N,)`, or None if they are not known without decoding."""
-        return None
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]: ...
-
-    def __getitems__(self, indices: Sequence[int]) -> Samples:
-        """Read a batch."""
-        return stack([self[index] for index in indices])
-
-    def batches(self, size: int | None = None) -> Iterator[Samples]:
-        """Read all samples in their order, `size` at a time or as many as have four million elements."""
-        size = size or max(1, CHUNK // math.prod(self.shape))
-        for start in range(0, len(self), size):
-            yield self.__getitems__(range(start, min(start + size, len(self))))
-
-
-class TensorSplit(Split):
-    """Samples in memory.
-
-    Args:
-        x: Samples `(N, *S)`.
-        labels: Class indices, int64 `(N,)`, or None.
-    """
-
-    def __init__(self, x: Tensor, labels: Tensor | None = None):
-        self.x, self._labels = x, labels
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return tuple(self.x.shape[1:])
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Class indices of all samples, int64 `(N,)`, or None."""
-        return self._labels
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        return self.x[index], None if self._labels is None else int(self._labels[index])
-
-    def __getitems__(self, indices: Sequence[int]) -> Samples:
-        """Read a batch; a range of step 1 is a view."""
-        if isinstance(indices, range) and indices.step == 1:
-            chosen = slice(indices.start, indices.stop)
-        else:
-            chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return Samples(self.x[chosen], None if self._labels is None else self._labels[chosen])
-
-
-class Subset(Split):
-    """Some samples of another split.
-
-    Args:
-        source: The other split.
-        positions: Indices into it, int64 `(N,)`.
-    """
-
-    def __init__(self, source: Split, positions: Tensor):
-        self.source, self.positions = source, positions
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self.source.shape
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Class indices of all samples, int64 `(N,)`, or None if they are not known without decoding."""
-        labels = self.source.labels
-        return None if labels is None else labels[self.positions]
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        return self.source[int(self.positions[index])]
-
-    def __getitems__(self, indices: Sequence[int]) -> Samples:
-        """Read a batch."""
-        return self.source.__getitems__(self.positions[torch.as_tensor(indices, dtype=torch.int64)].tolist())
-
-
-def stack(pairs: Sequence[tuple[Tensor, int | None]]) -> Samples:
-    """Stack samples to a batch, which has labels if each of them has one."""
-    labels = [label for _, label in pairs]
-    label = None if None in labels else torch.tensor(labels, dtype=torch.int64)
-    return Samples(torch.stack([x for x, _ in pairs]), label)
-
-
-def every_tenth(count: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training and of the held-out samples where every tenth is held out."""
-    held = torch.arange(count) % 10 == 9
-    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
 @dataclass(frozen=True)

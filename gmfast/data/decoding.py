@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,16 +119,37 @@ class ImageDecoder:
             raise ValueError(f"alpha: expected opaque images, or white or black to compose over, got {name}")
 
 
-def is_gray(image: "Image") -> bool:
-    """True if an image has no colours: by its mode, or by its palette."""
-    if image.mode in ("P", "PA"):
-        palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
-        return bool((palette == palette[:, :1]).all())
-    return image.mode in GRAY or image.mode.startswith("I;16")
+def is_gray(source: Any) -> bool:
+    """True if an image has no colours, by its mode or its palette, or if it cannot be read.
+
+    Args:
+        source: As `ImageDecoder` takes it.
+    """
+    from PIL import Image
+
+    try:
+        source, name = _source(source)
+        with nullcontext(source) if isinstance(source, Image.Image) else _open(source, name) as image:
+            if image.mode not in ("P", "PA"):
+                return image.mode in GRAY or image.mode.startswith("I;16")
+            with _naming(name):
+                palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
+            return bool((palette == palette[:, :1]).all())
+    except ValueError:
+        return True
 
 
-def _load(source: Any) -> tuple["Image", str]:
-    """An image, turned as EXIF states, and its name for messages."""
+def check_header(file: str) -> None:
+    """Read the first bytes of an image file.
+
+    Raises:
+        ValueError: If they are not an image's, naming the file.
+    """
+    _open(file, file).close()
+
+
+def _source(source: Any) -> tuple[Any, str]:
+    """What Pillow opens, or an image, and its name for messages."""
     from PIL import Image
 
     name = "an image"
@@ -140,19 +162,36 @@ def _load(source: Any) -> tuple["Image", str]:
         source = io.BytesIO(source)
     elif not isinstance(source, Image.Image):
         raise TypeError(f"data: expected an image, an array or a tensor, got {type(source).__name__}")
+    return source, name
+
+
+def _load(source: Any) -> tuple["Image", str]:
+    """An image, turned as EXIF states, and its name for messages."""
+    from PIL import Image, ImageOps
+
+    source, name = _source(source)
+    with nullcontext(source) if isinstance(source, Image.Image) else _open(source, name) as image:
+        with _naming(name):
+            image.load()
+            turned = ImageOps.exif_transpose(image)
+        turned.format = image.format
+        return turned, name
+
+
+def _open(source: Any, name: str) -> "Image":
+    from PIL import Image
+
+    with _naming(name):
+        return Image.open(source)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turn what Pillow raises, of any kind for damaged files, into a sentence that names the file."""
+    from PIL import UnidentifiedImageError
+
     try:
-        if isinstance(source, Image.Image):
-            return _turned(source), getattr(source, "filename", "") or name
-        with Image.open(source) as image:
-            return _turned(image), name
-    except Exception as error:  # of any kind: Pillow's decoders raise what damaged files lead them to
-        raise ValueError(f"data: expected an image, got {name} ({error})") from None
-
-
-def _turned(image: "Image") -> "Image":
-    from PIL import ImageOps
-
-    image.load()
-    form, turned = image.format, ImageOps.exif_transpose(image)
-    turned.format = form
-    return turned
+        yield
+    except Exception as error:
+        known = "no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"data: expected an image, got {name} ({known})") from None

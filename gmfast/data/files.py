@@ -222,8 +222,3 @@ def _write(cache: str, names: Names, folders: Names, times: np.ndarray, started:
     except OSError:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-
-
-def files_below(path: Path, suffixes: set[str]) -> list[Path]:
-    """Files in a folder and below whose suffix is one of `suffixes`, sorted; hidden files are left out."""
-    return [Path(file) for file in index_files(path, suffixes)]

@@ -1,18 +1,36 @@
-"""Images: digits and photographs that scikit-learn ships, folders of image files, MNIST and CIFAR-10."""
+"""Images: digits and photographs that scikit-learn ships, and folders of image files."""
 
-import gzip
-import io
-import pickle
-import tarfile
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .dataset import Dataset
-from .files import files_below
+from .decoding import ImageDecoder, check_header, is_gray
+from .files import FileIndex, layout
+from .splits import Split, every_tenth
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".pnm",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+}
+
+#: Images that are looked at to know if a folder's are grey, spread evenly over it.
+LOOKED_AT = 256
 
 
 def digits(name: str) -> Dataset:
@@ -49,106 +67,88 @@ def photos(size: int, train_crops: int = 8192) -> Dataset:
     return Dataset("photos", torch.stack(train), torch.cat(heldout))
 
 
-def image_folder(path: Path, size: int) -> Dataset:
-    """Images in a folder and below, shrunk and cropped at the centre; every tenth is held out."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+class FolderSplit(Split):
+    """Image files, decoded when they are indexed.
 
-    files = files_below(path, IMAGE_SUFFIXES)
-    if len(files) < 10:
-        raise ValueError(
-            f"data: expected CIFAR-10, MNIST or at least 10 images ({', '.join(sorted(IMAGE_SUFFIXES))}) "
-            f"in {path.absolute()}, found {len(files)} images"
-        )
-    images = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"data: expected an image, got {file} ({error})") from None
-        images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-    images = torch.stack(images)
-    held = torch.arange(len(images)) % 10 == 9
-    return Dataset(path.name, images[~held], images[held])
-
-
-def mnist(path: Path, files: dict) -> Dataset:
-    """MNIST in its original idx files, by name a function that reads each; its test set is held out."""
-
-    def idx(name):
-        for candidate in (name, f"{name}.gz"):
-            if candidate in files:
-                break
-        else:
-            raise FileNotFoundError(
-                f"data: expected MNIST's {name}[.gz] in {path.absolute()}, found {sorted(files)}"
-            )
-        try:
-            content = files[candidate]()
-            content = gzip.decompress(content) if candidate.endswith(".gz") else content
-            # Magic number: two zeros, 8 for unsigned bytes, the number of dimensions; then big-endian sizes.
-            ndim = {b"\0\0\x08\x01": 1, b"\0\0\x08\x03": 3}[content[:4]]
-            shape = np.frombuffer(content, ">i4", ndim, offset=4)
-            return torch.from_numpy(
-                np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()
-            )
-        except (OSError, EOFError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"data: expected an idx file of bytes, got {path / candidate} ({error})"
-            ) from None
-
-    train, heldout = idx("train-images-idx3-ubyte")[:, None], idx("t10k-images-idx3-ubyte")[:, None]
-    labels = [idx(f"{split}-labels-idx1-ubyte").long() for split in ("train", "t10k")]
-    return Dataset("mnist", train, heldout, *labels)
-
-
-def cifar10(path: Path, files: dict) -> Dataset:
-    """CIFAR-10, Python version, by name a function that reads each batch; its test set is held out."""
-
-    def batch(name):
-        if name not in files:
-            raise FileNotFoundError(
-                f"data: expected CIFAR-10's {name} in {path.absolute()}, found {sorted(files)}"
-            )
-        try:
-            content = _ArraysOnly(io.BytesIO(files[name]()), encoding="bytes").load()
-            images = torch.from_numpy(content[b"data"].reshape(-1, 3, 32, 32).copy())
-            return images, torch.tensor(content[b"labels"])
-        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"data: expected a batch of CIFAR-10, got {path / name} ({error})") from None
-
-    images, labels = zip(*(batch(f"data_batch_{i}") for i in range(1, 6)), strict=True)
-    heldout, heldout_labels = batch("test_batch")
-    return Dataset("cifar10", torch.cat(images), heldout, torch.cat(labels), heldout_labels)
-
-
-def tar_files(path: Path) -> dict:
-    """Files of a tar archive by their base names, each a function that reads it."""
-    try:
-        with tarfile.open(path) as archive:
-            contents = {
-                Path(member.name).name: archive.extractfile(member).read()
-                for member in archive
-                if member.isfile()
-            }
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"data: expected CIFAR-10's .tar.gz, got {path} ({error})") from None
-    return {name: lambda content=content: content for name, content in contents.items()}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickler of NumPy arrays alone.
-
-    CIFAR-10 is distributed as pickles; anything else in one is refused, so that a file from elsewhere runs no
-    code.
+    Args:
+        index: The files.
+        labels: Class index of each, int64 `(N,)`, or None.
+        decoder: Decodes a file.
+        shape: What it decodes to: `(C, size, size)`.
     """
 
-    def find_class(self, module, name):
-        if (module.split(".")[0], name) in {
-            ("numpy", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+    def __init__(
+        self, index: FileIndex, labels: Tensor | None, decoder: ImageDecoder, shape: tuple[int, ...]
+    ):
+        self.index, self._labels, self.decoder, self._shape = index, labels, decoder, shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self._shape
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Class indices of all samples, int64 `(N,)`, or None."""
+        return self._labels
+
+    def take(self, positions: Tensor) -> "FolderSplit":
+        """The files at `positions`."""
+        labels = None if self._labels is None else self._labels[positions]
+        return FolderSplit(self.index.take(positions), labels, self.decoder, self._shape)
+
+    def describe(self, index: int) -> str:
+        """Path of a file."""
+        return self.index[index]
+
+    def check(self, index: int) -> None:
+        """Read the first bytes of a file; ValueError if they are not an image's."""
+        check_header(self.index[index])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        x = self.decoder(self.index[index])
+        if x.shape != self._shape:
+            raise ValueError(
+                f"grayscale: expected True or False, because {self.index[index]} has colours, and the others "
+                "seem to have none"
+            )
+        return x, None if self._labels is None else int(self._labels[index])
+
+
+def image_folder(index: FileIndex, name: str, decoder: ImageDecoder) -> Dataset:
+    """Image files, decoded lazily, with the splits and classes of `layout` or else every tenth held out.
+
+    Args:
+        index: The files.
+        name: Name of the data.
+        decoder: Decodes them. If its `grayscale` is None, the images have one channel if `look_gray`.
+    """
+    if len(index) < 10:
+        raise ValueError(
+            f"data: expected CIFAR-10, MNIST or at least 10 images ({', '.join(sorted(IMAGE_SUFFIXES))}) "
+            f"in {index.root}, found {len(index)} images"
+        )
+    splits = layout(index)
+    parts = every_tenth(len(index)) if splits.train is None else map(torch.from_numpy, splits[:2])
+    labels = None if splits.labels is None else torch.from_numpy(splits.labels)
+    decoder, channels = chosen_gray(decoder, index.__getitem__, len(index))
+    split = FolderSplit(index, labels, decoder, (channels, decoder.size, decoder.size))
+    train, heldout = (split.take(part) for part in parts)
+    return Dataset(name, train, heldout, classes=splits.classes)
+
+
+def chosen_gray(decoder: ImageDecoder, source: Callable[[int], Any], count: int) -> tuple[ImageDecoder, int]:
+    """A decoder to one number of channels, and that number.
+
+    If the decoder's `grayscale` is None, images have one channel if none of 256 of them, spread evenly over
+    the `count` that `source` gives, has colours. The decoder then still gives three for one with colours.
+    """
+    if decoder.grayscale is None:
+        positions = {i * (count - 1) // max(1, LOOKED_AT - 1) for i in range(LOOKED_AT)}
+        if all(is_gray(source(position)) for position in sorted(positions)):
+            return decoder, 1
+        decoder = replace(decoder, grayscale=False)
+    return decoder, 1 if decoder.grayscale else 3

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from .dataset import Dataset
 
 #: Densities in the plane.
 TOYS = ("moons", "circles", "swiss-roll", "checkerboard", "gaussians", "spirals")
+
+#: How tables mark a missing value, in lower case.
+MISSING = {"", "-", "?", "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil", "missing"}
 
 #: scikit-learn's tables of measurements that come with it.
 TABLES = ("wine", "breast-cancer", "diabetes")
@@ -60,16 +64,12 @@ def csv_file(path: Path) -> Dataset:
     names, rows = None, []
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
-        for cells in reader:
+        for cells in _lines(reader, path):
             cells = [cell.strip() for cell in cells]
             if cells in ([], [""]):
                 continue
             numbers = [_number(cell) for cell in cells]
-            if (
-                not rows
-                and names is None
-                and any(cell and number is None for cell, number in zip(cells, numbers, strict=True))
-            ):
+            if not rows and names is None and _is_header(cells):
                 names = tuple(cells)
                 continue
             line, expected = f"line {reader.line_num} of {path}", len(names or (rows or [cells])[0])
@@ -87,6 +87,20 @@ def csv_file(path: Path) -> Dataset:
     return _vectors(path.stem, np.array(rows), columns=names)
 
 
+def _lines(reader: "csv.Reader", path: Path) -> Iterator[list[str]]:
+    """Lines of a .csv file; what is no such file is named."""
+    try:
+        yield from reader
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"data: expected a .csv file in UTF-8, got {path} ({error})") from None
+
+
+def _is_header(cells: list[str]) -> bool:
+    """True if no cell is a number, and some are more than marks of missing values, which data may have."""
+    names = [cell for cell in cells if cell.lower() not in MISSING]
+    return bool(names) and all(_number(cell) is None for cell in cells)
+
+
 def _vectors(
     name: str, x: np.ndarray, labels: np.ndarray | None = None, columns: tuple[str, ...] | None = None
 ) -> Dataset:
@@ -100,10 +114,22 @@ def _vectors(
     return checked(Dataset(name, train, heldout, *labels, num_levels=None, columns=columns))
 
 
+def table_of(
+    name: str, parts: list[tuple[np.ndarray, np.ndarray | None]], columns: tuple[str, ...]
+) -> Dataset:
+    """Vectors `(N, D)` with labels or without: one table, of which a fifth is held out, or two splits."""
+    if len(parts) == 1:
+        return _vectors(name, *parts[0], columns=columns)
+    samples = [torch.from_numpy(x.astype(np.float32)) for x, _ in parts]
+    labels = [None if y is None else torch.from_numpy(y.astype(np.int64)) for _, y in parts]
+    return checked(Dataset(name, *samples, *labels, num_levels=None, columns=columns))
+
+
 def checked(dataset: Dataset) -> Dataset:
     """Return the data set, or raise ValueError for vectors that are not finite or have no density."""
-    for split in (dataset.train, dataset.heldout):
-        if not len(split) or not split.isfinite().all():
+    for name in ("train", "heldout"):
+        split = dataset.split(name)
+        if not len(split) or not all(batch.x.isfinite().all() for batch in split.batches()):
             raise ValueError(f"data: expected finite numbers in {dataset.name}, training and held out")
     for column, std in enumerate(dataset.std.tolist()):
         if not std > 1e-6 * dataset.mean[column].abs():

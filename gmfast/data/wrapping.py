@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import Dataset, Samples, Split, Subset, every_tenth, stack
+from .dataset import Dataset
+from .decoding import ImageDecoder
+from .splits import Samples, Split, Subset, every_tenth, stack
 
 #: Keys that an item's sample and its label may have, in the order in which they are tried.
 SAMPLE_KEYS = ("image", "img", "pixel_values", "x", "audio", "input_ids")
@@ -20,13 +22,14 @@ LABEL_KEYS = ("label", "labels", "y", "class", "cls")
 SLACK = 1e-4
 
 
-def convert(item: Any, *, decoder: Any = None) -> tuple[Tensor, int | None]:
+def convert(item: Any, *, decoder: ImageDecoder | None = None) -> tuple[Tensor, int | None]:
     """Convert an item of a data set to a tensor and a class index, or None without one.
 
     Args:
         item: A tensor, a NumPy array or a PIL image; or a pair of such a sample and a label; or a mapping
             with one of `SAMPLE_KEYS` and perhaps one of `LABEL_KEYS`. Tensors have channels first, arrays
-            `(H, W, C)` or `(C, H, W)`. A label that is no integer, such as a vector of attributes, is none.
+            `(H, W, C)` or `(C, H, W)`. A label that is no class index, such as -1
+            or a vector of attributes, is none.
         decoder: `ImageDecoder` of PIL images and of encoded ones; by default one that leaves their size.
 
     Returns:
@@ -39,7 +42,7 @@ def convert(item: Any, *, decoder: Any = None) -> tuple[Tensor, int | None]:
     x = _tensor(sample, decoder)
     if isinstance(label, np.ndarray | Tensor | np.generic):
         label = label.item() if label.ndim == 0 or label.shape == (1,) else None
-    return x, int(label) if isinstance(label, int) else None
+    return x, int(label) if isinstance(label, int) and label >= 0 else None
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -58,7 +61,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return item, None
 
 
-def _tensor(sample: Any, decoder: Any) -> Tensor:
+def _tensor(sample: Any, decoder: ImageDecoder | None) -> Tensor:
     """A sample as levels (uint8), integers (int64) or real numbers (float32)."""
     if isinstance(sample, Mapping) and "array" in sample:  # Hugging Face's sound
         sample = torch.as_tensor(np.asarray(sample["array"]))
@@ -69,8 +72,6 @@ def _tensor(sample: Any, decoder: Any) -> Tensor:
             sample = sample.transpose(2, 0, 1)
         sample = torch.from_numpy(np.array(sample, order="C"))
     elif not isinstance(sample, Tensor):
-        from .decoding import ImageDecoder
-
         return (decoder or ImageDecoder())(sample)
     if sample.dtype == torch.bool:
         return sample.to(torch.uint8)
@@ -95,7 +96,7 @@ class Converter:
     modality: str
     shape: tuple[int, ...]
     num_levels: int | None
-    decoder: Any = None
+    decoder: ImageDecoder | None = None
 
     def __call__(self, item: Any) -> tuple[Tensor, int | None]:
         """Convert an item.
@@ -106,7 +107,7 @@ class Converter:
         x, label = convert(item, decoder=self.decoder)
         x = shaped(x, self.modality)
         if tuple(x.shape) != self.shape:
-            advice = "; a decoder with a size makes them equal" if self.modality == "images" else ""
+            advice = "; an ImageDecoder with size and grayscale makes images equal"
             raise ValueError(
                 f"data: expected samples of one shape in {self.name}, got {self.shape} and {tuple(x.shape)}"
                 f"{advice}"
@@ -161,8 +162,18 @@ class WrappedSplit(Split):
     def __len__(self) -> int:
         return len(self.source)
 
+    def describe(self, index: int) -> str:
+        """Name of a sample for messages."""
+        return f"sample {index} of {self.converter.name}"
+
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        return self.converter(self.source[index])
+        return self._convert(self.source[index], index)
+
+    def _convert(self, item: Any, index: int) -> tuple[Tensor, int | None]:
+        try:
+            return self.converter(item)
+        except ValueError as error:
+            raise ValueError(f"{error} ({self.describe(index)})") from None
 
     def __getitems__(self, indices: Sequence[int]) -> Samples:
         """Read a batch, by the source's own `__getitems__` if it has one."""
@@ -170,7 +181,7 @@ class WrappedSplit(Split):
             items = self.source.__getitems__(list(indices))
         else:
             items = (self.source[index] for index in indices)
-        return stack([self.converter(item) for item in items])
+        return stack([self._convert(item, index) for item, index in zip(items, indices, strict=True)])
 
 
 def wrap(
@@ -181,7 +192,7 @@ def wrap(
     modality: str | None = None,
     num_levels: int | None = None,
     rate: int | None = None,
-    decoder: Any = None,
+    decoder: ImageDecoder | None = None,
 ) -> Dataset:
     """Wrap data of another library for training.
 
@@ -191,7 +202,8 @@ def wrap(
         heldout: Held-out samples, map-style. By default every tenth of `dataset`, or none of an iterable one.
         name: Name for messages; by default the class's.
         modality: "images", "sound", "vectors", "text" or another that a model takes. By default images for
-            two or three axes, sound with a `rate`, vectors for real numbers and text for integers along one axis.
+            two or three axes, sound with a `rate`, vectors for real numbers and text for integers along one
+            axis.
         num_levels: Number of values of an element: the size of the vocabulary for text; by default 256 for
             uint8.
         rate: Sample rate of sound, in Hz.
@@ -258,11 +270,7 @@ def wrap(
         return Dataset(name, source, held, convert=converter, **options)
     train = WrappedSplit(source, converter, _labels(source, converter))
     if held is None:
-        if count < 10:
-            kept, left = torch.arange(count - 1), torch.tensor([count - 1])
-        else:
-            kept, left = every_tenth(count)
-        train, held = Subset(train, kept), Subset(train, left)
+        train, held = (Subset(train, part) for part in every_tenth(count))
     return Dataset(name, train, held, **options)
 
 
@@ -300,7 +308,7 @@ def _labels(source: Any, converter: Converter) -> Tensor | None:
     fits = labels.shape == (len(source),) and not labels.is_floating_point()
     if not fits or labels[0].item() != converter(source[0])[1]:
         return None
-    return labels.long()
+    return labels.long() if (labels >= 0).all() else None
 
 
 def _classes(source: Any) -> tuple[str, ...] | None:
