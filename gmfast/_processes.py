@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._device import find_device
 
-#: Seconds after which a process that waits for the others gives up. The first process may draw samples meanwhile.
+#: Seconds after which a process that waits for the others gives up. The main one may draw samples meanwhile.
 TIMEOUT = 1800
 
 
@@ -76,7 +76,7 @@ class Processes:
                 tensor.copy_(held)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Rows `(n, ...)` of all processes, of which each may have another number, in the order of the ranks."""
+        """Rows `(n, ...)` of all processes in the order of the ranks; n may differ between them."""
         if self.count == 1:
             return tensor
         parts: list[Tensor | None] = [None] * self.count
@@ -87,6 +87,15 @@ class Processes:
         tensor = tensor.to(self.device)
         dist.all_reduce(tensor, op)
         return tensor.cpu()
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Rows `(n, ...)` of all processes of `torch.distributed`, n being the same in each."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
 
 
 def join(device: str | None = None) -> Processes:
@@ -104,9 +113,14 @@ def join(device: str | None = None) -> Processes:
         return Processes(0, 1, found)
     if found.index is not None:
         raise ValueError(f"device: expected a name without a number for several processes, got {device!r}")
-    from accelerate import PartialState
-
-    state = PartialState(cpu=found.type == "cpu", timeout=timedelta(seconds=TIMEOUT))
-    if state.device.type != found.type:
-        raise ValueError(f"device: expected {state.device.type}, as the processes began, got {found.type}")
-    return Processes(state.process_index, state.num_processes, state.device)
+    if found.type == "cuda":
+        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(found)
+    if not dist.is_initialized():
+        timeout = timedelta(seconds=TIMEOUT)
+        store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
+        # After an elastic restart the store may be the one of the processes that died, with their addresses.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"gmfast/{attempt}", store)
+        dist.init_process_group(store=store, rank=rank, world_size=count, timeout=timeout)
+    return Processes(dist.get_rank(), dist.get_world_size(), found)

@@ -39,9 +39,7 @@ def main() -> None:
     except RuntimeError as error:
         if not _of_another_process(error):
             raise
-        _fail(
-            "processes: expected every process of the job to go on, but another one has ended or cannot be reached"
-        )
+        _fail("processes: expected all of the job to go on, but another one has ended or cannot be reached")
 
 
 def _of_another_process(error: RuntimeError) -> bool:

@@ -14,8 +14,8 @@ Processes = Annotated[
     typer.Option(
         "--processes",
         min=1,
-        help="Processes that divide the work on this machine, each on a GPU of its own or all on the CPU. Over "
-        "several machines: torchrun ... -m gmfast ...",
+        help="Processes that divide the work on this machine, each on a GPU of its own or all on the CPU. "
+        "Over several machines: torchrun ... -m gmfast ...",
     ),
 ]
 
@@ -35,6 +35,7 @@ def launch(processes: int) -> bool:
     """
     if processes == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         return False
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -52,14 +53,16 @@ def launch(processes: int) -> bool:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "gmfast", *sys.argv[1:])
+    except SignalException as error:  # the processes have had it too, and time to save
+        raise typer.Exit(128 + int(error.sigval)) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if isinstance(failure.message, dict):  # left by `report`
             raise ValueError(failure.message["message"]) from None
         if failure.exitcode < 0:
             raise ValueError(
-                f"processes: expected all {processes} to end by themselves, but process {rank} was ended by signal "
-                f"{-failure.exitcode}; the others were stopped"
+                f"processes: expected all {processes} to end by themselves, but process {rank} was ended by "
+                f"signal {-failure.exitcode}; the others were stopped"
             ) from None
         raise typer.Exit(failure.exitcode) from None
     return True

@@ -14,7 +14,8 @@ def augment(
         flip: Whether each image is mirrored with probability 1/2.
         crop: Pixels by which each image is padded with its reflection, to be cropped to its size at random.
         seed: Seed of the draws, one for each image of the whole batch.
-        first: Number of the first image in the whole batch, of `total` images (default: B).
+        first: Number of the first image in the whole batch.
+        total: Number of images in the whole batch; by default B.
     """
     total = len(images) if total is None else total
     generator = torch.Generator().manual_seed(seed)

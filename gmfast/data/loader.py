@@ -66,8 +66,8 @@ class Stream:
     """Batches of an iterable dataset, without end: after its last item it begins again.
 
     Args:
-        dataset: Its items are what `convert` takes. If it has `set_epoch`, as those of Hugging Face have, that
-            is called before each pass.
+        dataset: Its items are what `convert` takes. If it has `set_epoch`, as Hugging Face's do, that is
+            called before each pass.
         convert: Maps an item to a sample and its class, an int or None.
         batch_size: Number of samples in a batch. What is left over at the end is left out.
         workers: Number of processes that load, as in `load_batches`.
@@ -139,7 +139,7 @@ class _Collate:
 
 
 class _Careful:
-    """A split that returns its errors: those that a worker raises reach the user as a traceback in a string."""
+    """A split that returns its errors: one that a worker raises becomes a traceback in a string."""
 
     def __init__(self, split: Split):
         self.split = split

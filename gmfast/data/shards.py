@@ -101,7 +101,7 @@ def _dataset(loaded: Any, name: str, decoder: ImageDecoder) -> Dataset:
     columns = {image: "image"} | ({} if label is None else {label: "label"})
     parts = [part.select_columns([*columns]).rename_columns(columns) for part in parts]
     encoded = [part.cast_column("image", _datasets().Image(decode=False)) for part in parts]
-    decoder, channels = chosen_gray(decoder, lambda i: encoded[0][i]["image"], len(encoded[0]))
+    decoder, _ = chosen_gray(decoder, lambda i: encoded[0][i]["image"], len(encoded[0]))
     return wrap(*encoded, name=name, decoder=decoder, modality="images")
 
 

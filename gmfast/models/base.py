@@ -7,7 +7,7 @@ names it for the command.
 
 import inspect
 import math
-from abc import ABC, abstractmethod
+from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,6 +99,8 @@ class Model(nn.Module, ABC):
         metrics: By name, the units of what `evaluate` returns; the first is the one that training reports.
         prepare_size: Number of training samples that `prepare` should see; 0: the first batch.
         evaluate_size: Largest number of samples in a call of `evaluate`.
+        shardable: Whether FSDP2 may divide the parameters: not where `loss` takes gradients itself, after
+            which the parameters are divided again.
         image_shape: Shape of one sample, `(C, H, W)` or `(D,)`; absent where a sample may have any length.
         num_levels: Number of values of a sample's elements; None for real numbers.
         num_labels: Number of classes to condition on; None for an unconditional model.
@@ -112,6 +114,7 @@ class Model(nn.Module, ABC):
     metrics: ClassVar[Mapping[str, str]] = {"loss": "loss"}
     prepare_size: ClassVar[int] = 0
     evaluate_size: ClassVar[int] = 128
+    shardable: ClassVar[bool] = True
 
     image_shape: tuple[int, ...]
     num_levels: int | None
@@ -309,7 +312,7 @@ class Model(nn.Module, ABC):
         return check_label(label, len(x), self.num_labels)
 
 
-class Likelihood(ABC):
+class Likelihood(metaclass=ABCMeta):
     """Mix-in of models with a likelihood, or a lower bound of it."""
 
     metrics: ClassVar[Mapping[str, str]] = {"bits_per_dim": "bits per dimension"}
@@ -323,7 +326,7 @@ class Likelihood(ABC):
         return {"bits_per_dim": bits_per_dim(self.log_prob(*batch), batch.x)}
 
 
-class Cached(ABC):
+class Cached(metaclass=ABCMeta):
     """Mix-in of models that draw each value given those before it, by a decode program."""
 
     @abstractmethod
@@ -331,7 +334,7 @@ class Cached(ABC):
         """The model as a decode program (`gmfast.decode`)."""
 
 
-class Guided(ABC):
+class Guided(metaclass=ABCMeta):
     """Mix-in of models with classifier-free guidance (Ho and Salimans, 2022, arXiv:2207.12598).
 
     Attributes:
@@ -346,7 +349,7 @@ class Guided(ABC):
         return bool(self.num_labels and self.label_dropout)
 
 
-class Reconstructs(ABC):
+class Reconstructs(metaclass=ABCMeta):
     """Mix-in of models with an encoder and a decoder."""
 
     @abstractmethod
@@ -358,7 +361,7 @@ class Reconstructs(ABC):
         """Samples from latents."""
 
 
-class Compresses(ABC):
+class Compresses(metaclass=ABCMeta):
     """Mix-in of models whose likelihood codes samples without loss."""
 
     @abstractmethod

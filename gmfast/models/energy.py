@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import _check, _seed
 from .. import functional as GF
+from .._processes import gather
 from .._progress import Progress, reporting
 from .base import Batch, Model, check_image_shape, evaluating, quantize
 
@@ -49,6 +50,7 @@ class EnergyModel(Model):
         "photos": {"size": 16, "batch_size": 32, "lr": 0.0003, "options": {**_SMALL, "num_scales": 3}},
     }
     metrics: ClassVar = {"loss": "energy of data less that of samples"}
+    shardable: ClassVar = False  # Langevin dynamics
     evaluate_size = 32
 
     def __init__(
@@ -133,7 +135,9 @@ class EnergyModel(Model):
         if self.training:
             with evaluating(self):
                 start = self.langevin(start, found_label, self.langevin_steps)
-            self.buffer[chosen], self.buffer_label[chosen] = start.to(self.buffer.dtype), start_label
+            # What all processes drew, as one process with the whole batch would write it.
+            where, drawn, classes = map(gather, (chosen, start.to(self.buffer.dtype), start_label))
+            self.buffer[where], self.buffer_label[where] = drawn, classes
         # A little noise, so that quantization does not separate data from samples.
         real = x + 0.005 * torch.randn_like(x) if self.training else x
         both = None if label is None else torch.cat([label, found_label])

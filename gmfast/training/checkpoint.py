@@ -115,8 +115,8 @@ def last_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
     """Folder of a run's last checkpoint, and its state.json.
 
     Raises:
-        FileNotFoundError: For a folder that is no run. ValueError: For a damaged checkpoint, or one of a newer
-            version.
+        FileNotFoundError: For a folder that is no run.
+        ValueError: For a damaged checkpoint, or one of a newer version.
     """
     checkpoint = Path(run) / "last"
     if not checkpoint.exists():
@@ -181,8 +181,8 @@ def load_run(run: Path) -> tuple[Model, Settings, int]:
         The model, its settings, and its step.
 
     Raises:
-        FileNotFoundError: For a folder that is no run. ValueError: For a damaged checkpoint, or one of a newer
-            version.
+        FileNotFoundError: For a folder that is no run.
+        ValueError: For a damaged checkpoint, or one of a newer version.
     """
     checkpoint, state = last_checkpoint(run)
     settings = settings_of(checkpoint, state)

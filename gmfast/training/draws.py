@@ -59,10 +59,7 @@ class _WholeDraws(TorchFunctionMode):
 def _by_size(mode: _WholeDraws, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
     """`rand`, `randn`, `randint`: the size is a sequence, or all positional arguments."""
     place = next((i for i, value in enumerate(args) if isinstance(value, tuple | list)), None)
-    if "size" in kwargs:
-        size = kwargs["size"]
-    else:
-        size = args if place is None else args[place]
+    size = kwargs.get("size", args if place is None else args[place])
     if not mode.is_part(size):
         return func(*args, **kwargs)
     size = (mode.total, *size[1:])

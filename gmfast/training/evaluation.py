@@ -36,7 +36,7 @@ def check_data(model: Model, dataset: Dataset, conditional: bool = False) -> Non
             f"data: expected {model.modality} of shape {model.image_shape}, as the model has, got "
             f"{dataset.items} of shape {dataset.image_shape}"
         )
-    if conditional and dataset.num_labels is None:
+    if conditional and not dataset.streamed and dataset.num_labels is None:
         raise ValueError(f"data: expected labels for a conditional model, but {dataset.name} has none")
 
 
@@ -52,8 +52,8 @@ def evaluate_samples(
 ) -> dict[str, Tensor]:
     """Evaluate the model's `metrics` for each held-out sample: by name, float64 `(N,)` in their units.
 
-    What the model draws, such as the noise of a flow, is the same each time, whatever the number of processes,
-    and leaves torch's generators as they were.
+    What the model draws, such as the noise of a flow, is the same each time, whatever the number of
+    processes, and leaves torch's generators as they were.
 
     Args:
         model: The model, in eval mode meanwhile.

@@ -188,8 +188,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read settings from a TOML file, such as the settings.toml of a run.
 
     Raises:
-        FileNotFoundError: For a file that does not exist. ValueError: For one that is no TOML, or a name that is
-            no setting.
+        FileNotFoundError: For a file that does not exist.
+        ValueError: For one that is no TOML, or a name that is no setting.
     """
     if sys.version_info >= (3, 11):
         import tomllib

@@ -1,9 +1,9 @@
 """Training of any model on the contract of `gmfast.models.base.Model`.
 
 Everything random at a step is a function of (seed, step): the batch, and the generator that dropout and noise
-draw from. A resumed run therefore continues with the numbers of an uninterrupted one, on a CPU to the bit; and
-a run of several processes, or of batches that are accumulated from parts, has the numbers of a run of one, to
-rounding: each part draws for its samples what the whole batch would (`draws.py`).
+draw from. A resumed run therefore continues with the numbers of an uninterrupted one, on a CPU to the bit. A
+run of several processes, or of batches in parts, has the numbers of a run of one, to rounding: each part
+draws for its samples what the whole batch would (`draws.py`).
 """
 
 import copy
@@ -33,10 +33,11 @@ from .. import _processes
 from .._processes import Processes
 from ..data import Dataset, wrap
 from ..data.augment import augment
-from ..data.splits import Samples
 from ..data.loader import EpochOrder, Stream, load_batches
+from ..data.splits import Samples
 from ..models import MODELS
 from ..models.base import Batch, Model
+from . import sharding
 from .checkpoint import (
     last_checkpoint,
     load_into,
@@ -73,6 +74,8 @@ class Trainer:
         heldout: Held-out samples beside a torch dataset.
         device: Where to run; None: a GPU where there is one, else the CPU.
         workers: Number of further processes that load data.
+        shard: Whether several processes divide the weights and the optimisers' states too (FSDP2), for models
+            that do not fit otherwise.
 
     Attributes:
         model: The model being trained.
@@ -97,6 +100,7 @@ class Trainer:
         heldout: "torch.utils.data.Dataset | None" = None,
         device: str | None = None,
         workers: int = 0,
+        shard: bool = False,
     ):
         if not isinstance(dataset, Dataset):
             dataset = wrap(dataset, heldout, num_levels=model.num_levels, modality=model.modality)
@@ -107,7 +111,7 @@ class Trainer:
             data=dataset.name if settings is None else settings.data,
             conditional=model.num_labels is not None,
         )
-        self._set_up(model, dataset, settings, out, _processes.join(device), workers)
+        self._set_up(model, dataset, settings, out, _processes.join(device), workers, shard)
         self._check_new()
 
     @classmethod
@@ -118,6 +122,7 @@ class Trainer:
         device: str | None = None,
         *,
         workers: int = 0,
+        shard: bool = False,
         overwrite: bool = False,
     ) -> "Trainer":
         """Start a run in the folder `out`: load the data, build and prepare the model, and save it.
@@ -127,12 +132,13 @@ class Trainer:
             out: The run's folder.
             device: Where to run.
             workers: Number of further processes that load data.
+            shard: Whether several processes divide the weights.
             overwrite: Whether a run that is there is deleted.
 
         Raises:
             ValueError: When there is a run already.
         """
-        trainer = cls._from_settings(settings, out, device, workers)
+        trainer = cls._from_settings(settings, out, device, workers, shard)
         if overwrite:
             trainer._delete()
         trainer._check_new()
@@ -149,6 +155,7 @@ class Trainer:
         dataset: "Dataset | torch.utils.data.Dataset | None" = None,
         heldout: "torch.utils.data.Dataset | None" = None,
         workers: int = 0,
+        shard: bool = False,
         **settings: Any,
     ) -> "Trainer":
         """Resume the run in `out` from its last checkpoint, with any number of processes.
@@ -162,6 +169,7 @@ class Trainer:
             dataset: Data of one's own that the run began with.
             heldout: Held-out samples beside a torch dataset.
             workers: Number of further processes that load data.
+            shard: Whether several processes divide the weights, whatever they did before.
             **settings: Settings, which must be those of the run, but for how often to evaluate and to write.
 
         Raises:
@@ -181,16 +189,18 @@ class Trainer:
         if isinstance(model, Model):
             if dataset is None:
                 raise ValueError("dataset: expected the data that the run began with, got None")
-            trainer = cls(model, dataset, chosen, None, heldout=heldout, device=device, workers=workers)
+            trainer = cls(
+                model, dataset, chosen, None, heldout=heldout, device=device, workers=workers, shard=shard
+            )
             trainer.out = Path(out)
         else:
-            trainer = cls._from_settings(chosen, out, device, workers)
+            trainer = cls._from_settings(chosen, out, device, workers, shard)
         trainer._load(path, state)
         return trainer
 
     @classmethod
     def _from_settings(
-        cls, settings: Settings, out: str | Path, device: str | None, workers: int
+        cls, settings: Settings, out: str | Path, device: str | None, workers: int, shard: bool
     ) -> "Trainer":
         processes = _processes.join(device)
         with processes.main_first():
@@ -207,7 +217,7 @@ class Trainer:
                 raise ValueError(f"teacher: expected a model that learns from one, got {settings.model}")
             teacher = load_run(Path(settings.teacher))[0].requires_grad_(False).to(processes.device)
             model.build_on(teacher=teacher)
-        trainer._set_up(model, dataset, settings, out, processes, workers)
+        trainer._set_up(model, dataset, settings, out, processes, workers, shard)
         return trainer
 
     def _set_up(
@@ -218,6 +228,7 @@ class Trainer:
         out: str | Path | None,
         processes: Processes,
         workers: int,
+        shard: bool,
     ) -> None:
         parts = settings.accumulate * processes.count
         if settings.batch_size % parts:
@@ -226,6 +237,23 @@ class Trainer:
                 f"{settings.accumulate} parts each, got {settings.batch_size}"
             )
         check_data(model, dataset, settings.conditional)
+        by_loss = type(model).training_step is Model.training_step
+        for name, wanted in (("compile", settings.compile), ("shard", shard)):
+            if wanted and not by_loss:
+                raise ValueError(f"{name}: expected a model that is trained by `loss`, got {settings.model}")
+        if shard and not model.shardable:
+            raise ValueError(
+                f"shard: expected a model whose loss takes no gradients itself, got {settings.model}"
+            )
+        if shard and processes.count == 1:
+            raise ValueError("shard: expected several processes, got one")
+        if shard and settings.sample_every:
+            raise ValueError(
+                "sample_every: expected 0 where processes divide the weights, as one process draws"
+            )
+        self._sharded = shard
+        if settings.evaluate_every and dataset.heldout is None:
+            raise ValueError(f"evaluate_every: expected 0, as {dataset.name} has no held-out samples")
         if (settings.flip or settings.crop) and dataset.modality != "images":
             raise ValueError(f"flip, crop: expected images, but {dataset.name} is {dataset.items}")
         self.out = None if out is None else Path(out)
@@ -235,7 +263,7 @@ class Trainer:
             dataset,
             settings,
         )
-        self.model = model.to(self.device)
+        self.model = model if shard else model.to(self.device)  # a model that is sharded goes there in parts
         loading = {"workers": workers, "pin_memory": self.device.type == "cuda"}
         if dataset.streamed:
             self._stream = Stream(dataset.train, dataset.convert, settings.batch_size, **loading)
@@ -251,6 +279,14 @@ class Trainer:
             self._load_batches = functools.partial(load_batches, self._split, **loading)
         self._batches: Iterator[Samples] | None = None
         self._next_step = 0  # of the batch that comes next
+        self._make_optimizers()
+        self._averagers: dict[str, DistributedDataParallel] = {}
+        self.step, self.updates = 0, dict.fromkeys(self.players, 0)
+        self.ema: Model | None = None
+
+    def _make_optimizers(self) -> None:
+        """Players and their optimisers, for the parameters that the model has now."""
+        settings = self.settings
         self.players = dict(self.model.players())
         self.optimizers = {
             name: player.optimizer(player.parameters, settings.lr * player.lr)
@@ -262,15 +298,12 @@ class Trainer:
         trained = {id(p) for p in self.model.parameters() if p.requires_grad}
         # Whether one player is all of the model: any backward then does, with checkpointing too.
         self._whole = [trained] == [{id(p) for p in player.parameters} for player in self.players.values()]
-        self._averagers: dict[str, DistributedDataParallel] = {}
-        self.step, self.updates = 0, dict.fromkeys(self.players, 0)
-        self.ema: Model | None = None
 
     def _check_new(self) -> None:
         if self.out is not None and (self.out / "last").exists():
             raise ValueError(
-                f"out: expected a new folder, but {self.out} holds a run (--resume continues it), which --overwrite "
-                "deletes"
+                f"out: expected a new folder, but {self.out} holds a run (--resume continues it), which "
+                "--overwrite deletes"
             )
 
     def _delete(self) -> None:
@@ -304,15 +337,17 @@ class Trainer:
         """Take everything from a checkpoint."""
         trained, averaged = load_weights(path)
         load_into(self.model, path / "model.safetensors", trained)
-        self._ready()
-        load_into(self.ema, path / "ema.safetensors", averaged)
+        self._ready(path / "ema.safetensors", averaged)
         states = load_optimizers(path, self.device)
         if states.keys() != self.optimizers.keys():
             names = ", ".join(self.optimizers)
             raise ValueError(f"run: expected optimisers of {names} in {path}, got {', '.join(states)}")
         for name, optimizer_state in states.items():
             groups = self.optimizers[name].param_groups
-            self.optimizers[name].load_state_dict(optimizer_state)
+            if self._sharded:
+                sharding.load_optimizer(self.optimizers[name], optimizer_state)
+            else:
+                self.optimizers[name].load_state_dict(optimizer_state)
             for group, before in zip(self.optimizers[name].param_groups, groups, strict=True):
                 group.setdefault("initial_lr", before["initial_lr"])  # which runs before players have not
         self.step = state["step"]
@@ -323,17 +358,21 @@ class Trainer:
             with locked(self.out):
                 self._cut_metrics()
 
-    def _ready(self) -> None:
-        """Make the running average, and what is left of the model to set up once its weights are there."""
+    def _ready(self, path: Path | None = None, averaged: Mapping[str, Tensor] | None = None) -> None:
+        """Make the running average, from the weights in a file or the model's, and what needs the weights."""
         self.processes.share(self.model)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        if path is not None:
+            load_into(self.ema, path, averaged)
         settings = self.settings
+        if self._sharded:
+            for model in (self.model, self.ema):
+                sharding.shard(model, self.processes)
+            self._make_optimizers()
         if settings.checkpoint_activations:
-            for block in _blocks(self.model):
+            for block in sharding.blocks(self.model):
                 block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
         if settings.compile:
-            if type(self.model).training_step is not Model.training_step:
-                raise ValueError(f"compile: expected a model that is trained by `loss`, got {settings.model}")
             self.model.loss = torch.compile(self.model.loss)
 
     def fit(
@@ -414,13 +453,20 @@ class Trainer:
         """Write a checkpoint. Killed at any moment, the run still has a complete one."""
         if self.out is None:
             return
+        weights, averaged = (
+            sharding.whole_weights(model) if self._sharded else model.state_dict()
+            for model in (self.model, self.ema)
+        )
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        if self._sharded:
+            optimizers = sharding.whole(optimizers)
         if self.processes.main:
             save_checkpoint(
                 self.out,
                 self.step,
-                self.model.state_dict(),
-                self.ema.state_dict(),
-                {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+                weights,
+                averaged,
+                optimizers,
                 state_of(self.settings, self.model, self.step, self.updates, self.dataset.columns),
                 None if self._stream is None else self._stream.state_dict(),
             )
@@ -428,7 +474,7 @@ class Trainer:
 
     @contextmanager
     def _writing(self, trackers: Sequence[str]) -> Iterator[Callable[[dict[str, float]], None]]:
-        """A function that writes a line of metrics, to the run and to the trackers; the run is locked meanwhile."""
+        """A function that writes a line of metrics to the run and to trackers; it is locked meanwhile."""
         if self.out is None or not self.processes.main:
             if trackers and self.out is None:
                 raise ValueError(f"trackers: expected none without a folder, got {', '.join(trackers)}")
@@ -487,7 +533,7 @@ class Trainer:
     def _backward(
         self, updates: Sequence[Iterator[tuple[str, Mapping[str, Tensor]]]], firsts: Sequence[int]
     ) -> tuple[str, dict[str, float]] | None:
-        """Add up the gradients of every part's next loss; the player's name and its losses, or None at the end."""
+        """Add up the gradients of every part's next loss: the player's name and losses, or None."""
         settings, count, numbers = self.settings, len(updates), {}
         size = settings.batch_size // (count * self.processes.count)
         total = size if self._own_draws() else settings.batch_size
@@ -529,23 +575,25 @@ class Trainer:
             )
 
     def _add_gradient(self, name: str, loss: Tensor, count: int, *, last: bool) -> None:
-        """Add the gradient of one of `count` parts of the player's loss; the last one averages the processes'."""
+        """Add the gradient of one of `count` parts of a player's loss; after the last, processes average."""
         player = self.players[name]
         if count > 1:
             loss = loss / count
         with ExitStack() as stack:
-            if self.processes.count > 1:
+            if self._sharded:
+                self.model.set_requires_gradient_sync(last)
+            elif self.processes.count > 1:
                 averager = self._averager(name, loss)
                 if not last:
                     stack.enter_context(averager.no_sync())
                 loss = averager(loss)
-            # A loss may reach through parameters of other players, or of none, whose gradients nobody asked for.
+            # A loss may reach through parameters of other players, or of none, whose gradients nobody wants.
             loss.backward(inputs=None if self._whole else player.parameters)
 
     def _averager(self, name: str, loss: Tensor) -> DistributedDataParallel:
         """What averages a player's gradients over the processes while they are computed.
 
-        DistributedDataParallel watches the parameters of an identity, through which the loss goes last: models
+        DistributedDataParallel watches the parameters of an identity that the loss goes through last: models
         keep their methods and names, and each player has an average of its own.
         """
         if name not in self._averagers:
@@ -561,7 +609,8 @@ class Trainer:
         """Update a player by its gradient, and return its metrics."""
         player, optimizer = self.players[name], self.optimizers[name]
         several = len(self.players) > 1
-        norm = nn.utils.clip_grad_norm_(player.parameters, self.settings.max_grad_norm).item()
+        norm = nn.utils.clip_grad_norm_(player.parameters, self.settings.max_grad_norm)
+        norm = (norm.full_tensor() if self._sharded else norm).item()
         if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
             whose = f"the loss of {name}" if several else "the loss"
             last = (
@@ -656,15 +705,6 @@ def _reached(loss: Tensor) -> set[int]:
                 reached.add(id(node.variable))
             nodes += [following for following, _ in node.next_functions]
     return reached
-
-
-def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules with parameters that lie in a ModuleList, or in a Sequential."""
-    for module in model.children():
-        if isinstance(module, nn.ModuleList | nn.Sequential):
-            yield from (child for child in module if any(True for _ in child.parameters()))
-        else:
-            yield from _blocks(module)
 
 
 def _tracker(name: str, out: Path, step: int) -> Any:

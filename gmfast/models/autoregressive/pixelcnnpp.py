@@ -30,6 +30,9 @@ def normalized(layer: nn.Module, init_scale: float = 1.0) -> nn.Module:
     nn.init.normal_(layer.weight, 0.0, 0.05)
     nn.init.zeros_(layer.bias)
     layer = weight_norm(layer, dim=1 if isinstance(layer, nn.ConvTranspose2d) else 0)
+    # A norm over dimension 1 has other strides than its gradient, which DistributedDataParallel compares.
+    gain = layer.parametrizations.weight.original0
+    gain.data = torch.empty_like(gain, memory_format=torch.contiguous_format).copy_(gain.data)
     layer.init_scale = init_scale
     return layer
 
