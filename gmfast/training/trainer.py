@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -283,6 +283,7 @@ class Trainer:
         self._averagers: dict[str, DistributedDataParallel] = {}
         self.step, self.updates = 0, dict.fromkeys(self.players, 0)
         self.ema: Model | None = None
+        self._part = (0, settings.batch_size, settings.batch_size)  # of the batch, that is computed now
 
     def _make_optimizers(self) -> None:
         """Players and their optimisers, for the parameters that the model has now."""
@@ -371,7 +372,9 @@ class Trainer:
             self._make_optimizers()
         if settings.checkpoint_activations:
             for block in sharding.blocks(self.model):
-                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+                block.forward = functools.partial(
+                    checkpoint, block.forward, use_reentrant=False, context_fn=self._computed_again
+                )
         if settings.compile:
             self.model.loss = torch.compile(self.model.loss)
 
@@ -541,23 +544,26 @@ class Trainer:
         for index, (part, first) in enumerate(zip(updates, firsts, strict=True)):
             for generator, state in states:
                 generator.set_state(state)  # each part draws what the whole batch would
-            with part_of_batch(
-                first, size, total
-            ):  # the backward pass draws too: checkpoints are computed again
-                with torch.autocast(
-                    self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
-                ):
-                    update = next(part, None)
-                if update is None:
-                    return None
-                name, losses = update
-                self._check_update(name)
-                if index == 0:
-                    self.optimizers[name].zero_grad()
-                self._add_gradient(name, losses["loss"], count, last=index == count - 1)
+            self._part = (first, size, total)
+            with (
+                part_of_batch(*self._part),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"),
+            ):
+                update = next(part, None)
+            if update is None:
+                return None
+            name, losses = update
+            self._check_update(name)
+            if index == 0:
+                self.optimizers[name].zero_grad()
+            self._add_gradient(name, losses["loss"], count, last=index == count - 1)
             for key, value in losses.items():
                 numbers[key] = numbers.get(key, 0.0) + value.item() / count
         return name, self.processes.mean(numbers)
+
+    def _computed_again(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Contexts of a block's forward pass and of its repetition in the backward pass, which draws too."""
+        return nullcontext(), part_of_batch(*self._part)
 
     def _generators(self) -> list[torch.Generator]:
         """Torch's own generators that a step may draw from."""
