@@ -441,7 +441,7 @@ def test_floats_are_scaled_or_refused(tmp_path):
         Image.fromarray(pixels).save(path)
         assert np.abs(decode(path)[..., 0] - expected).max() <= 0.5 + 1e-4
     for pixels, values in [
-        (unit * 2 - 1, "-0.8.* to 0.9"),
+        (unit * 2 - 1, "-0.8.* to 0.9.*"),
         (unit * 1000, "to 9.*"),
         (unit * math.nan, "nan to nan"),
     ]:
@@ -627,9 +627,8 @@ def test_folders_without_colours(tmp_path):
     assert load(tmp_path, size=8).image_shape == (3, 8, 8)
     dataset = load(tmp_path, size=8, grayscale=True)
     assert torch.equal(dataset.train[0, 0], torch.from_numpy(gray[0])) and dataset.image_shape == (1, 8, 8)
-    with pytest.raises(ValueError, match="grayscale: expected None for photos, .* got True") as raised:
+    with pytest.raises(ValueError, match=r"grayscale: expected None for photos, .* got True"):
         load("photos", grayscale=True, size=32)
-    assert "photos" in str(raised.value)
 
 
 def test_a_colour_among_unseen_images_is_named(tmp_path, monkeypatch):
@@ -827,7 +826,7 @@ def test_npy_folder(tmp_path):
         assert dataset.train_labels.tolist() == (np.arange(12) % 3).tolist() and dataset.num_labels == 3
         assert dataset.split("heldout").__getitems__([4]).label.tolist() == [1]
     np.save(tmp_path / "heldout_labels.npy", np.arange(4))
-    with pytest.raises(ValueError, match="expected 'heldout_labels' in .* to be 5 integers"):
+    with pytest.raises(ValueError, match=r"expected 'heldout_labels' in .* to be 5 integers"):
         load(tmp_path)
     np.save(tmp_path / "heldout.npy", heldout.astype(np.float64))
     with pytest.raises(ValueError, match=r"data: expected uint8 .* got float64 \(5, 8, 8\)"):
@@ -936,7 +935,7 @@ def test_torchvisions_mnist(tmp_path):
     dataset = load(tmp_path / "FashionMNIST" / "raw")
     assert dataset.name == "fashion-mnist" and dataset.train_labels.tolist() == [0, 1, 2, 3]
     assert torch.equal(dataset.heldout[:, 0], torch.from_numpy(levels(3, 28, 28)))
-    with pytest.raises(ValueError, match="data: expected one data set in .*, found .*MNIST"):
+    with pytest.raises(ValueError, match=r"data: expected one data set in .*, found .*MNIST"):
         load(tmp_path)
     raw = tmp_path / "MNIST" / "raw"
     (raw / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 1, 2, 3]))
@@ -1053,6 +1052,45 @@ def test_folders_that_datasets_saved(tmp_path, datasets):
     assert dataset.heldout_labels.tolist() == labels[:5].tolist()
 
 
+def test_parquet_whose_first_image_is_wrong(tmp_path, datasets):
+    data = hugging_face(datasets, levels(20, 6, 6, 3), np.arange(20) % 3).to_dict()
+    data["image"][0], data["image"][1] = None, {"bytes": b"broken", "path": None}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict(data, features).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"data: expected an image, got none \(sample 0 of x\)"):
+        load(tmp_path / "x.parquet", size=6)
+    for in_memory in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = load(tmp_path / "x.parquet", size=6, in_memory=in_memory, on_error="skip")
+            x, label = dataset.split("train")[0]
+        assert torch.equal(x, torch.from_numpy(levels(20, 6, 6, 3)[2]).permute(2, 0, 1)) and label == 2
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_sound_of_classes(tmp_path, named):
+    soundfile = pytest.importorskip("soundfile")
+    waves = {}
+    for split in ("train", "test") if named else ("",):
+        for i, label in enumerate(("dog", "cat")):
+            (tmp_path / split / label).mkdir(parents=True)
+            waves[split, label] = np.linspace(-0.9, 0.9 - i, 1000).astype(np.float32)
+            soundfile.write(tmp_path / split / label / "x.wav", waves[split, label], 8000, subtype="FLOAT")
+    dataset = load(tmp_path, size=100, encoding="linear")
+    assert dataset.classes == ("cat", "dog") and dataset.num_labels == 2 and dataset.modality == "sound"
+    for name, samples, labels in [
+        ("train", dataset.train, dataset.train_labels),
+        ("heldout", dataset.heldout, dataset.heldout_labels),
+    ]:
+        assert set(labels.tolist()) == {0, 1} and len(labels) == len(samples)
+        for i, label in enumerate(("cat", "dog")):
+            wave = waves[{"train": "train", "heldout": "test"}[name] if named else "", label]
+            start = 0 if named or name == "train" else 800
+            first = dataset.as_input(samples[labels == i][0, 0]).numpy()
+            assert np.abs(first - wave[start : start + 100]).max() < 1e-4
+    assert len(dataset.heldout) == (20 if named else 4)
+
+
 def test_missing_extra(tmp_path, monkeypatch):
     (tmp_path / "x.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -1146,9 +1184,8 @@ def test_wrap_holds_out_every_tenth():
     subset = torch.utils.data.Subset(source, range(10, 30))
     dataset = wrap(subset)
     assert dataset.num_labels == 5 and dataset.heldout_labels.tolist() == [19 % 4, 29 % 4]
-    loader = DataLoader(
-        dataset.split("train"), 6, collate_fn=as_they_are, num_workers=1, multiprocessing_context="spawn"
-    )
+    split = pickle.loads(pickle.dumps(dataset.split("train")))
+    loader = DataLoader(split, 6, collate_fn=as_they_are)
     assert torch.equal(
         torch.cat([batch.x for batch in loader]), x[10:][[i for i in range(20) if i % 10 != 9]]
     )
@@ -1192,7 +1229,7 @@ def test_wrapped_vectors_text_and_sound():
     assert dataset.as_input(dataset.split("train")[3][0]).dtype == torch.int64
     with pytest.raises(ValueError, match="num_levels: expected the number of values of the integers"):
         wrap(tokens)
-    with pytest.raises(ValueError, match="expected integers from 0 to 9 in .*, got 10"):
+    with pytest.raises(ValueError, match=r"expected integers from 0 to 9 in .*, got 10"):
         wrap(tokens, num_levels=10).split("train").__getitems__(range(12))
     clips = TensorDataset(torch.from_numpy(levels(20, 100)))
     dataset = wrap(clips, rate=8000)

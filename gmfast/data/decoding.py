@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._check import one_of
+from .._check import at_least, one_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,6 +45,8 @@ class ImageDecoder:
 
     def __post_init__(self):
         one_of("alpha", self.alpha, ALPHAS)
+        if self.size is not None:
+            at_least(1, size=self.size)
 
     def __call__(self, source: Any) -> Tensor:
         """Decode an image.
@@ -155,7 +157,9 @@ def _source(source: Any) -> tuple[Any, str]:
     name = "an image"
     if isinstance(source, Mapping):
         name = source.get("path") or name
-        source = source["path"] if source.get("bytes") is None else source["bytes"]
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    if source is None:
+        raise ValueError("data: expected an image, got none")
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
     elif isinstance(source, bytes):
