@@ -424,6 +424,16 @@ def test_16_bits_are_scaled(tmp_path, form):
     assert abs(decode(tmp_path / f"x.{form}", size=3).mean() - expected.mean()) < 40
 
 
+def test_16_bits_with_white_at_zero(tmp_path):
+    """A TIFF file made by hand: Pillow writes none of these."""
+    pixels = levels(4, 4, high=65536, dtype=np.uint16)
+    tags = [(256, 4), (257, 4), (258, 16), (259, 1), (262, 0), (273, 134), (277, 1), (278, 4), (279, 32)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*tags, (339, 1)])
+    head = struct.pack("<2sHIH", b"II", 42, 8, 10) + entries + struct.pack("<I", 0)
+    (tmp_path / "x.tif").write_bytes(head + pixels.astype("<u2").tobytes())
+    assert np.array_equal(decode(tmp_path / "x.tif")[..., 0], np.round((65535 - pixels) / 257))
+
+
 @pytest.mark.parametrize("channels", [2, 3, 4])
 def test_16_bits_of_colours(tmp_path, channels):
     pixels = levels(4, 4, channels, high=65536, dtype=np.uint16)
@@ -449,7 +459,9 @@ def test_floats_are_scaled_or_refused(tmp_path):
         with pytest.raises(ValueError, match=rf"expected floats in \[0, 1\] or .* got .*{values} in .*x.tif"):
             decode(path)
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(path)
-    with pytest.raises(ValueError, match=r"expected 8 or 16 bits or floats, got 32-bit integers in .*x.tif"):
+    with pytest.raises(
+        ValueError, match=r"expected 8 or 16 bits or floats, got 32 bits or signed integers in .*x.tif"
+    ):
         decode(path)
 
 
@@ -574,10 +586,13 @@ def test_unreadable_images_can_be_skipped(tmp_path, in_memory):
         assert torch.equal(train.x, pixels[kept])
         return
     # The others are replaced by the next ones, always the same, and named once.
-    with pytest.warns(UserWarning, match=r"skipped: data: expected an image, got .*/cut.jpg") as warned:
-        batch = train.__getitems__(range(len(train)))
-    again = train.__getitems__(range(len(train)))
-    assert len(warned) == 2 and torch.equal(batch.x, again.x) and len(train.skipped) == 2
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        batch, again = (train.__getitems__(range(len(train))) for _ in range(2))
+    assert [str(warning.message).split(" (")[0] for warning in warned] == [
+        f"skipped: data: expected an image, got {tmp_path / name}" for name in ("cut.jpg", "cut.png")
+    ]
+    assert torch.equal(batch.x, again.x) and len(train.skipped) == 2
     assert torch.equal(batch.x[-1], pixels[0])
 
 

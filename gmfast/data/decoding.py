@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: What transparent pixels may become.
 ALPHAS = ("white", "black", "refuse")
 
+#: TIFF's tag PhotometricInterpretation.
+PHOTOMETRIC = 262
+
 #: Pillow's modes without colour; a palette is looked at.
 GRAY = ("1", "L", "LA", "La", "I", "F")
 
@@ -93,7 +96,9 @@ class ImageDecoder:
                 )
             scaled = values * np.float32(255 if highest <= 1 else 1)
         elif image.mode == "I" and image.format not in ("PNG", "PPM"):  # which have 16 bits at most
-            raise ValueError(f"data: expected 8 or 16 bits or floats, got 32-bit integers in {name}")
+            raise ValueError(
+                f"data: expected 8 or 16 bits or floats, got signed integers or 32 bits in {name}"
+            )
         else:
             scaled = values.astype(np.float32) / np.float32(257)
             if "transparency" in image.info:
@@ -178,6 +183,8 @@ def _load(source: Any) -> tuple["Image", str]:
         with _naming(name):
             image.load()
             turned = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+            turned = Image.fromarray(65535 - np.array(turned))  # white is zero: Pillow inverts 8 bits alone
         turned.format = image.format
         return turned, name
 
