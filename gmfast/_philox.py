@@ -1,7 +1,8 @@
 """Philox 4x32-10 (Salmon et al., 2011) in plain PyTorch integers: the noise of every sampling operation.
 
 The counter is (position low, position high, sample, draw) and the key is the 64-bit seed, so sample *i*
-has the same noise whatever the batch size, the device or the number of threads.
+has the same noise whatever the batch size, the device or the number of threads. `first` is the index of the
+batch's first sample; samples with seeds of their own have the noise of sample 0.
 """
 
 import math
@@ -30,17 +31,17 @@ def philox(counter, key):
     return c0, c1, c2, c3
 
 
-def words(seed, batch, spatial, draw, device, first=0):
-    """Four words (B, *S) for each sample and position, counted from `first`.
+def words(seed, batch, spatial, draw, device, position=0, first=0):
+    """Four words (B, *S) for each sample and position, counted from `first` and `position`.
 
-    `seed`: an int64 tensor, 0-dim, or (B,): each sample is then the first of its own seed. `draw`: an int, or
+    `seed`: an int64 tensor, 0-dim, or (B,): each sample is then sample 0 of its own seed. `draw`: an int, or
     an int64 tensor, 0-dim or (B,).
     """
     numel = 1
     for size in spatial:
         numel *= size
-    position = torch.arange(first, first + numel, device=device).reshape(1, *spatial)
-    sample = torch.arange(batch, device=device).reshape(batch, *[1] * len(spatial))
+    position = torch.arange(position, position + numel, device=device).reshape(1, *spatial)
+    sample = torch.arange(first, first + batch, device=device).reshape(batch, *[1] * len(spatial))
     if seed.dim():
         sample, seed = torch.zeros_like(sample), seed.reshape(sample.shape)
     if isinstance(draw, torch.Tensor) and draw.dim():
@@ -51,14 +52,16 @@ def words(seed, batch, spatial, draw, device, first=0):
     return philox(counter, (seed & _WORD, (seed >> 32) & _WORD))
 
 
-def uniform(seed, batch, spatial, count, dtype, device, first=0):
+def uniform(seed, batch, spatial, count, dtype, device, position=0, first=0):
     """`count` numbers a position in the open interval (0, 1): (B, count, *S).
 
     float32 takes the top 23 bits of a word; float64 adds the word of the same place in the next draw.
     """
     columns = []
     for drawn in range(0, count, 4):
-        blocks = [words(seed, batch, spatial, drawn // 2 + block, device, first) for block in (0, 1)]
+        blocks = [
+            words(seed, batch, spatial, drawn // 2 + block, device, position, first) for block in (0, 1)
+        ]
         for high, low in list(zip(*blocks, strict=True))[: count - drawn]:
             if dtype == torch.float64:
                 columns.append((((high << 20) | (low >> 12)).to(dtype) + 0.5) * 2.0**-52)
@@ -67,7 +70,7 @@ def uniform(seed, batch, spatial, count, dtype, device, first=0):
     return torch.stack(columns, 1)
 
 
-def array_words(seed, batch, numel, per_block, device, draw=0):
+def array_words(seed, batch, numel, per_block, device, draw=0, first=0):
     """Words of the first `numel` elements of each sample, `per_block` elements to a block.
 
     Sixteen consecutive elements lie in sixteen blocks, and the next sixteen take the blocks' next words, for
@@ -77,39 +80,39 @@ def array_words(seed, batch, numel, per_block, device, draw=0):
         int64 `(B, tiles, per_block, 4 / per_block, 16)`.
     """
     tiles = -(-numel // (16 * per_block))
-    drawn = torch.stack(words(seed, batch, (tiles * 16,), draw, device), 1)
+    drawn = torch.stack(words(seed, batch, (tiles * 16,), draw, device, first=first), 1)
     return drawn.view(batch, per_block, 4 // per_block, tiles, 16).permute(0, 3, 1, 2, 4)
 
 
-def array_uniform(seed, shape, dtype, device):
+def array_uniform(seed, shape, dtype, device, first=0):
     """One number for each element, in the open interval (0, 1), of `shape` (B, *S)."""
     batch, *spatial = shape
     numel = math.prod(spatial)
     if dtype == torch.float64:
-        low, high = array_words(seed, batch, numel, 2, device).unbind(3)
+        low, high = array_words(seed, batch, numel, 2, device, first=first).unbind(3)
         numbers = (((high << 20) | (low >> 12)).to(dtype) + 0.5) * 2.0**-52
     else:
-        numbers = ((array_words(seed, batch, numel, 4, device) >> 9).to(torch.float32) + 0.5) * 2.0**-23
+        drawn = array_words(seed, batch, numel, 4, device, first=first)
+        numbers = ((drawn >> 9).to(torch.float32) + 0.5) * 2.0**-23
     return numbers.flatten(1)[:, :numel].reshape(shape)
 
 
-def array_normal(seed, shape, dtype, device, draw=0):
+def array_normal(seed, shape, dtype, device, draw=0, first=0):
     """One standard normal number for each element, after Box and Muller, computed in float64."""
     batch, *spatial = shape
     numel = math.prod(spatial)
     if dtype == torch.float64:
-        low, high = array_words(seed, batch, numel, 2, device, draw).unbind(3)
+        low, high = array_words(seed, batch, numel, 2, device, draw, first).unbind(3)
         radius_word, angle_word = (((high << 20) | (low >> 12)).to(dtype) + 0.5).mul(2.0**-52).unbind(2)
         angle = 2 * math.pi * angle_word
     else:
         # Of four words, the first two make two numbers, and the last two.
-        first, second = (
-            array_words(seed, batch, numel, 4, device, draw).flatten(2, 3).unflatten(2, (2, 2)).unbind(3)
-        )
+        drawn = array_words(seed, batch, numel, 4, device, draw, first)
+        radius_bits, angle_bits = drawn.flatten(2, 3).unflatten(2, (2, 2)).unbind(3)
         # Rounded as the kernels round it: near 1 its steps are coarse.
-        radius_word = ((first >> 1).float() * 2.0**-31 + 2.0**-32).double()
+        radius_word = ((radius_bits >> 1).float() * 2.0**-31 + 2.0**-32).double()
         # The right half of the circle, in signed 32 bits; the last bit turns it around.
-        angle = math.pi * (2.0**-32 * ((second ^ 2**31) - 2**31) + (second & 1))
+        angle = math.pi * (2.0**-32 * ((angle_bits ^ 2**31) - 2**31) + (angle_bits & 1))
     radius = torch.sqrt(-2 * torch.log(radius_word))
     numbers = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], -2)
     return numbers.flatten(1)[:, :numel].reshape(shape).to(dtype)

@@ -1,6 +1,52 @@
-"""`seed=` of every operation that draws noise."""
+"""`seed=` of every operation that draws noise, and the sample that a batch's noise counts from."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
 
 import torch
+
+from . import _check
+
+
+# An attribute of the instance, on which torch.compile guards; of a ContextVar, or of the class, it does not.
+class _Local(threading.local):
+    def __init__(self):
+        self.first = 0
+
+
+_local = _Local()
+
+
+def first() -> int:
+    """Index in the noise of the first sample of a batch: 0 outside of `first_sample`."""
+    return _local.first
+
+
+@contextlib.contextmanager
+def first_sample(first: int) -> Iterator[None]:
+    """Let batches be part of a larger batch, from its sample `first` on: they get the noise of those samples.
+
+    Within the context, sample i of a batch has the noise that sample `first + i` has outside of it, in every
+    operation and sampler that draws noise from a seed. Samples with seeds of their own, `(B,)`, keep theirs.
+    Contexts nest: the innermost counts. A context holds for its thread. torch.compile makes code for each
+    value.
+
+    Args:
+        first: Index of the sample, from 0 to 2**32 - 1.
+
+    Raises:
+        ValueError: For another int.
+        TypeError: For no int.
+    """
+    _check.integer("first", first)
+    if not 0 <= first < 2**32:
+        raise ValueError(f"first: expected an int from 0 to 2**32 - 1, got {first}")
+    outer, _local.first = _local.first, int(first)
+    try:
+        yield
+    finally:
+        _local.first = outer
 
 
 def as_tensor(seed, device):

@@ -1,10 +1,12 @@
 """The `gmfast` command: its subcommands, and what it says when one fails."""
 
+import os
 import sys
 
 import typer
 
 from . import commands
+from .commands._launch import report
 
 app = typer.Typer(
     help="Fast operations for generative models in PyTorch, and models that use them.",
@@ -34,8 +36,23 @@ def main() -> None:
         _fail(f"{error.name} is missing: pip install 'gmfast[{extra}]' brings it")
     except (ValueError, OSError, FloatingPointError) as error:
         _fail(str(error))
+    except RuntimeError as error:
+        if not _of_another_process(error):
+            raise
+        _fail(
+            "processes: expected every process of the job to go on, but another one has ended or cannot be reached"
+        )
+
+
+def _of_another_process(error: RuntimeError) -> bool:
+    """True for what gloo and NCCL raise where a process of the job has ended."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and any(
+        word in str(error) for word in ("gloo", "NCCL", "Connection", "timed out", "Socket")
+    )
 
 
 def _fail(sentence: str) -> None:
-    print(f"gmfast: {sentence}", file=sys.stderr)
+    if not report(sentence):
+        print(f"gmfast: {sentence}", file=sys.stderr)
     raise SystemExit(2)

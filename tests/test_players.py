@@ -103,7 +103,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, settings):
     for player in a:
         for i, state in a[player]["state"].items():
             assert all(torch.equal(state[key], b[player]["state"][i][key]) for key in state)
-    a, b = ([{**line, "seconds": None} for line in lines(tmp_path / run)] for run in ("whole", "parts"))
+    a, b = (
+        [{**line, "seconds": None, "items_per_second": None} for line in lines(tmp_path / run)]
+        for run in ("whole", "parts")
+    )
     assert a == b
     state = json.loads((tmp_path / "whole/last/state.json").read_text())
     assert (state["step"], state["updates"]) == (7, {"critic": 7, "generator": 3})

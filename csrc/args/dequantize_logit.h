@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../common/kernel.h"
-#include "../common/rows.h"
+#include "../common/noise.h"
 #include "../common/sample_sum.h"
 
 namespace gmfast {
@@ -18,8 +18,8 @@ struct DequantizeLogitInputs {
   bool inverse, quantize;
   LevelType x_type;  // floating: x.dtype
   RowOperand x;
-  RowOperand noise;     // data null: drawn, in the order of the walk
-  const int64_t* seed;  // of drawn noise, on x's device
+  RowOperand noise;  // data null: drawn, in the order of the walk
+  Seeds seeds;       // data null: noise is not drawn
 };
 
 struct DequantizeLogit {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../common/kernel.h"
-#include "../common/tensor.h"
+#include "../common/noise.h"
 
 namespace gmfast {
 
@@ -37,8 +37,8 @@ struct LogisticMixtureSample {
   bool quantize;
 
   Image params;
-  const int64_t* seed;  // on the device of params
-  void* x;              // (batch, channels, pixels), contiguous, in the compute dtype
+  Seeds seeds;  // on the device of params
+  void* x;      // (batch, channels, pixels), contiguous, in the compute dtype
 
   DType compute() const { return compute_dtype(params.dtype); }
 };

@@ -81,7 +81,8 @@ GMFAST_HD void decode_draw(const DecodeRun& run, const DecodeDraw& draw, int64_t
                       b * from.sample_stride + draw.params.channel;
     const S temperature = S(run.temperature);
     S uniform[4];
-    position_uniforms(uint64_t(run.seed), uint32_t(run.samples[b]), uint64_t(position), uniform);
+    position_uniforms({uint64_t(run.seed), uint32_t(run.samples[b]), 0}, uint64_t(position),
+                      uniform);
     if (draw.head == DecodeHead::mixture) {
       const Classes<S> classes(int(draw.levels), program.log_scale_min);
       if (draw.channels == 3) {

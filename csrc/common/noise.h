@@ -9,10 +9,11 @@
 namespace gmfast {
 
 // The seed of a batch, or one per sample. With a seed of its own, a sample has the noise of sample
-// 0.
+// 0; else sample i of the batch has that of sample first + i, below 2^32.
 struct Seeds {
   const int64_t* data = nullptr;  // on the tensors' device; null: `value`
   int64_t stride = 0, value = 0;
+  int64_t first = 0;
   bool own = false;
 };
 
@@ -40,7 +41,7 @@ inline namespace GMFAST_LEVEL {
 
 GMFAST_HD Stream stream_of(const Seeds& seeds, int64_t sample, uint32_t draw) {
   const int64_t seed = seeds.data ? seeds.data[sample * seeds.stride] : seeds.value;
-  return {uint64_t(seed), seeds.own ? 0 : uint32_t(sample), draw};
+  return {uint64_t(seed), seeds.own ? 0 : uint32_t(seeds.first + sample), draw};
 }
 GMFAST_HD Stream stream_of(const Noise& noise, int64_t sample) {
   return stream_of(noise.seeds, sample, noise.draw);

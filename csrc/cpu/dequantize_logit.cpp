@@ -69,7 +69,7 @@ class NoiseReader {
         logit_(logit),
         inner_(in.shape.inner),
         first_(uint64_t(at.row) * uint64_t(in.shape.inner)) {
-    if (in.seed && !is_given_) stream_ = {uint64_t(*in.seed), uint32_t(at.sample), 0};
+    if (in.seeds.data) stream_ = stream_of(in.seeds, at.sample, 0);
   }
   NoiseReader(const NoiseReader& other)
       : given_(other.given_),

@@ -193,13 +193,13 @@ void nll_of(const LogisticMixtureNll& args) {
 // Uniform draw `draw` of a tile's pixels, keyed by sample and pixel. A double takes its low bits
 // from the same word of a second block, so that it rounds to the float.
 template <class S>
-void load_uniforms(uint64_t seed, int draw, int64_t first, int count, int64_t pixels,
+void load_uniforms(const Seeds& seeds, int draw, int64_t first, int count, int64_t pixels,
                    Tile<S>& tile) {
   using V = Native<S>;
   for_each_run(first, count, pixels, [&](const Run& run) {
-    const auto words = [&](int block, int i) {
-      return random_words<V>({seed, uint32_t(run.sample), uint32_t(block)}, run.pixel + i)
-          .word[draw];
+    const Stream block[] = {stream_of(seeds, run.sample, 0), stream_of(seeds, run.sample, 1)};
+    const auto words = [&](int k, int i) {
+      return random_words<V>(block[k], run.pixel + i).word[draw];
     };
     for (int i = 0; i < run.count; i += lanes<V>) {
       const int rest = run.count - i;
@@ -268,7 +268,7 @@ void sample(const LogisticMixtureSample& args) {
       load_tile(args.params, first, count, rows.count(), args.pixels, params);
       coefficients_to_weights<V, C>(params, args.mixtures, count);
       for (int draw = 0; draw <= C; ++draw) {
-        load_uniforms(uint64_t(*args.seed), draw, first, count, args.pixels, uniforms);
+        load_uniforms(args.seeds, draw, first, count, args.pixels, uniforms);
       }
       for (int i = 0; i < count; i += lanes<V>) {
         const auto component =

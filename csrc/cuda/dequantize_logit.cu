@@ -35,9 +35,8 @@ __global__ void __launch_bounds__(sample_sum_threads)
   double partial = 0;
   for (int64_t item = share.first; item < share.end; item += share.step) {
     S terms = 0;
-    if (in.seed) {
-      const Numbers<S> numbers =
-          uniforms<S>({uint64_t(*in.seed), uint32_t(share.sample), 0}, uint64_t(item));
+    if (in.seeds.data) {
+      const Numbers<S> numbers = uniforms<S>(stream_of(in.seeds, share.sample, 0), uint64_t(item));
       GMFAST_UNROLL
       for (int slot = 0; slot < numbers_per_block<S>; ++slot) {
         const int64_t index = item / 16 * noise_tile<S> + slot * 16 + item % 16;
@@ -95,9 +94,9 @@ struct Backward {
       grad = all.logit.inverse_backward(by_y, by_log_det, read_row<S>(in.x, at));
     } else {
       S noise;
-      if (in.seed) {
+      if (in.seeds.data) {
         const uint64_t index = uint64_t(at.row) * uint64_t(in.shape.inner) + uint64_t(at.inner);
-        noise = all.logit.drawn(uniform_at<S>({uint64_t(*in.seed), uint32_t(at.sample), 0}, index));
+        noise = all.logit.drawn(uniform_at<S>(stream_of(in.seeds, at.sample, 0), index));
       } else {
         noise = read_row<S>(in.noise, at);
       }

@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(sample_threads)
   if (index >= args.batch * args.pixels) return;
   const Place place(index, args.pixels);
   S uniform[4];  // the first picks the component, the others are the colours' noise
-  position_uniforms(uint64_t(*args.seed), uint32_t(place.sample), uint64_t(place.pixel), uniform);
+  position_uniforms(stream_of(args.seeds, place.sample, 0), uint64_t(place.pixel), uniform);
 
   int64_t chosen = 0;
   with_type<S>(args.params.dtype, [&](auto* type) {

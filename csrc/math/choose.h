@@ -46,14 +46,14 @@ GMFAST_HD int64_t choose(int64_t count, Scalar<V> inverse_temperature, Scalar<V>
 // Four uniform numbers of a position of a sample. A double takes its low bits from the same word of
 // a second block, so that it rounds to the float.
 template <class S>
-GMFAST_HD void position_uniforms(uint64_t seed, uint32_t sample, uint64_t position,
-                                 S (&uniform)[4]) {
-  const auto high = random_words<S>({seed, sample, 0}, position);
+GMFAST_HD void position_uniforms(Stream stream, uint64_t position, S (&uniform)[4]) {
+  const auto high = random_words<S>(stream, position);
   if constexpr (is_single<S>) {
     GMFAST_UNROLL
     for (int i = 0; i < 4; ++i) uniform[i] = uniform_of_bits<S>(high.word[i]);
   } else {
-    const auto low = random_words<S>({seed, sample, 1}, position);
+    stream.draw += 1;
+    const auto low = random_words<S>(stream, position);
     GMFAST_UNROLL
     for (int i = 0; i < 4; ++i) {
       uniform[i] = uniform_of_bits<S>(join_words<S>(low.word[i], high.word[i]));

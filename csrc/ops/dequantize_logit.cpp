@@ -26,8 +26,8 @@ LevelType level_type(const Tensor& x) {
 // The inputs, all but the walk's shape. Returns what they point into.
 std::tuple<Tensor, Tensor> add_inputs(RowWalk& walk, DequantizeLogitInputs& in, const Tensor& x,
                                       const Optional& noise, const Optional& seed,
-                                      int64_t num_levels, double alpha, bool inverse,
-                                      bool quantize) {
+                                      int64_t num_levels, double alpha, bool inverse, bool quantize,
+                                      int64_t first) {
   in.alpha = alpha;
   in.num_levels = double(num_levels);
   in.inverse = inverse;
@@ -45,19 +45,19 @@ std::tuple<Tensor, Tensor> add_inputs(RowWalk& walk, DequantizeLogitInputs& in, 
     in.compute = compute_dtype(in.compute, in.noise.dtype);
   } else if (!inverse) {
     STD_TORCH_CHECK(seed.has_value(), "expected noise or a seed");
-    check_seed(*seed, x);
-    in.seed = static_cast<const int64_t*>(seed->data_ptr());
+    in.seeds = seeds_of(*seed, x, x.size(0), first);
   }
   return {x_in, noise_in};
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& x_given, const Optional& noise,
                                    const Optional& seed, int64_t num_levels, double alpha,
-                                   bool inverse, bool quantize) {
+                                   bool inverse, bool quantize, int64_t first) {
   const Tensor x = in_order(x_given, !inverse && !noise);
   RowWalk walk(x);
   DequantizeLogit args{};
-  const auto kept = add_inputs(walk, args.in, x, noise, seed, num_levels, alpha, inverse, quantize);
+  const auto kept =
+      add_inputs(walk, args.in, x, noise, seed, num_levels, alpha, inverse, quantize, first);
   const ScalarType dtype = args.in.x_type == LevelType::floating ? x.scalar_type()
                            : noise                               ? noise->scalar_type()
                                                                  : ScalarType::Float;
@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x_given, const Optional& noise,
   if (x.is_cuda()) {
     // Where noise is drawn an item is a block of it.
     const int64_t tile = 16 * (args.in.compute == DType::float64 ? 2 : 4);
-    const bool drawn = args.in.seed;
+    const bool drawn = args.in.seeds.data;
     const int64_t items = drawn ? (args.elements + tile - 1) / tile * 16 : args.elements;
     args.sum = SampleSum(args.in.shape.batch, items, drawn ? 8 : 32);
     scratch = scratch_for(x, args.sum.scratch_bytes());
@@ -85,11 +85,13 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x_given, const Optional& noise,
 std::tuple<Tensor, Tensor> backward(const Optional& grad_y, const Optional& grad_log_det,
                                     const Tensor& x_given, const Optional& noise,
                                     const Optional& seed, int64_t num_levels, double alpha,
-                                    bool inverse, bool quantize, bool want_x, bool want_noise) {
+                                    bool inverse, bool quantize, int64_t first, bool want_x,
+                                    bool want_noise) {
   const Tensor x = in_order(x_given, !inverse && !noise);
   RowWalk walk(x);
   DequantizeLogitBackward args{};
-  const auto kept = add_inputs(walk, args.in, x, noise, seed, num_levels, alpha, inverse, quantize);
+  const auto kept =
+      add_inputs(walk, args.in, x, noise, seed, num_levels, alpha, inverse, quantize, first);
   Tensor grad_in;
   if (grad_y) {
     check_operand("grad_y", *grad_y, x, sizes_of(x), args.in.compute);
@@ -120,11 +122,11 @@ std::tuple<Tensor, Tensor> backward(const Optional& grad_y, const Optional& grad
 STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
   m.def(
       "dequantize_logit(Tensor x, Tensor? noise, Tensor? seed, int num_levels, float alpha, "
-      "bool inverse, bool quantize) -> (Tensor, Tensor)");
+      "bool inverse, bool quantize, int first=0) -> (Tensor, Tensor)");
   m.def(
       "dequantize_logit_backward(Tensor? grad_y, Tensor? grad_log_det, Tensor x, Tensor? noise, "
-      "Tensor? seed, int num_levels, float alpha, bool inverse, bool quantize, bool want_x, "
-      "bool want_noise) -> (Tensor, Tensor)");
+      "Tensor? seed, int num_levels, float alpha, bool inverse, bool quantize, int first, "
+      "bool want_x, bool want_noise) -> (Tensor, Tensor)");
 }
 
 GMFAST_REGISTER(m) {

@@ -24,6 +24,7 @@ struct Inputs {
   int64_t seed;
   double guidance, guidance_rescale;
   Limit threshold, threshold_max;
+  int64_t first;
 };
 
 // The bytes from the tensor's first element to behind its last.
@@ -174,7 +175,8 @@ Tensors run(const Inputs& in, const Tensor* out) {
   args.draws = !args.noise.data && !(in.present & DiffusionOption::noise) &&
                (in.present & DiffusionOption::seeds || in.present & DiffusionOption::seed);
   args.seeds.value = in.seed;
-  if (in.present & DiffusionOption::seeds) args.seeds = seeds_of(take(), x, sizes[0]);
+  args.seeds.first = first_sample(in.first);
+  if (in.present & DiffusionOption::seeds) args.seeds = seeds_of(take(), x, sizes[0], in.first);
   STD_TORCH_CHECK(in.others.size() - next <= 4, "history: expected at most 4 tensors");
   for (int h = 0; next < in.others.size(); ++h) add("history", args.history[h]);
 
@@ -208,9 +210,9 @@ Tensors run(const Inputs& in, const Tensor* out) {
 // Each argument that is given costs a call time: those that most calls leave alone come last.
 Tensors step(const Tensor& x, const Tensor& model_output, const Tensor& table, Tensors others,
              int64_t present, int64_t step, Limit clip, int64_t seed, double guidance,
-             double guidance_rescale, Limit threshold, Limit threshold_max) {
+             double guidance_rescale, Limit threshold, Limit threshold_max, int64_t first) {
   return run({x, model_output, table, others, present, step, clip, seed, guidance, guidance_rescale,
-              threshold, threshold_max},
+              threshold, threshold_max, first},
              nullptr);
 }
 
@@ -219,13 +221,14 @@ Tensors step(const Tensor& x, const Tensor& model_output, const Tensor& table, T
 std::tuple<Tensor, Tensor> step_to(const Tensor& out, const Tensor& x, const Tensor& model_output,
                                    const Tensor& table, Tensors others, int64_t present,
                                    int64_t step, Limit clip, int64_t seed, double guidance,
-                                   double guidance_rescale, Limit threshold, Limit threshold_max) {
+                                   double guidance_rescale, Limit threshold, Limit threshold_max,
+                                   int64_t first) {
   STD_TORCH_CHECK(out.scalar_type() == x.scalar_type(), "out: expected the dtype of x");
   for (int64_t d = 0; d < out.dim(); ++d) {
     STD_TORCH_CHECK(out.size(d) <= 1 || out.stride(d) != 0, "out: expected no expanded tensor");
   }
   const Tensors results = run({x, model_output, table, others, present, step, clip, seed, guidance,
-                               guidance_rescale, threshold, threshold_max},
+                               guidance_rescale, threshold, threshold_max, first},
                               &out);
   const auto nothing = [&] { return empty_contiguous(x, {0}, x.scalar_type()); };
   return {present & DiffusionOption::x0 ? results[1] : nothing(),
@@ -239,7 +242,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
 #define GMFAST_STEP_ARGUMENTS                                                               \
   "Tensor x, Tensor model_output, Tensor table, Tensor[] others, int present, int step=0, " \
   "float? clip=None, int seed=0, float guidance=1.0, float guidance_rescale=0.0, "          \
-  "float? threshold=None, float? threshold_max=None"
+  "float? threshold=None, float? threshold_max=None, int first=0"
   m.def("diffusion_step(" GMFAST_STEP_ARGUMENTS ") -> Tensor[]");
   m.def("diffusion_step_to(Tensor(a!) out, " GMFAST_STEP_ARGUMENTS ") -> (Tensor, Tensor)");
 #undef GMFAST_STEP_ARGUMENTS

@@ -5,7 +5,7 @@
 
 #include "backend.h"
 #include "codes.h"
-#include "layout.h"
+#include "noise.h"
 
 namespace gmfast {
 namespace {
@@ -69,12 +69,11 @@ std::tuple<Tensor, Tensor, Tensor> nll(const Tensor& x, const Tensor& params, in
 }
 
 Tensor sample(const Tensor& params, const Tensor& seed, int64_t channels, int64_t num_classes,
-              double log_scale_min, double temperature, bool quantize) {
+              double log_scale_min, double temperature, bool quantize, int64_t first) {
   const int64_t dim = params.dim(), per_component = channels == 1 ? 3 : 10;
   STD_TORCH_CHECK(channels == 1 || channels == 3, "channels: expected 1 or 3");
   STD_TORCH_CHECK(dim >= 2 && params.size(1) > 0 && params.size(1) % per_component == 0,
                   "params: expected (B, 3*K, *S) for one channel, (B, 10*K, *S) for three");
-  check_seed(seed, params);
 
   const Tensor params_in = with_one_pixel_stride(params);
   LogisticMixtureSample args{};
@@ -87,7 +86,7 @@ Tensor sample(const Tensor& params, const Tensor& seed, int64_t channels, int64_
   args.temperature = temperature;
   args.quantize = quantize;
   args.params = image_of(params_in);
-  args.seed = static_cast<const int64_t*>(seed.data_ptr());
+  args.seeds = seeds_of(seed, params, args.batch, first);
 
   Sizes sizes = sizes_of(params);
   sizes[1] = channels;
@@ -107,7 +106,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
       "bool want_grad_params) -> (Tensor, Tensor, Tensor)");
   m.def(
       "discretized_logistic_mixture_sample(Tensor params, Tensor seed, int channels, "
-      "int num_classes, float log_scale_min, float temperature, bool quantize) -> Tensor");
+      "int num_classes, float log_scale_min, float temperature, bool quantize, "
+      "int first=0) -> Tensor");
 }
 
 GMFAST_REGISTER(m) {

@@ -14,13 +14,13 @@ std::tuple<Tensor, Tensor> langevin_step(const Tensor& x_given, const Tensor& sc
                                          const Optional& noise, const Optional& seed,
                                          const Optional& steps, double step, bool adaptive,
                                          double alpha, double temperature, int64_t draw,
-                                         bool want_mean) {
+                                         bool want_mean, int64_t first) {
   const Tensor x = in_order(x_given, !noise);
   RowWalk walk(x);
   LangevinStep args{};
   const Tensor x_in = walk.add(x, args.x),
                score_in = add_whole("score", walk, x, score, args.score),
-               noise_in = add_noise(walk, x, noise, seed, args.noise);
+               noise_in = add_noise(walk, x, noise, seed, first, args.noise);
   args.compute = compute_dtype(dtype_of(x), dtype_of(score));
   if (noise) args.compute = compute_dtype(args.compute, dtype_of(*noise));
   STD_TORCH_CHECK(!(adaptive && steps), "step_size: expected none with snr");
@@ -52,8 +52,8 @@ std::tuple<Tensor, Tensor> langevin_step(const Tensor& x_given, const Tensor& sc
 STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
   m.def(
       "langevin_step(Tensor x, Tensor score, Tensor? noise, Tensor? seed, Tensor? steps, "
-      "float step, bool adaptive, float alpha, float temperature, int draw, bool want_mean) -> "
-      "(Tensor, Tensor)");
+      "float step, bool adaptive, float alpha, float temperature, int draw, bool want_mean, "
+      "int first=0) -> (Tensor, Tensor)");
 }
 
 GMFAST_REGISTER(m) { m.impl("langevin_step", TORCH_BOX(&gmfast::langevin_step)); }

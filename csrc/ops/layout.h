@@ -205,10 +205,4 @@ inline void check_operand(const char* name, const Tensor& tensor, const Tensor& 
                   name, ": expected another shape, dtype or device");
 }
 
-inline void check_seed(const Tensor& seed, const Tensor& tensor) {
-  STD_TORCH_CHECK(
-      seed.scalar_type() == ScalarType::Long && seed.numel() == 1 && same_device(seed, tensor),
-      "seed: expected one int64 on the device of the tensors");
-}
-
 }  // namespace gmfast

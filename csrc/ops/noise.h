@@ -40,12 +40,20 @@ inline Tensor add_whole(const char* name, RowWalk& walk, const Tensor& x, const 
   return walk.add(tensor, operand);
 }
 
-// Seeds for the samples of x; what they point into is the tensor.
-inline Seeds seeds_of(const Tensor& seed, const Tensor& x, int64_t batch) {
+// The first sample of a batch in the noise.
+inline int64_t first_sample(int64_t first) {
+  STD_TORCH_CHECK(first >= 0 && first < int64_t(1) << 32, "first: expected 0 to 2**32 - 1");
+  return first;
+}
+
+// Seeds for the samples of x, whose noise counts from sample `first`; what they point into is the
+// tensor.
+inline Seeds seeds_of(const Tensor& seed, const Tensor& x, int64_t batch, int64_t first) {
   STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && same_device(seed, x) &&
                       (seed.numel() == 1 || (seed.dim() == 1 && seed.size(0) == batch)),
                   "seed: expected int64, () or (B,), on the device of x");
   Seeds seeds;
+  seeds.first = first_sample(first);
   seeds.data = static_cast<const int64_t*>(seed.data_ptr());
   seeds.own = seed.dim() > 0 && seed.size(0) == batch;
   if (seeds.own) seeds.stride = seed.stride(0);
@@ -54,10 +62,10 @@ inline Seeds seeds_of(const Tensor& seed, const Tensor& x, int64_t batch) {
 
 // The noise, given or drawn. Returns what it points into.
 inline Tensor add_noise(RowWalk& walk, const Tensor& x, const Optional& given, const Optional& seed,
-                        Noise& noise) {
+                        int64_t first, Noise& noise) {
   if (given) return add_whole("noise", walk, x, *given, noise.given);
   STD_TORCH_CHECK(seed.has_value(), "expected noise or a seed");
-  noise.seeds = seeds_of(*seed, x, x.size(0));
+  noise.seeds = seeds_of(*seed, x, x.size(0), first);
   return *seed;
 }
 

@@ -20,14 +20,15 @@ NoiseTarget target_of(int64_t target) {
 // The noised data and the target, of no elements where there is none.
 std::tuple<Tensor, Tensor> forward(const Tensor& x_given, const Optional& noise,
                                    const Optional& alphas, const Optional& sigmas,
-                                   const Optional& seed, double alpha, double sigma,
-                                   int64_t target) {
+                                   const Optional& seed, double alpha, double sigma, int64_t target,
+                                   int64_t first) {
   // Rows that are a pixel each would have their noise drawn one by one.
   const Tensor x = in_order(x_given, !noise && !dense_channels_last(x_given));
   RowWalk walk(x);
   QSample args{};
   if (!noise && channels_innermost(x)) args.noise.channels = x.size(1);
-  const Tensor x_in = walk.add(x, args.x), noise_in = add_noise(walk, x, noise, seed, args.noise);
+  const Tensor x_in = walk.add(x, args.x),
+               noise_in = add_noise(walk, x, noise, seed, first, args.noise);
   args.compute = compute_of(x, noise);
   args.alpha = per_sample("alpha", alphas, alpha, x);
   args.sigma = per_sample("sigma", sigmas, sigma, x);
@@ -46,7 +47,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x_given, const Optional& noise,
 std::tuple<Tensor, Tensor> backward(const Optional& grad_noised, const Optional& grad_target,
                                     const Tensor& x, const Optional& noise, const Optional& alphas,
                                     const Optional& sigmas, const Optional&, double alpha,
-                                    double sigma, int64_t target, bool want_x, bool want_noise) {
+                                    double sigma, int64_t target, int64_t, bool want_x,
+                                    bool want_noise) {
   RowWalk walk(x);
   QSample args{};
   args.backward = true;
@@ -83,11 +85,11 @@ std::tuple<Tensor, Tensor> backward(const Optional& grad_noised, const Optional&
 STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
   m.def(
       "q_sample(Tensor x, Tensor? noise, Tensor? alphas, Tensor? sigmas, Tensor? seed, "
-      "float alpha, float sigma, int target) -> (Tensor, Tensor)");
+      "float alpha, float sigma, int target, int first=0) -> (Tensor, Tensor)");
   m.def(
       "q_sample_backward(Tensor? grad_noised, Tensor? grad_target, Tensor x, Tensor? noise, "
       "Tensor? alphas, Tensor? sigmas, Tensor? seed, float alpha, float sigma, int target, "
-      "bool want_x, bool want_noise) -> (Tensor, Tensor)");
+      "int first, bool want_x, bool want_noise) -> (Tensor, Tensor)");
 }
 
 GMFAST_REGISTER(m) {

@@ -6,10 +6,10 @@
 namespace gmfast {
 namespace {
 
-Tensor standard_normal(const Tensor& seed, Sizes size, ScalarType dtype) {
+Tensor standard_normal(const Tensor& seed, Sizes size, ScalarType dtype, int64_t first) {
   StandardNormal args{};
   STD_TORCH_CHECK(!size.empty(), "shape: expected (B, *S)");
-  args.seeds = seeds_of(seed, seed, size[0]);
+  args.seeds = seeds_of(seed, seed, size[0], first);
   Tensor out = empty_contiguous(seed, size, dtype);
   args.batch = size[0];
   args.elements = 1;
@@ -24,7 +24,7 @@ Tensor standard_normal(const Tensor& seed, Sizes size, ScalarType dtype) {
 }  // namespace gmfast
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gmfast, m) {
-  m.def("standard_normal(Tensor seed, SymInt[] size, ScalarType dtype) -> Tensor");
+  m.def("standard_normal(Tensor seed, SymInt[] size, ScalarType dtype, int first=0) -> Tensor");
 }
 
 GMFAST_REGISTER(m) { m.impl("standard_normal", TORCH_BOX(&gmfast::standard_normal)); }

@@ -1,20 +1,28 @@
 """`gmfast train`."""
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..models.registry import MODELS
+from ._launch import Processes, launch
 from ._shared import Device
+
+if TYPE_CHECKING:
+    from ..training import Trainer
 
 
 def train(
     model: Annotated[
-        str, typer.Argument(help=f"One of {', '.join(MODELS)}. `gmfast list` says what each is.")
-    ],
+        str | None,
+        typer.Argument(
+            help=f"One of {', '.join(MODELS)}. `gmfast list` says what each is. [default: that of --config]"
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -25,13 +33,34 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. [default: runs/MODEL-DATA]")] = None,
     steps: Annotated[int, typer.Option(min=0, help="Train until this step.")] = 2000,
-    batch_size: Annotated[int | None, typer.Option(help="[default: what suits the model, else 64]")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Settings from a TOML file, such as a run's settings.toml; other options go before."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Of all processes together. [default: what suits the model, else 64]"),
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts that a batch is computed in, for less memory. [default: 1]")
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(help="Learning rate at the first step. [default: what suits the model, else 0.001]"),
     ] = None,
     lr_decay: Annotated[
         float | None, typer.Option(help="Factor of the learning rate each step. [default: 0.999995]")
+    ] = None,
+    lr_schedule: Annotated[
+        str | None, typer.Option(help="exponential, by --lr-decay; or cosine, to 0 at --lr-steps.")
+    ] = None,
+    lr_steps: Annotated[
+        int | None, typer.Option(help="Length of the cosine schedule. [default: --steps]")
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="Steps in which the learning rate rises from 0. [default: 0]")
     ] = None,
     ema_decay: Annotated[
         float | None, typer.Option(help="Decay of the weights' running average. [default: 0.9995]")
@@ -40,6 +69,15 @@ def train(
         float | None, typer.Option(help="Norm that gradients are clipped to. [default: 1]")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. [default: float32]")] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile", help="Compile the loss with torch.compile.")
+    ] = None,
+    checkpoint_activations: Annotated[
+        bool | None,
+        typer.Option(
+            "--checkpoint-activations", help="Compute blocks again in the backward pass: less memory."
+        ),
+    ] = None,
     conditional: Annotated[bool | None, typer.Option(help="Condition on the data's labels.")] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Run of an edm for a consistency model to learn from.")
@@ -66,6 +104,20 @@ def train(
     encoding: Annotated[
         str | None, typer.Option(help="Levels of sound: mulaw (256) or linear (65536). [default: mulaw]")
     ] = None,
+    grayscale: Annotated[
+        bool | None,
+        typer.Option(help="Read image files as one channel, or as RGB. [default: as the files are]"),
+    ] = None,
+    alpha: Annotated[
+        str | None, typer.Option(help="Transparent images: over white or black, or refuse. [default: white]")
+    ] = None,
+    on_error: Annotated[
+        str | None, typer.Option(help="Files that cannot be read: raise, or skip and list. [default: raise]")
+    ] = None,
+    flip: Annotated[bool | None, typer.Option("--flip", help="Mirror half of the training images.")] = None,
+    crop: Annotated[
+        int | None, typer.Option(help="Pad training images by so many pixels and crop them at random.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
     evaluate_every: Annotated[
         int | None, typer.Option(help="Steps between held-out evaluations; 0: never.")
@@ -73,53 +125,126 @@ def train(
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints. [default: 500]")
     ] = None,
+    sample_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between pictures of samples and of the losses, in the run's folder; 0: none."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write metrics for TensorBoard.")
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run that is in --out, and begin anew.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Also send metrics to tensorboard, wandb or another of accelerate's trackers."),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Short for --track tensorboard.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Further processes that load data, for each process.")
+    ] = 0,
+    processes: Processes = 1,
     device: Device = None,
 ) -> None:
     """Train a model. Ctrl-C saves; --resume continues with the numbers of an uninterrupted run."""
-    from ..training import Settings, Trainer
+    from ..training import Settings, Trainer, read_config
 
-    model = MODELS.resolve(model)
+    if launch(processes):
+        return
+    chosen = {} if config is None else read_config(config)
+    if model is None and "model" not in chosen:
+        raise ValueError(
+            f"model: expected one of {', '.join(MODELS)}, or a --config that names one, got none"
+        )
+    chosen["model"] = model = MODELS.resolve(model or chosen["model"])
+    if option:
+        chosen["options"] = {**chosen.get("options", {}), **_options(option)}
     given = {
-        "model": model,
         "data": data,
         "size": size,
         "rate": rate,
         "encoding": encoding,
+        "grayscale": grayscale,
+        "alpha": alpha,
+        "on_error": on_error,
         "conditional": conditional,
         "teacher": teacher,
-        "options": _options(option) if option else None,
         "seed": seed,
         "batch_size": batch_size,
+        "accumulate": accumulate,
         "lr": lr,
         "lr_decay": lr_decay,
+        "lr_schedule": lr_schedule,
+        "lr_steps": steps if lr_schedule == "cosine" and lr_steps is None and not resume else lr_steps,
+        "warmup": warmup,
         "ema_decay": ema_decay,
         "max_grad_norm": max_grad_norm,
         "precision": precision,
+        "compile": compile,
+        "checkpoint_activations": checkpoint_activations,
+        "flip": flip,
+        "crop": crop,
         "evaluate_every": evaluate_every,
         "checkpoint_every": checkpoint_every,
+        "sample_every": sample_every,
     }
-    given = {name: value for name, value in given.items() if value is not None}
+    chosen |= {name: value for name, value in given.items() if value is not None}
     if out is None:
-        source = Path(data or MODELS[model].data)
+        source = Path(chosen.get("data") or MODELS[model].data)
         out = Path("runs") / f"{model}-{source.stem if source.is_file() else source.name}"
-    if resume:
-        trainer = Trainer.resume(out, device, **given)
+    # torchrun's elastic restart runs the same command again.
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (out / "last").exists()
+    if resume or again:
+        trainer = Trainer.resume(out, device, workers=workers, **chosen)
     else:
-        trainer = Trainer.start(Settings(**given), out, device)
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    print(
-        f"{model} of {parameters:,} parameters on {trainer.dataset.name}, "
-        f"{len(trainer.dataset.train)} {trainer.dataset.items}, {trainer.device}",
-        file=sys.stderr,
-    )
-    finished = trainer.fit(steps, tensorboard=tensorboard)
-    print(f"{'finished' if finished else 'stopped'} at step {trainer.step}: {out}")
+        trainer = Trainer.start(Settings(**chosen), out, device, workers=workers, overwrite=overwrite)
+    main = trainer.processes.main
+    if main:
+        _describe(model, trainer)
+    finished = trainer.fit(steps, trackers=track or (), tensorboard=tensorboard, illustrate=_illustrate)
+    if main:
+        print(f"{'finished' if finished else 'stopped'} at step {trainer.step}: {out}")
     if not finished:
         raise typer.Exit(130)
+
+
+def _describe(model: str, trainer: "Trainer") -> None:
+    """Say what is trained on what, and where."""
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    dataset, count = trainer.dataset, trainer.processes.count
+    amount = "a stream of" if dataset.streamed else len(dataset.split("train"))
+    several = f", {count} processes" if count > 1 else ""
+    print(
+        f"{model} of {parameters:,} parameters on {dataset.name}, {amount} {dataset.items}, "
+        f"{trainer.device}{several}",
+        file=sys.stderr,
+    )
+    if dataset.skipped:
+        names = ", ".join(map(str, dataset.skipped[:5]))
+        print(f"skipped {len(dataset.skipped)} files that cannot be read: {names} ...", file=sys.stderr)
+
+
+def _illustrate(trainer: "Trainer") -> None:
+    """Draw samples of the averaged model, and the losses so far, into the run's folder."""
+    import torch
+
+    from ..models.base import evaluating
+    from ..outputs import output_for
+    from ..outputs.curves import draw_losses
+
+    output = output_for(trainer.ema, trainer.settings, trainer.out)
+    options, classes = {"seed": 0}, trainer.ema.num_labels
+    if classes is not None:
+        options["label"] = torch.arange(output.count, device=trainer.device) % classes
+    if "length" in trainer.ema.sample_options():
+        options["length"] = trainer.dataset.image_shape[-1]
+    with evaluating(trainer.ema):
+        samples = trainer.ema.sample(output.count, **options)
+    default = Path(output.default)
+    output.write(trainer.out / f"{default.stem}-{trainer.step:08d}{default.suffix}", samples.cpu())
+    draw_losses(trainer.out / "metrics.jsonl", trainer.out / "losses.png")
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class Program:
             seed: Seed of the noise; by default drawn from torch's generator.
             temperature: Divides the logits and multiplies the scales; 0 takes the mode.
             samples: Index of each sample in the noise, (batch,) int64, all different and below 2**32; by
-                default 0, 1, ….
+                default consecutive ones, from 0 or that of `gmfast._seed.first_sample`.
             local: Local features of all positions, (batch, features, positions).
             progress: Called now and then with the number of positions done since.
 

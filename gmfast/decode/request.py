@@ -104,7 +104,7 @@ def _given(keep: Tensor, x: Tensor, joint: bool) -> Tensor:
 def _noise_indices(samples: Tensor | None, batch: int, device: torch.device) -> Tensor:
     """Return the index of each sample in the noise, (batch,) int64."""
     if samples is None:
-        return torch.arange(batch, device=device)
+        return torch.arange(batch, device=device) + _seed.first()
     _check.tensor("samples", samples)
     if samples.shape != (batch,) or samples.dtype != torch.int64 or samples.device != device:
         raise ValueError(

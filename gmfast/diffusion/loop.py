@@ -127,6 +127,7 @@ class CapturedLoop:
             )
         loop.seed = loop.seed.clone()  # replays overwrite it: the caller's tensor must keep its value
         self._loop = loop
+        self._first = _seed.first()
         self._fresh = True
         with torch.no_grad(), torch.cuda.device(device):
             aside = torch.cuda.Stream()
@@ -146,8 +147,11 @@ class CapturedLoop:
                 the capture.
 
         Raises:
-            ValueError: If the seed's shape differs from the captured one's.
+            ValueError: If the seed's shape differs from the captured one's, or the noise counts from another
+                sample than then.
         """
+        if _seed.first() != self._first:
+            raise ValueError(f"first_sample: expected {self._first} as captured, got {_seed.first()}")
         held = self._loop.seed
         if seed is not None or not self._fresh:
             seed = _seed.of_batch(seed, self._loop.options.shape[0], held.device)

@@ -51,6 +51,19 @@ class Registry(MutableMapping):
             for name, found in self._models.items()
         }
 
+    def name_of(self, cls: "type[Model]") -> str:
+        """Name of a model class; one that has none is entered under the name of the class."""
+        for name, found in self._models.items():
+            if isinstance(found, str) and found.endswith(f":{cls.__name__}"):
+                found = self[name]
+            if found is cls:
+                return name
+        name = cls.__name__.lower()
+        if name in self:
+            name = f"{cls.__module__}.{cls.__qualname__}"
+        self[name] = cls
+        return name
+
     def resolve(self, name: str) -> str:
         """The model's name in `MODELS` for any spelling of it.
 

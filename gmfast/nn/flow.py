@@ -118,7 +118,8 @@ class Flow(nn.Module):
             with torch.random.fork_rng(devices, enabled=seed is not None):
                 if seed is not None:
                     torch.manual_seed(int(_seed.as_tensor(seed, torch.device("cpu"))))
-                z = self.base.sample((n,))
+                first = _seed.first()  # torch's generators draw those before it too
+                z = self.base.sample((first + n,))[first:]
         return self.inverse(z, context)[0]
 
     def extra_repr(self) -> str:

@@ -82,7 +82,7 @@ def dequantize_logit(x, *, num_levels=256, alpha=0.05, seed=None, inverse=False,
             quantize=quantize,
         )
         return y[:, 0], log_det
-    options = (seed, num_levels, float(alpha), bool(inverse), bool(quantize))
+    options = (seed, num_levels, float(alpha), bool(inverse), bool(quantize), _seed.first())
     if not has_kernel(x, *(() if noise is None else (noise,))):
         return _plain(x, noise, *options)
     return _forward(x, noise, *options)
@@ -96,7 +96,7 @@ def _dtypes(x, noise):
     return computed, x.dtype if floating else torch.float32 if noise is None else noise.dtype
 
 
-def _plain(x, noise, seed, num_levels, alpha, inverse, quantize, *_):
+def _plain(x, noise, seed, num_levels, alpha, inverse, quantize, first, *_):
     computed, dtype = _dtypes(x, noise)
     y, log_det = reference.dequantize_logit(
         x.to(computed),
@@ -106,11 +106,12 @@ def _plain(x, noise, seed, num_levels, alpha, inverse, quantize, *_):
         inverse=inverse,
         noise=noise if noise is None else noise.to(computed),
         quantize=quantize,
+        first=first,
     )
     return y.to(dtype), log_det
 
 
-def _fake(x, noise, seed, num_levels, alpha, inverse, quantize):
+def _fake(x, noise, seed, num_levels, alpha, inverse, quantize, first=0):
     computed, dtype = _dtypes(x, noise)
     return empty_as(x, x.shape, dtype), x.new_empty((x.shape[0],), dtype=computed)
 
@@ -127,7 +128,7 @@ def _backward(ctx, grad_y, grad_log_det):
     grad_x = grad_noise = None
     if grad_y is not None or grad_log_det is not None:
         grad_x, grad_noise = _gradient(grad_y, grad_log_det, x, noise, seed, *ctx.options, need_x, need_noise)
-    return grad_x if need_x else None, grad_noise if need_noise else None, *(None,) * 5
+    return grad_x if need_x else None, grad_noise if need_noise else None, *(None,) * 6
 
 
 def _gradient_fake(grad_y, grad_log_det, x, noise, *rest):

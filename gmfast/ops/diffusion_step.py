@@ -93,7 +93,7 @@ def diffusion_step(
         result = row["x"] * x + row["m"] * m + row["x0"] * x0 + row["noise"] * torch.randn_like(x)
         result = result + row["h1"] * history[0]  # and so on
     """
-    others, present, number = [], 0, 0
+    others, present, number, first = [], 0, 0, 0
     if x0:
         present |= _X0
     if kept:
@@ -115,6 +115,7 @@ def diffusion_step(
     else:
         row = step
     if seed is not None:
+        first = _seed.first()
         if isinstance(seed, torch.Generator):
             _check.floating("x", x)
             seed = _seed.as_tensor(seed, x.device)
@@ -128,9 +129,9 @@ def diffusion_step(
     # Python checks the arguments only after the operator has refused them, so that valid calls do not pay.
     try:
         others += history
-        if guidance != 1 or guidance_rescale != 0 or threshold is not None:
+        if guidance != 1 or guidance_rescale != 0 or threshold is not None or first:
             _check_guided(unconditional, guidance, guidance_rescale)
-            options = (clip, number, guidance, guidance_rescale, threshold, threshold_max)
+            options = (clip, number, guidance, guidance_rescale, threshold, threshold_max, first)
         elif clip is not None or present & _SEED:
             options = (clip, number)
         if not (is_compiling() or _needs_pytorch(x, model_output, others, out)):
@@ -179,6 +180,7 @@ def diffusion_step(
             seed=seed,
             x0=x0,
             kept=kept,
+            first=first,
             **{name: t if t is None else t.to(dtype) for name, t in given.items()},
         )
         results = [t.to(x.dtype) for t in (results if isinstance(results, tuple) else (results,))]

@@ -135,8 +135,10 @@ def discretized_logistic_mixture_sample(
             temperature=temperature,
             quantize=quantize,
             seed=seed,
+            first=_seed.first(),
         )
-    return _sample(params, seed, channels, num_classes, log_scale_min, temperature, quantize)
+    options = (channels, num_classes, log_scale_min, temperature, quantize, _seed.first())
+    return _sample(params, seed, *options)
 
 
 def check_params(params, channels, num_classes, log_scale_min):
@@ -227,7 +229,7 @@ def _scale(gradient, grad_loss, in_place):
     return gradient.mul_(grad_loss) if in_place else gradient * grad_loss
 
 
-def _sample_fake(params, seed, channels, num_classes, log_scale_min, temperature, quantize):
+def _sample_fake(params, seed, channels, num_classes, log_scale_min, temperature, quantize, first=0):
     return params.new_empty((params.shape[0], channels, *params.shape[2:]), dtype=compute_dtype(params))
 
 

@@ -90,19 +90,19 @@ def langevin_step(
         raise ValueError(f"draw: expected 0 to 2**32 - 1, got {draw}")
     seed = None if noise is not None else _seed.of_samples(seed, x.shape[0], x.device)
     given = [t for t in (x, score, noise, steps) if t is not None]
-    options = (step, snr is not None, alpha, temperature, draw, bool(return_mean))
+    options = (step, snr is not None, alpha, temperature, draw, bool(return_mean), _seed.first())
     if not has_kernel(*given) or differentiated(*given):
         moved, mean = _plain(x, score, noise, seed, steps, *options)
     else:
         flat = x.dim() == 1
         tensors = [t[:, None] if flat and t is not None else t for t in (x, score, noise)]
-        numbers = (float(step), snr is not None, float(alpha), float(temperature), draw, bool(return_mean))
+        numbers = (float(step), snr is not None, float(alpha), float(temperature), *options[4:])
         results = _step(*tensors, seed, steps, *numbers)
         moved, mean = (t[:, 0] if flat and t.dim() > 1 else t for t in results)
     return (moved, mean) if return_mean else moved
 
 
-def _plain(x, score, noise, seed, steps, step, adaptive, alpha, temperature, draw, want_mean):
+def _plain(x, score, noise, seed, steps, step, adaptive, alpha, temperature, draw, want_mean, first):
     dtype = compute_dtype(*(t for t in (x, score, noise) if t is not None))
     results = reference.langevin_step(
         x.to(dtype),
@@ -115,11 +115,12 @@ def _plain(x, score, noise, seed, steps, step, adaptive, alpha, temperature, dra
         seed=seed,
         draw=draw,
         return_mean=True,
+        first=first,
     )
     return [t.to(x.dtype) for t in results]
 
 
-def _fake(x, score, noise, seed, steps, step, adaptive, alpha, temperature, draw, want_mean):
+def _fake(x, score, noise, seed, steps, step, adaptive, alpha, temperature, draw, want_mean, first=0):
     return empty_as(x, x.shape), empty_as(x, x.shape if want_mean else (0,))
 
 

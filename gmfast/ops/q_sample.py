@@ -72,11 +72,12 @@ def q_sample(
     made = _TARGETS[target] if noise is None or target != "epsilon" else _NONE
     given = [t for t in (x, noise, alphas, sigmas) if t is not None]
     call = _forward if has_kernel(*given) else _plain
+    options = (alpha, sigma, made, _seed.first())
     if x.dim() > 1:
-        noised, result = call(x, noise, alphas, sigmas, seed, alpha, sigma, made)
+        noised, result = call(x, noise, alphas, sigmas, seed, *options)
     else:
         noise_in = noise if noise is None else noise[:, None]
-        results = call(x[:, None], noise_in, alphas, sigmas, seed, alpha, sigma, made)
+        results = call(x[:, None], noise_in, alphas, sigmas, seed, *options)
         noised, result = (t[:, 0] if t.dim() > 1 else t for t in results)
     if target is None:
         return noised
@@ -110,7 +111,7 @@ def _computed(x, noise):
 _NAMES = {_NONE: None, _EPSILON: "epsilon", _VELOCITY: "v", _FLOW: "flow"}
 
 
-def _plain(x, noise, alphas, sigmas, seed, alpha, sigma, target, *_):
+def _plain(x, noise, alphas, sigmas, seed, alpha, sigma, target, first, *_):
     dtype = _computed(x, noise)
     results = reference.q_sample(
         x.to(dtype),
@@ -119,12 +120,13 @@ def _plain(x, noise, alphas, sigmas, seed, alpha, sigma, target, *_):
         noise=noise if noise is None else noise.to(dtype),
         seed=seed,
         target=_NAMES[target],
+        first=first,
     )
     noised, result = results if target else (results, x.new_empty(0))
     return noised.to(x.dtype), result.to(x.dtype)
 
 
-def _fake(x, noise, alphas, sigmas, seed, alpha, sigma, target):
+def _fake(x, noise, alphas, sigmas, seed, alpha, sigma, target, first=0):
     return empty_as(x, x.shape), empty_as(x, x.shape if target else (0,))
 
 
@@ -137,25 +139,28 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_noised, grad_target):
     x, noise, alphas, sigmas, seed = ctx.saved_tensors
     needs = ctx.needs_input_grad[:4]
-    if ctx.options[2] == _NONE:
+    *_, target, first = ctx.options
+    if target == _NONE:
         grad_target = None
     if grad_noised is None and grad_target is None:
-        return (None,) * 8
+        return (None,) * 9
     grads = [None] * 4
     if needs[0] or needs[1]:
         tensors = (x, noise, alphas, sigmas)
         by_x, by_noise = _gradient(grad_noised, grad_target, *tensors, seed, *ctx.options, *needs[:2])
         grads[:2] = by_x if needs[0] else None, by_noise if needs[1] else None
     if needs[2] or needs[3]:
-        grads[2:] = _by_coefficients(grad_noised, grad_target, x, noise, alphas, sigmas, seed, ctx.options[2])
-    return *grads, *(None,) * 4
+        drawn = (seed, target, first)
+        grads[2:] = _by_coefficients(grad_noised, grad_target, x, noise, alphas, sigmas, *drawn)
+    return *grads, *(None,) * 5
 
 
-def _by_coefficients(grad_noised, grad_target, x, noise, alphas, sigmas, seed, target):
+def _by_coefficients(grad_noised, grad_target, x, noise, alphas, sigmas, seed, target, first):
     """Gradients of alpha and sigma, as learned schedules need; in plain PyTorch."""
     dtype = _computed(x, noise)
     if noise is None:
-        noise, _ = _forward(torch.zeros_like(x, dtype=dtype), None, None, None, seed, 0.0, 1.0, _NONE)
+        zero = torch.zeros_like(x, dtype=dtype)
+        noise, _ = _forward(zero, None, None, None, seed, 0.0, 1.0, _NONE, first)
     x, noise = x.to(dtype), noise.to(dtype)
 
     def gradient(coefficients, of_noised, of_target):

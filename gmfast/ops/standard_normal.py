@@ -38,8 +38,12 @@ def standard_normal(shape, *, seed=None, dtype=torch.float32, device=None):
         device = torch.device("cuda", torch.cuda.current_device())
     seed = _seed.of_samples(seed, shape[0], device)
     if device.type not in devices:
-        return reference.standard_normal(shape, seed=seed, dtype=dtype)
-    return _draw(seed, shape, dtype)
+        return reference.standard_normal(shape, seed=seed, dtype=dtype, first=_seed.first())
+    return _draw(seed, shape, dtype, _seed.first())
 
 
-_draw = operator("standard_normal", fake=lambda seed, size, dtype: seed.new_empty(list(size), dtype=dtype))
+def _fake(seed, size, dtype, first=0):
+    return seed.new_empty(list(size), dtype=dtype)
+
+
+_draw = operator("standard_normal", fake=_fake)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _seed
 from .concat_elu import concat_elu
 
 if TYPE_CHECKING:
@@ -161,12 +162,13 @@ class ReferenceExecutor:
         if kept is None or not kept.all():
             count = draw.head.num_params(draw.total_channels)
             params = self._at(draw.params, position)[:, :count].unsqueeze(2)
-            if not torch.equal(samples, torch.arange(len(samples), device=samples.device)):
-                # The head numbers its rows from 0.
-                rows = params.new_zeros(int(samples.max()) + 1, *params.shape[1:])
-                params = rows.index_copy(0, samples, params)
-            drawn = draw.head.sample(
-                params, draw.total_channels, seed=request.seed, temperature=request.temperature, position=at
-            )[samples][:, mine, 0]
+            first = min(samples.tolist(), default=0)
+            rows = samples - first  # the head draws for consecutive samples
+            if not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
+                spread = params.new_zeros(int(rows.max()) + 1, *params.shape[1:])
+                params = spread.index_copy(0, rows, params)
+            noise = {"seed": request.seed, "temperature": request.temperature, "position": at}
+            with _seed.first_sample(first):
+                drawn = draw.head.sample(params, draw.total_channels, **noise)[rows][:, mine, 0]
             x[:, mine, at] = drawn if kept is None else torch.where(kept, x[:, mine, at], drawn)
         self._put_drawn(draw, position, x[:, mine, at])

@@ -25,8 +25,12 @@ def diffusion_step(
     x0=False,
     kept=False,
     out=None,
+    first=0,
 ):
-    """`seed` is an int64 tensor, () or (B,); `step` an int, or an int64 tensor, () or (B,)."""
+    """`seed` is an int64 tensor, () or (B,); `step` an int, or an int64 tensor, () or (B,).
+
+    `first`: index of the first sample.
+    """
     if isinstance(step, torch.Tensor):
         step = step.clamp(0, table.shape[0] - 1)
     rows = table[step].to(x.dtype)  # (20,) or (B, 20)
@@ -50,9 +54,8 @@ def diffusion_step(
     elif clip is not None:
         predicted = predicted.clamp(-clip, clip)
     if noise is None and seed is not None:
-        noise = _philox.array_normal(
-            seed, tuple(x.shape), x.dtype, x.device, draw=step + 1
-        )  # 0: the first noise
+        # Draw 0 is the noise that a sampler begins with.
+        noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device, step + 1, first)
     spread = 1
     if variance is not None:
         low, high = column["log_var_min"], column["log_var_max"]

@@ -93,17 +93,27 @@ def discretized_logistic_mixture_nll(
 
 
 def discretized_logistic_mixture_sample(
-    params, *, channels=3, num_classes=256, log_scale_min=-7.0, temperature=1.0, quantize=True, seed=None
+    params,
+    *,
+    channels=3,
+    num_classes=256,
+    log_scale_min=-7.0,
+    temperature=1.0,
+    quantize=True,
+    seed=None,
+    first=0,
 ):
-    """Reference of `gmfast.functional.discretized_logistic_mixture_sample`."""
+    """Reference of `gmfast.functional.discretized_logistic_mixture_sample`.
+
+    `seed` is a 0-dim int64 tensor, `first` the index of the first sample.
+    """
     logits, means, log_scales, coeffs = split_params(params, channels)
     if params.dtype in (torch.float16, torch.bfloat16):
         logits, means, log_scales = logits.float(), means.float(), log_scales.float()
         coeffs = None if coeffs is None else coeffs.float()
     # Draw 0 of a pixel chooses the component, draws 1 to C are the colours' logistic noise.
-    uniform = _philox.uniform(
-        seed, logits.shape[0], logits.shape[2:], 1 + channels, logits.dtype, params.device
-    )
+    shape = logits.shape[0], logits.shape[2:], 1 + channels
+    uniform = _philox.uniform(seed, *shape, logits.dtype, params.device, first=first)
 
     # Inverse CDF: the first component whose cumulative weight exceeds the draw.
     temperature = max(temperature, 1e-30)

@@ -5,13 +5,13 @@ from .. import _philox
 TARGETS = ("epsilon", "x0", "v", "flow")
 
 
-def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None):
+def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None, first=0):
     """Reference of `gmfast.functional.q_sample`.
 
-    `alpha`, `sigma`: (B,) or numbers, `seed`: a 0-dim int64 tensor.
+    `alpha`, `sigma`: (B,) or numbers, `seed`: an int64 tensor, () or (B,), `first`: index of the first sample.
     """
     if noise is None:
-        noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device)
+        noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device, first=first)
     alpha, sigma = (
         v if isinstance(v, (int, float)) else v.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         for v in (alpha, sigma)

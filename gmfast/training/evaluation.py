@@ -1,14 +1,20 @@
 """Evaluation of a model on held-out data."""
 
-import torch
+import math
 
+import torch
+from torch import Tensor
+
+from .._processes import Processes
 from .._progress import Progress, reporting
-from ..data import Dataset, to_unit
+from ..data import Dataset
+from ..data.loader import load_batches
 from ..models.base import Batch, Model, evaluating
+from .draws import part_of_batch
 
 
 def check_data(model: Model, dataset: Dataset, conditional: bool = False) -> None:
-    """Check that held-out data are of the kind that a model was made for.
+    """Check that data are of the kind that a model was made for.
 
     Raises:
         ValueError: For another modality, shape or number of levels, or labels that are not there.
@@ -30,43 +36,79 @@ def check_data(model: Model, dataset: Dataset, conditional: bool = False) -> Non
             f"data: expected {model.modality} of shape {model.image_shape}, as the model has, got "
             f"{dataset.items} of shape {dataset.image_shape}"
         )
-    if conditional and dataset.heldout_labels is None:
+    if conditional and dataset.num_labels is None:
         raise ValueError(f"data: expected labels for a conditional model, but {dataset.name} has none")
 
 
 @torch.no_grad()
-def evaluate(
-    model: Model, dataset: Dataset, conditional: bool = False, *, progress: Progress = False
-) -> float:
-    """Evaluate the first of the model's `metrics` over the held-out data: the mean over samples, in its unit.
+def evaluate_samples(
+    model: Model,
+    dataset: Dataset,
+    conditional: bool = False,
+    *,
+    progress: Progress = False,
+    processes: Processes | None = None,
+    workers: int = 0,
+) -> dict[str, Tensor]:
+    """Evaluate the model's `metrics` for each held-out sample: by name, float64 `(N,)` in their units.
 
-    What the model draws, such as the noise of a flow, is the same each time and leaves torch's generators as
-    they were.
+    What the model draws, such as the noise of a flow, is the same each time, whatever the number of processes,
+    and leaves torch's generators as they were.
 
     Args:
         model: The model, in eval mode meanwhile.
         dataset: The data.
         conditional: Whether the model takes the data's labels.
         progress: True shows a bar; a function is called with the numbers of samples done and to do.
+        processes: The processes that divide the samples and all call this; None: this one alone.
+        workers: Number of further processes that load data; 0: none.
 
     Raises:
         ValueError: When data and model do not go together.
     """
     check_data(model, dataset, conditional)
-    samples, labels = dataset.heldout, dataset.heldout_labels if conditional else None
-    device, metric = model.device, next(iter(model.metrics))
-    size = max(1, min(model.evaluate_size, 2**17 // samples[0, 0].numel()))
-    total = 0.0
+    split, device = dataset.split("heldout"), model.device
+    processes = processes or Processes(0, 1, device)
+    size = max(1, min(model.evaluate_size, 2**17 // math.prod(split.shape[1:])))
+    starts = range(0, len(split), size)
+    wholes = [range(start, min(start + size, len(split))) for start in starts]
+    parts = [processes.part(len(whole)) for whole in wholes]
+    batches = [list(whole[part]) for whole, part in zip(wholes, parts, strict=True)]
+    loaded = load_batches(split, filter(None, batches), workers=workers, pin_memory=device.type == "cuda")
+    values: dict[str, list[Tensor]] = {name: [] for name in model.metrics}
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         evaluating(model),
-        reporting(progress, len(samples), dataset.items[:-1], "evaluating") as advance,
+        reporting(
+            progress if processes.main else False, len(split), dataset.items[:-1], "evaluating"
+        ) as advance,
     ):
         torch.manual_seed(0)
-        for start in range(0, len(samples), size):
-            chosen = slice(start, start + size)
-            x = to_unit(samples[chosen].to(device), model.num_levels)
-            batch = Batch(x, None if labels is None else labels[chosen].to(device))
-            total += model.evaluate(batch)[metric].double().sum().item()
-            advance(len(x))
-    return total / len(samples)
+        for whole, part, chosen in zip(wholes, parts, batches, strict=True):
+            if chosen:
+                samples = next(loaded)
+                batch = Batch(
+                    dataset.as_input(samples.x.to(device)), samples.label.to(device) if conditional else None
+                )
+                with part_of_batch(part.start, len(chosen), len(whole)):
+                    found = model.evaluate(batch)
+                for name, collected in values.items():
+                    collected.append(found[name].double().cpu())
+            advance(len(whole))
+    index = processes.gather(torch.tensor([i for chosen in batches for i in chosen], dtype=torch.int64))
+    evaluated = {}
+    for name, collected in values.items():
+        value = processes.gather(torch.cat(collected) if collected else torch.empty(0, dtype=torch.float64))
+        evaluated[name] = torch.empty_like(value).index_copy_(0, index, value)
+    return evaluated
+
+
+def evaluate(
+    model: Model, dataset: Dataset, conditional: bool = False, *, progress: Progress = False
+) -> float:
+    """Evaluate the first of the model's `metrics` over the held-out data: the mean over samples, in its unit.
+
+    The mean of `evaluate_samples`, whose arguments these are.
+    """
+    values = evaluate_samples(model, dataset, conditional, progress=progress)
+    return values[next(iter(model.metrics))].mean().item()

@@ -1,8 +1,12 @@
 """Settings of a training run, and the model they describe."""
 
-from dataclasses import dataclass, field
+import math
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -13,6 +17,10 @@ from ..models.base import Model
 from .random import seed_of
 
 PRECISIONS = ("float32", "bfloat16")
+LR_SCHEDULES = ("exponential", "cosine")
+
+#: Settings that a resumed run may change: they decide what is written, not the numbers.
+WRITING = ("evaluate_every", "checkpoint_every", "sample_every")
 
 #: Settings that neither the user nor the model's class chooses.
 DEFAULTS = {
@@ -42,18 +50,32 @@ class Settings:
         size: Side of photos and of a folder's images, or length of sound clips, as in `gmfast.data.load`.
         rate: Sample rate of sound, in Hz.
         encoding: Levels of sound, "mulaw" or "linear".
+        grayscale: Whether image files are read as one channel; None: where their own are.
+        alpha: Background of image files with transparency, "white" or "black", or "refuse".
+        on_error: "raise" for files that cannot be read, or "skip".
         conditional: Whether the model is conditioned on the data's labels.
         teacher: Run of a model that this one learns from.
         options: Arguments of the model's constructor.
         seed: Seed of the weights, the batches and the noise.
         batch_size: Samples per step.
-        lr: Learning rate at the first step.
-        lr_decay: Factor of the learning rate each step.
+        accumulate: Parts that a batch is computed in, one after another, before the update: less memory, the
+            same numbers to rounding.
+        lr: Learning rate at the first step, or after the warm-up.
+        lr_decay: Factor of the learning rate each step, by the schedule "exponential".
+        lr_schedule: "exponential"; or "cosine", half a period from `lr` to 0 at step `lr_steps`.
+        lr_steps: Length of the schedule "cosine", in steps.
+        warmup: Steps in which the learning rate rises linearly to that of the schedule.
         ema_decay: Decay of the weights' running average, which evaluation and sampling use.
         max_grad_norm: Norm that each player's gradient is clipped to.
         precision: "float32", or "bfloat16" for autocast.
+        compile: Whether `torch.compile` compiles the loss.
+        checkpoint_activations: Whether the blocks of the network are computed again in the backward pass,
+            rather than kept.
+        flip: Whether half of the training images, drawn at random, are mirrored.
+        crop: Training images are padded by that many reflected pixels and cropped at random; 0: not.
         evaluate_every: Steps between evaluations; 0: never.
         checkpoint_every: Steps between checkpoints.
+        sample_every: Steps between pictures of samples and of the losses; 0: none.
 
     Raises:
         ValueError: For values out of range, naming the field.
@@ -64,20 +86,34 @@ class Settings:
     size: int | None = None
     rate: int | None = None
     encoding: str | None = None
+    grayscale: bool | None = None
+    alpha: str = "white"
+    on_error: str = "raise"
     conditional: bool = False
     teacher: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     batch_size: int | None = None
+    accumulate: int = 1
     lr: float | None = None
     lr_decay: float | None = None
+    lr_schedule: str = "exponential"
+    lr_steps: int | None = None
+    warmup: int = 0
     ema_decay: float | None = None
     max_grad_norm: float | None = None
     precision: str | None = None
+    compile: bool = False
+    checkpoint_activations: bool = False
+    flip: bool = False
+    crop: int = 0
     evaluate_every: int = 0
     checkpoint_every: int = 500
+    sample_every: int = 0
 
     def __post_init__(self):
+        self._given = {setting.name: getattr(self, setting.name) for setting in fields(self)}
+        self._check_types()
         self.model = MODELS.resolve(self.model)
         cls = MODELS[self.model]
         if self.data is None:
@@ -96,20 +132,88 @@ class Settings:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in {**options, **self.options}.items()
         }
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision: expected {' or '.join(PRECISIONS)}, got {self.precision!r}")
-        for name in ("batch_size", "checkpoint_every", "lr", "max_grad_norm"):
+        for name, choices in (("precision", PRECISIONS), ("lr_schedule", LR_SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected {' or '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("batch_size", "accumulate", "checkpoint_every", "lr", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.lr_steps is not None and self.lr_steps < 1:
+            raise ValueError(f"lr_steps: expected a positive number, got {self.lr_steps}")
+        if self.lr_schedule == "cosine" and self.lr_steps is None:
+            raise ValueError("lr_steps: expected the length of the cosine schedule in steps, got None")
         for name in ("lr_decay", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")
-        if self.evaluate_every < 0:
-            raise ValueError(f"evaluate_every: expected 0 or more steps, got {self.evaluate_every}")
+        for name in ("evaluate_every", "sample_every", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more steps, got {getattr(self, name)}")
+        if self.crop < 0:
+            raise ValueError(f"crop: expected 0 or more pixels, got {self.crop}")
+
+    def _check_types(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            kinds = get_args(kind) if isinstance(kind, UnionType) else (get_origin(kind) or kind,)
+            value = getattr(self, name)
+            accepted = (*kinds, *((int,) if float in kinds else ()), *((PathLike,) if str in kinds else ()))
+            if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
+                expected = " or ".join("None" if k is NoneType else k.__name__ for k in kinds)
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+    def for_model(self, model: str, **others: Any) -> "Settings":
+        """The settings as they were given, with what suits another model."""
+        return Settings(**{**self._given, "model": model, **others})
+
+    def lr_factor(self, step: int) -> float:
+        """Factor of the learning rate at training step `step`, counted from 0."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.lr_schedule == "exponential":
+            return warm * self.lr_decay**step
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.lr_steps)))
 
     def load_data(self, name_or_path: str | None = None) -> Dataset:
         """Load the run's data, or other data prepared in the same way."""
-        return data.load(name_or_path or self.data, size=self.size, rate=self.rate, encoding=self.encoding)
+        return data.load(
+            name_or_path or self.data,
+            size=self.size,
+            rate=self.rate,
+            encoding=self.encoding,
+            grayscale=self.grayscale,
+            alpha=self.alpha,
+            on_error=self.on_error,
+        )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read settings from a TOML file, such as the settings.toml of a run.
+
+    Raises:
+        FileNotFoundError: For a file that does not exist. ValueError: For one that is no TOML, or a name that is
+            no setting.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"config: expected a TOML file, but {path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: expected TOML in {path} ({error})") from None
+    names = [setting.name for setting in fields(Settings)]
+    for name in given:
+        if name not in names:
+            raise ValueError(f"config: expected some of {', '.join(names)} in {path}, got {name!r}")
+    return given
+
+
+def write_config(path: Path, settings: Settings) -> None:
+    """Write settings as TOML, which has no None: what is left out is None."""
+    import tomli_w
+
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    Path(path).write_text(tomli_w.dumps(given), encoding="utf-8")
 
 
 def build_model(settings: Settings, dataset: Dataset) -> Model:

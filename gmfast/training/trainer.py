@@ -1,72 +1,256 @@
 """Training of any model on the contract of `gmfast.models.base.Model`.
 
 Everything random at a step is a function of (seed, step): the batch, and the generator that dropout and noise
-draw from. A resumed run therefore continues with the numbers of an uninterrupted one, on a CPU to the bit.
+draw from. A resumed run therefore continues with the numbers of an uninterrupted one, on a CPU to the bit; and
+a run of several processes, or of batches that are accumulated from parts, has the numbers of a run of one, to
+rounding: each part draws for its samples what the whole batch would (`draws.py`).
 """
 
 import copy
+import functools
+import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from .._device import find_device
-from ..data import to_unit
+from .. import _processes
+from .._processes import Processes
+from ..data import Dataset, wrap
+from ..data.augment import augment
+from ..data.splits import Samples
+from ..data.loader import EpochOrder, Stream, load_batches
 from ..models import MODELS
-from ..models.base import Batch
-from .checkpoint import last_checkpoint, load_optimizers, load_run, load_weights, save_checkpoint, state_of
-from .evaluation import evaluate
+from ..models.base import Batch, Model
+from .checkpoint import (
+    last_checkpoint,
+    load_into,
+    load_optimizers,
+    load_run,
+    load_stream,
+    load_weights,
+    locked,
+    save_checkpoint,
+    settings_of,
+    state_of,
+)
+from .draws import part_of_batch
+from .evaluation import check_data, evaluate_samples
 from .random import seed_of
-from .settings import Settings, build_model
+from .settings import WRITING, Settings, build_model, write_config
 
 #: Seconds between lines of progress where stderr is no terminal.
 LINE_SECONDS = 30
 
 
 class Trainer:
-    """A training run: use `Trainer.start` or `Trainer.resume`, then `fit`.
+    """A training run: of a model and data of one's own, or from settings by `Trainer.start`; then `fit`.
+
+    Several processes that torchrun started divide each batch. They have the numbers of one process to
+    rounding; the first one writes.
+
+    Args:
+        model: The model.
+        dataset: What it learns from: a `gmfast.data.Dataset`, or any `torch.utils.data.Dataset`, map-style or
+            iterable, whose items `gmfast.data.wrap` understands.
+        settings: Settings of the run; those that say how data and model are made are not used.
+        out: The run's folder; None: nothing is written.
+        heldout: Held-out samples beside a torch dataset.
+        device: Where to run; None: a GPU where there is one, else the CPU.
+        workers: Number of further processes that load data.
 
     Attributes:
         model: The model being trained.
         ema: Its running average, which is evaluated and sampled from. Players without EMA, and buffers, have
-            their last values in it.
+            their last values in it. None before the first step.
         optimizers: Each player's optimiser, by the player's name.
         step: Number of training steps done.
         updates: Number of updates of each player.
+        processes: The processes that divide the batches.
+
+    Raises:
+        ValueError: When model, data and settings do not go together, or `out` holds a run.
     """
 
-    def __init__(self, settings: Settings, out: Path, device: str | None = None):
-        self.out = Path(out)
-        self.device = find_device(device)
-        self.dataset = settings.load_data()
-        self.settings = settings = replace(
-            settings,
-            rate=self.dataset.rate,
-            encoding=None if self.dataset.rate is None else settings.encoding or "mulaw",
+    def __init__(
+        self,
+        model: Model,
+        dataset: "Dataset | torch.utils.data.Dataset",
+        settings: Settings | None = None,
+        out: str | Path | None = None,
+        *,
+        heldout: "torch.utils.data.Dataset | None" = None,
+        device: str | None = None,
+        workers: int = 0,
+    ):
+        if not isinstance(dataset, Dataset):
+            dataset = wrap(dataset, heldout, num_levels=model.num_levels, modality=model.modality)
+        elif heldout is not None:
+            raise ValueError("heldout: expected None beside a gmfast Dataset, which has its own")
+        settings = (settings or Settings()).for_model(
+            MODELS.name_of(type(model)),
+            data=dataset.name if settings is None else settings.data,
+            conditional=model.num_labels is not None,
         )
-        self.labels = self.dataset.train_labels if settings.conditional else None
-        if settings.batch_size > len(self.dataset.train):
-            raise ValueError(
-                f"batch_size: expected at most the {len(self.dataset.train)} training {self.dataset.items} "
-                f"of {self.dataset.name}, got {settings.batch_size}"
-            )
-        self.model = build_model(settings, self.dataset).to(self.device)
+        self._set_up(model, dataset, settings, out, _processes.join(device), workers)
+        self._check_new()
+
+    @classmethod
+    def start(
+        cls,
+        settings: Settings,
+        out: str | Path,
+        device: str | None = None,
+        *,
+        workers: int = 0,
+        overwrite: bool = False,
+    ) -> "Trainer":
+        """Start a run in the folder `out`: load the data, build and prepare the model, and save it.
+
+        Args:
+            settings: The settings.
+            out: The run's folder.
+            device: Where to run.
+            workers: Number of further processes that load data.
+            overwrite: Whether a run that is there is deleted.
+
+        Raises:
+            ValueError: When there is a run already.
+        """
+        trainer = cls._from_settings(settings, out, device, workers)
+        if overwrite:
+            trainer._delete()
+        trainer._check_new()
+        trainer._begin()
+        return trainer
+
+    @classmethod
+    def resume(
+        cls,
+        out: str | Path,
+        device: str | None = None,
+        *,
+        model: str | Model | None = None,
+        dataset: "Dataset | torch.utils.data.Dataset | None" = None,
+        heldout: "torch.utils.data.Dataset | None" = None,
+        workers: int = 0,
+        **settings: Any,
+    ) -> "Trainer":
+        """Resume the run in `out` from its last checkpoint, with any number of processes.
+
+        Metrics of later steps are dropped: they will be computed again.
+
+        Args:
+            out: The run's folder.
+            device: Where to run.
+            model: The name of the run's model, or, beside `dataset`, one of one's own, freshly built.
+            dataset: Data of one's own that the run began with.
+            heldout: Held-out samples beside a torch dataset.
+            workers: Number of further processes that load data.
+            **settings: Settings, which must be those of the run, but for how often to evaluate and to write.
+
+        Raises:
+            FileNotFoundError: For a folder that is no run. ValueError: For other settings, for a damaged
+                checkpoint, and when another process trains the run.
+        """
+        path, state = last_checkpoint(Path(out))
+        saved = asdict(settings_of(path, state))
+        if isinstance(model, str):
+            settings["model"] = MODELS.resolve(model)
+        chosen = Settings(**{**saved, **settings})
+        for name, value in asdict(chosen).items():
+            if name not in WRITING and value != saved[name]:
+                raise ValueError(
+                    f"{name}: expected {saved[name]!r}, as the run in {out} began, got {value!r}"
+                )
+        if isinstance(model, Model):
+            if dataset is None:
+                raise ValueError("dataset: expected the data that the run began with, got None")
+            trainer = cls(model, dataset, chosen, None, heldout=heldout, device=device, workers=workers)
+            trainer.out = Path(out)
+        else:
+            trainer = cls._from_settings(chosen, out, device, workers)
+        trainer._load(path, state)
+        return trainer
+
+    @classmethod
+    def _from_settings(
+        cls, settings: Settings, out: str | Path, device: str | None, workers: int
+    ) -> "Trainer":
+        processes = _processes.join(device)
+        with processes.main_first():
+            dataset = settings.load_data()
+        settings = replace(
+            settings,
+            rate=dataset.rate,
+            encoding=None if dataset.rate is None else settings.encoding or "mulaw",
+        )
+        trainer = cls.__new__(cls)
+        model = build_model(settings, dataset).to(processes.device)
         if settings.teacher is not None:
-            if "teacher" not in self.model.requires:
+            if "teacher" not in model.requires:
                 raise ValueError(f"teacher: expected a model that learns from one, got {settings.model}")
-            teacher = load_run(settings.teacher)[0].requires_grad_(False).to(self.device)
-            self.model.build_on(teacher=teacher)
+            teacher = load_run(Path(settings.teacher))[0].requires_grad_(False).to(processes.device)
+            model.build_on(teacher=teacher)
+        trainer._set_up(model, dataset, settings, out, processes, workers)
+        return trainer
+
+    def _set_up(
+        self,
+        model: Model,
+        dataset: Dataset,
+        settings: Settings,
+        out: str | Path | None,
+        processes: Processes,
+        workers: int,
+    ) -> None:
+        parts = settings.accumulate * processes.count
+        if settings.batch_size % parts:
+            raise ValueError(
+                f"batch_size: expected a multiple of {parts}, as {processes.count} processes compute it in "
+                f"{settings.accumulate} parts each, got {settings.batch_size}"
+            )
+        check_data(model, dataset, settings.conditional)
+        if (settings.flip or settings.crop) and dataset.modality != "images":
+            raise ValueError(f"flip, crop: expected images, but {dataset.name} is {dataset.items}")
+        self.out = None if out is None else Path(out)
+        self.processes, self.device, self.dataset, self.settings = (
+            processes,
+            processes.device,
+            dataset,
+            settings,
+        )
+        self.model = model.to(self.device)
+        loading = {"workers": workers, "pin_memory": self.device.type == "cuda"}
+        if dataset.streamed:
+            self._stream = Stream(dataset.train, dataset.convert, settings.batch_size, **loading)
+        else:
+            self._stream, self._split = None, dataset.split("train")
+            count, size = len(self._split), settings.batch_size
+            if size > count:
+                raise ValueError(
+                    f"batch_size: expected at most the {count} training {dataset.items} of {dataset.name}, "
+                    f"got {size}"
+                )
+            self._order = EpochOrder(count, size, lambda epoch: seed_of(settings.seed, "epoch", epoch))
+            self._load_batches = functools.partial(load_batches, self._split, **loading)
+        self._batches: Iterator[Samples] | None = None
+        self._next_step = 0  # of the batch that comes next
         self.players = dict(self.model.players())
         self.optimizers = {
             name: player.optimizer(player.parameters, settings.lr * player.lr)
@@ -78,111 +262,131 @@ class Trainer:
         trained = {id(p) for p in self.model.parameters() if p.requires_grad}
         # Whether one player is all of the model: any backward then does, with checkpointing too.
         self._whole = [trained] == [{id(p) for p in player.parameters} for player in self.players.values()]
+        self._averagers: dict[str, DistributedDataParallel] = {}
         self.step, self.updates = 0, dict.fromkeys(self.players, 0)
-        self.ema = None
+        self.ema: Model | None = None
 
-    @classmethod
-    def start(cls, settings: Settings, out: Path, device: str | None = None) -> "Trainer":
-        """Start a run in the folder `out`: prepare the model from its first batch, and save it.
+    def _check_new(self) -> None:
+        if self.out is not None and (self.out / "last").exists():
+            raise ValueError(
+                f"out: expected a new folder, but {self.out} holds a run (--resume continues it), which --overwrite "
+                "deletes"
+            )
 
-        Raises:
-            ValueError: When there is a run already.
-        """
-        trainer = cls(settings, out, device)
-        if (trainer.out / "last").exists():
-            raise ValueError(f"out: expected a new folder, but {out} holds a run (--resume continues it)")
+    def _delete(self) -> None:
+        """Delete a run that is in `out`, and nothing else."""
+        if self.processes.main and (self.out / "last").exists():
+            with locked(self.out):
+                shutil.rmtree(self.out)
+        self.processes.wait()
+
+    def _begin(self) -> None:
+        """Prepare the model from its first batch, all of it in each process, and save it."""
+        settings = self.settings
+        if self._stream is not None:
+            samples = next(iter(self._stream))
+        elif self.model.prepare_size > settings.batch_size:
+            samples = self._split.__getitems__(range(min(self.model.prepare_size, len(self._split))))
+        else:
+            samples = self._split.__getitems__(self._order(0).tolist())
+        batch = self._to_batch(samples, 0)
         torch.manual_seed(seed_of(settings.seed, "initialize"))
-        trainer.model.prepare(trainer._first_batch())
-        trainer.ema = copy.deepcopy(trainer.model).requires_grad_(False)
-        trainer.out.mkdir(parents=True, exist_ok=True)
-        trainer._cut_metrics()
-        trainer.save()
-        return trainer
+        self.model.prepare(batch)
+        self._ready()
+        if self.out is not None and self.processes.main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with locked(self.out):
+                self._cut_metrics()
+                write_config(self.out / "settings.toml", settings)
+        self.save()
 
-    @classmethod
-    def resume(cls, out: Path, device: str | None = None, **settings) -> "Trainer":
-        """Resume the run in `out` from its last checkpoint.
-
-        Metrics of later steps are dropped: they will be computed again.
-
-        Args:
-            out: The run's folder.
-            device: Where to run.
-            **settings: Settings, which must be those of the run, but for how often to evaluate and to save.
-
-        Raises:
-            FileNotFoundError: For a folder that is no run. ValueError: For other settings.
-        """
-        checkpoint, state = last_checkpoint(out)
-        saved = asdict(Settings(**state["settings"]))
-        if "model" in settings:
-            settings["model"] = MODELS.resolve(settings["model"])
-        settings = Settings(**{**saved, **settings})
-        for name, value in asdict(settings).items():
-            if name not in ("evaluate_every", "checkpoint_every") and value != saved[name]:
-                raise ValueError(
-                    f"{name}: expected {saved[name]!r}, as the run in {out} began, got {value!r}"
-                )
-        trainer = cls(settings, out, device)
-        trained, averaged = load_weights(checkpoint)
-        trainer.model.load_state_dict(trained)
-        trainer.ema = copy.deepcopy(trainer.model).requires_grad_(False)
-        trainer.ema.load_state_dict(averaged)
-        for name, optimizer_state in load_optimizers(checkpoint, trainer.device).items():
-            groups = trainer.optimizers[name].param_groups
-            trainer.optimizers[name].load_state_dict(optimizer_state)
-            for group, before in zip(trainer.optimizers[name].param_groups, groups, strict=True):
+    def _load(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Take everything from a checkpoint."""
+        trained, averaged = load_weights(path)
+        load_into(self.model, path / "model.safetensors", trained)
+        self._ready()
+        load_into(self.ema, path / "ema.safetensors", averaged)
+        states = load_optimizers(path, self.device)
+        if states.keys() != self.optimizers.keys():
+            names = ", ".join(self.optimizers)
+            raise ValueError(f"run: expected optimisers of {names} in {path}, got {', '.join(states)}")
+        for name, optimizer_state in states.items():
+            groups = self.optimizers[name].param_groups
+            self.optimizers[name].load_state_dict(optimizer_state)
+            for group, before in zip(self.optimizers[name].param_groups, groups, strict=True):
                 group.setdefault("initial_lr", before["initial_lr"])  # which runs before players have not
-        trainer.step = state["step"]
-        trainer.updates |= state.get("updates", {"model": trainer.step})
-        trainer._cut_metrics()
-        return trainer
+        self.step = state["step"]
+        self.updates |= state.get("updates", {"model": self.step})
+        if self._stream is not None:
+            self._stream.load_state_dict(load_stream(path))
+        if self.processes.main:
+            with locked(self.out):
+                self._cut_metrics()
 
-    def fit(self, steps: int, *, tensorboard: bool = False, progress: bool = True) -> bool:
+    def _ready(self) -> None:
+        """Make the running average, and what is left of the model to set up once its weights are there."""
+        self.processes.share(self.model)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        settings = self.settings
+        if settings.checkpoint_activations:
+            for block in _blocks(self.model):
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        if settings.compile:
+            if type(self.model).training_step is not Model.training_step:
+                raise ValueError(f"compile: expected a model that is trained by `loss`, got {settings.model}")
+            self.model.loss = torch.compile(self.model.loss)
+
+    def fit(
+        self,
+        steps: int,
+        *,
+        trackers: Sequence[str] = (),
+        tensorboard: bool = False,
+        progress: bool = True,
+        illustrate: Callable[["Trainer"], object] | None = None,
+    ) -> bool:
         """Train until step `steps` and save.
 
         Ctrl-C or SIGTERM ends the current step, saves and returns False; a second one interrupts at once.
 
         Args:
             steps: The last step, counted from the run's beginning.
-            tensorboard: Also write metrics for TensorBoard.
+            trackers: Names of accelerate's trackers that get the metrics too: "tensorboard", "wandb", ...
+            tensorboard: Short for the tracker of that name.
             progress: Show a bar on stderr, or, where that is no terminal, a line every half minute and at the
                 end.
+            illustrate: Called by the main process every `settings.sample_every` steps and at the end.
 
         Returns:
             Whether training reached `steps`.
 
         Raises:
             FloatingPointError: For a loss or gradient that is not finite, before that player is updated.
-            ValueError: For an update of a player that there is not, or that is not due.
+            ValueError: For an update of a player that there is not, or that is not due; when another process
+                trains the run.
+            OSError: When metrics or a checkpoint cannot be written.
         """
+        if self.ema is None:
+            self._begin()
+        main, every = self.processes.main, self.settings.sample_every
+        trackers = [*trackers, *(["tensorboard"] if tensorboard and "tensorboard" not in trackers else [])]
         with ExitStack() as stack:
             stop = stack.enter_context(_stop_on_signal())
-            metrics = stack.enter_context(open(self.out / "metrics.jsonl", "a", buffering=1))
+            write = stack.enter_context(self._writing(trackers))
             bar = stack.enter_context(
                 tqdm(
                     total=steps,
                     initial=self.step,
                     desc="training",
                     unit="step",
-                    disable=None if progress else True,  # None: where stderr is no terminal
+                    disable=None if progress and main else True,  # None: where stderr is no terminal
                 )
             )
-            lines, due = progress and bar.disable, time.monotonic() + LINE_SECONDS
-            writer = None
-            if tensorboard:
-                from torch.utils.tensorboard import SummaryWriter
-
-                writer = stack.enter_context(
-                    SummaryWriter(self.out / "tensorboard", purge_step=self.step + 1)
-                )
+            lines, due = progress and main and bar.disable, time.monotonic() + LINE_SECONDS
             shown = {}
-            while self.step < steps and not stop.is_set():
+            while self.step < steps and not self.processes.any(stop.is_set()):
                 record = self._advance()
-                metrics.write(json.dumps(record) + "\n")
-                if writer is not None:
-                    for name in record.keys() - {"step"}:
-                        writer.add_scalar(name, record[name], self.step)
+                write(record)
                 shown |= {
                     name: f"{number:.3f}"
                     for name, number in record.items()
@@ -196,69 +400,180 @@ class Trainer:
                     due = time.monotonic() + LINE_SECONDS
                 if self.step % self.settings.checkpoint_every == 0:
                     self.save()
+                if illustrate and main and every and (self.step % every == 0 or self.step == steps):
+                    illustrate(self)
         self.save()
         return self.step >= steps
 
     def evaluate(self) -> float:
         """Evaluate the averaged model on the held-out data, as `gmfast.training.evaluate`."""
-        return evaluate(self.ema, self.dataset, self.settings.conditional)
+        values = evaluate_samples(self.ema, self.dataset, self.settings.conditional, processes=self.processes)
+        return values[next(iter(self.model.metrics))].mean().item()
 
     def save(self) -> None:
         """Write a checkpoint. Killed at any moment, the run still has a complete one."""
-        save_checkpoint(
-            self.out,
-            self.step,
-            self.model,
-            self.ema,
-            {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            state_of(self.settings, self.model, self.step, self.updates, self.dataset.columns),
-        )
+        if self.out is None:
+            return
+        if self.processes.main:
+            save_checkpoint(
+                self.out,
+                self.step,
+                self.model.state_dict(),
+                self.ema.state_dict(),
+                {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+                state_of(self.settings, self.model, self.step, self.updates, self.dataset.columns),
+                None if self._stream is None else self._stream.state_dict(),
+            )
+        self.processes.wait()
+
+    @contextmanager
+    def _writing(self, trackers: Sequence[str]) -> Iterator[Callable[[dict[str, float]], None]]:
+        """A function that writes a line of metrics, to the run and to the trackers; the run is locked meanwhile."""
+        if self.out is None or not self.processes.main:
+            if trackers and self.out is None:
+                raise ValueError(f"trackers: expected none without a folder, got {', '.join(trackers)}")
+            yield lambda record: None
+            return
+        path = self.out / "metrics.jsonl"
+        with locked(self.out), open(path, "a", buffering=1) as metrics:
+            tracking = [_tracker(name, self.out, self.step) for name in trackers]
+
+            def write(record: dict[str, float]) -> None:
+                try:
+                    metrics.write(json.dumps(record) + "\n")
+                except OSError as error:
+                    raise OSError(f"out: expected to write metrics to {path} ({error})") from None
+                values = {name: value for name, value in record.items() if name != "step"}
+                for tracker in tracking:
+                    tracker.log(values, step=record["step"])
+
+            try:
+                yield write
+            finally:
+                for tracker in tracking:
+                    tracker.finish()
 
     def _advance(self) -> dict[str, float]:
         """Do one training step and return its line of metrics."""
         settings, started = self.settings, time.perf_counter()
-        batch = self._batch()
-        torch.manual_seed(seed_of(settings.seed, "step", self.step))
+        parts = self._parts(self._batch())
+        torch.manual_seed(seed_of(settings.seed, "step", self.step, *self._own_draws()))
         record = {"step": self.step + 1}
-        updates = self.model.training_step(batch, self.step)
-        while True:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                update = next(updates, None)
-            if update is None:
-                break
-            record |= self._update(*update)
-        record["lr"] = settings.lr * settings.lr_decay**self.step
+        updates = [self.model.training_step(batch, self.step) for batch, _ in parts]
+        while (done := self._backward(updates, [first for _, first in parts])) is not None:
+            record |= self._update(*done)
+        record["lr"] = settings.lr * settings.lr_factor(self.step)
         self.step += 1
         self._average()
         if settings.evaluate_every and self.step % settings.evaluate_every == 0:
             record["heldout"] = self.evaluate()
         record["seconds"] = time.perf_counter() - started
+        record["items_per_second"] = settings.batch_size / record["seconds"]
         return record
 
-    def _update(self, name: str, losses: Mapping[str, Tensor]) -> dict[str, float]:
-        """Update a player by the gradient of its loss, and return its metrics."""
+    def _parts(self, batch: Batch) -> list[tuple[Batch, int]]:
+        """What this process computes one after another, with the number of its first sample in the batch."""
+        size = len(batch.x) // self.settings.accumulate
+        begin = self.processes.rank * len(batch.x)
+        return [
+            (Batch(*(None if t is None else t[start : start + size] for t in batch)), begin + start)
+            for start in range(0, len(batch.x), size)
+        ]
+
+    def _own_draws(self) -> tuple[int, ...]:
+        """The rank, where processes draw independently: compiled code draws for its own part only."""
+        return (self.processes.rank,) if self.settings.compile and self.processes.count > 1 else ()
+
+    def _backward(
+        self, updates: Sequence[Iterator[tuple[str, Mapping[str, Tensor]]]], firsts: Sequence[int]
+    ) -> tuple[str, dict[str, float]] | None:
+        """Add up the gradients of every part's next loss; the player's name and its losses, or None at the end."""
+        settings, count, numbers = self.settings, len(updates), {}
+        size = settings.batch_size // (count * self.processes.count)
+        total = size if self._own_draws() else settings.batch_size
+        states = [(generator, generator.get_state()) for generator in self._generators()] if count > 1 else []
+        for index, (part, first) in enumerate(zip(updates, firsts, strict=True)):
+            for generator, state in states:
+                generator.set_state(state)  # each part draws what the whole batch would
+            with part_of_batch(
+                first, size, total
+            ):  # the backward pass draws too: checkpoints are computed again
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
+                ):
+                    update = next(part, None)
+                if update is None:
+                    return None
+                name, losses = update
+                self._check_update(name)
+                if index == 0:
+                    self.optimizers[name].zero_grad()
+                self._add_gradient(name, losses["loss"], count, last=index == count - 1)
+            for key, value in losses.items():
+                numbers[key] = numbers.get(key, 0.0) + value.item() / count
+        return name, self.processes.mean(numbers)
+
+    def _generators(self) -> list[torch.Generator]:
+        """Torch's own generators that a step may draw from."""
+        on_gpu = [torch.cuda.default_generators[self.device.index or 0]] if self.device.type == "cuda" else []
+        return [torch.default_generator, *on_gpu]
+
+    def _check_update(self, name: str) -> None:
         if name not in self.players:
             raise ValueError(f"training_step: expected one of {', '.join(self.players)}, got {name!r}")
-        player, optimizer = self.players[name], self.optimizers[name]
+        player = self.players[name]
         if not player.due(self.step):
             raise ValueError(
                 f"training_step: expected an update of {name} every {player.ratio} steps, got one at step "
                 f"{self.step + 1}"
             )
+
+    def _add_gradient(self, name: str, loss: Tensor, count: int, *, last: bool) -> None:
+        """Add the gradient of one of `count` parts of the player's loss; the last one averages the processes'."""
+        player = self.players[name]
+        if count > 1:
+            loss = loss / count
+        with ExitStack() as stack:
+            if self.processes.count > 1:
+                averager = self._averager(name, loss)
+                if not last:
+                    stack.enter_context(averager.no_sync())
+                loss = averager(loss)
+            # A loss may reach through parameters of other players, or of none, whose gradients nobody asked for.
+            loss.backward(inputs=None if self._whole else player.parameters)
+
+    def _averager(self, name: str, loss: Tensor) -> DistributedDataParallel:
+        """What averages a player's gradients over the processes while they are computed.
+
+        DistributedDataParallel watches the parameters of an identity, through which the loss goes last: models
+        keep their methods and names, and each player has an average of its own.
+        """
+        if name not in self._averagers:
+            parameters = self.players[name].parameters
+            ids = None if self.device.type == "cpu" else [self.device.index]
+            unused = {id(p) for p in parameters} - _reached(loss)
+            self._averagers[name] = DistributedDataParallel(
+                _Identity(parameters), device_ids=ids, find_unused_parameters=bool(unused), init_sync=False
+            )
+        return self._averagers[name]
+
+    def _update(self, name: str, numbers: dict[str, float]) -> dict[str, float]:
+        """Update a player by its gradient, and return its metrics."""
+        player, optimizer = self.players[name], self.optimizers[name]
         several = len(self.players) > 1
-        optimizer.zero_grad()
-        # A loss may reach through parameters of other players, or of none, whose gradients nobody asked for.
-        losses["loss"].backward(inputs=None if self._whole else player.parameters)
         norm = nn.utils.clip_grad_norm_(player.parameters, self.settings.max_grad_norm).item()
-        numbers = {key: value.item() for key, value in losses.items()}
         if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
             whose = f"the loss of {name}" if several else "the loss"
+            last = (
+                f"; the last good checkpoint is {self.out / os.readlink(self.out / 'last')}"
+                if self.out
+                else ""
+            )
             raise FloatingPointError(
-                f"step {self.step + 1}: {whose} is {numbers['loss']} and the gradient's norm {norm}; "
-                f"the last good checkpoint is {self.out / os.readlink(self.out / 'last')}"
+                f"step {self.step + 1}: {whose} is {numbers['loss']} and the gradient's norm {norm}{last}"
             )
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.settings.lr_decay**self.step
+            group["lr"] = group["initial_lr"] * self.settings.lr_factor(self.step)
         optimizer.step()
         self.updates[name] += 1
         numbers["grad_norm"] = norm
@@ -284,24 +599,28 @@ class Trainer:
             average.copy_(value)
 
     def _batch(self) -> Batch:
-        """The batch of the current step.
+        """This process's part of the batch of the current step."""
+        part = self.processes.part(self.settings.batch_size)
+        if self._batches is None or (self._stream is None and self._next_step != self.step):
+            if self._stream is None:
+                self._batches = self._load_batches(
+                    self._order(step)[part] for step in itertools.count(self.step)
+                )
+            else:
+                self._batches = (
+                    Samples(*(None if t is None else t[part] for t in samples)) for samples in self._stream
+                )
+        self._next_step = self.step + 1
+        return self._to_batch(next(self._batches), part.start)
 
-        Each epoch is a permutation of its own, without what is left over after its last full batch.
-        """
-        samples, size = self.dataset.train, self.settings.batch_size
-        epoch, position = divmod(self.step, len(samples) // size)
-        generator = torch.Generator().manual_seed(seed_of(self.settings.seed, "epoch", epoch))
-        chosen = torch.randperm(len(samples), generator=generator)[position * size : (position + 1) * size]
-        return self._samples(chosen)
-
-    def _first_batch(self) -> Batch:
-        """The first batch, or as many samples as the model is to be prepared with."""
-        count = self.model.prepare_size
-        return self._batch() if count <= self.settings.batch_size else self._samples(slice(count))
-
-    def _samples(self, chosen: Tensor | slice) -> Batch:
-        x = to_unit(self.dataset.train[chosen].to(self.device), self.dataset.num_levels)
-        return Batch(x, None if self.labels is None else self.labels[chosen].to(self.device))
+    def _to_batch(self, samples: Samples, first: int) -> Batch:
+        """Samples, from number `first` of the batch on, as the model takes them, on its device."""
+        settings, x = self.settings, samples.x.to(self.device, non_blocking=True)
+        if settings.flip or settings.crop:
+            seed, total = seed_of(settings.seed, "augment", self.step), max(settings.batch_size, len(x))
+            x = augment(x, flip=settings.flip, crop=settings.crop, seed=seed, first=first, total=total)
+        label = samples.label.to(self.device, non_blocking=True) if settings.conditional else None
+        return Batch(self.dataset.as_input(x), label)
 
     def _cut_metrics(self) -> None:
         """Drop the metrics of steps after the current one, and a line that was cut short."""
@@ -313,6 +632,56 @@ class Trainer:
         temporary = self.out / ".metrics.jsonl"
         temporary.write_text("".join(kept))
         temporary.replace(path)
+
+
+class _Identity(nn.Module):
+    """Returns what it is given; its parameters are those of a player."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]):
+        super().__init__()
+        self.parameters_of_player = nn.ParameterList(parameters)
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return loss
+
+
+def _reached(loss: Tensor) -> set[int]:
+    """Addresses of the parameters that the loss depends on."""
+    reached, seen, nodes = set(), set(), [loss.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                reached.add(id(node.variable))
+            nodes += [following for following, _ in node.next_functions]
+    return reached
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules with parameters that lie in a ModuleList, or in a Sequential."""
+    for module in model.children():
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            yield from (child for child in module if any(True for _ in child.parameters()))
+        else:
+            yield from _blocks(module)
+
+
+def _tracker(name: str, out: Path, step: int) -> Any:
+    """One of accelerate's trackers, which continues after `step`."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"trackers: expected some of {', '.join(LOGGER_TYPE_TO_CLASS)}, got {name!r}")
+    cls = LOGGER_TYPE_TO_CLASS[name]
+    if name == "tensorboard":
+        tracker = cls("tensorboard", logging_dir=out, purge_step=step + 1)
+    elif cls.requires_logging_directory:
+        tracker = cls(out.name, logging_dir=out)
+    else:
+        tracker = cls(out.name)
+    tracker.start()
+    return tracker
 
 
 @contextmanager
@@ -331,9 +700,10 @@ def _stop_on_signal() -> Iterator[threading.Event]:
         for number, handler in usual.items():
             signal.signal(number, handler)
 
-    def handle(*_):
+    def handle(number, _):
+        # Not of the other signal: torchrun passes Ctrl-C, which its processes have had, on as SIGTERM.
         stop.set()
-        restore()
+        signal.signal(number, usual[number])
 
     for number in usual:
         signal.signal(number, handle)

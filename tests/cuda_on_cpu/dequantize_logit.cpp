@@ -1,7 +1,7 @@
 // The kernels of dequantize_logit: see test_rows.py.
 #include "../../csrc/cuda/dequantize_logit.cu"
 
-#include "rows.h"
+#include "noise.h"
 
 using namespace gmfast;
 
@@ -17,7 +17,7 @@ void inputs(DequantizeLogitInputs& in, Cases& cases) {
   in.x_type = LevelType(cases.integer());
   in.x = row_operand(cases);
   in.noise = row_operand(cases);
-  in.seed = reinterpret_cast<const int64_t*>(cases.memory());
+  in.seeds = seeds(cases);
 }
 
 void forward(Cases& cases) {
@@ -28,8 +28,8 @@ void forward(Cases& cases) {
   args.elements = args.in.shape.rows * args.in.shape.inner;
   const int64_t tile = 16 * (args.in.compute == DType::float64 ? 2 : 4);
   const int64_t blocks = (args.elements + tile - 1) / tile * 16;
-  args.sum = args.in.seed ? SampleSum(args.in.shape.batch, blocks, 8)
-                          : SampleSum(args.in.shape.batch, args.elements, 32);
+  args.sum = args.in.seeds.data ? SampleSum(args.in.shape.batch, blocks, 8)
+                                : SampleSum(args.in.shape.batch, args.elements, 32);
   const ScratchMemory scratch(args.sum.scratch_bytes());
   args.sum.scratch = scratch;
   dequantize_logit_cuda(args, nullptr);

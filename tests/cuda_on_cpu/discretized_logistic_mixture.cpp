@@ -1,7 +1,7 @@
 // The mixture's kernels: see test_discretized_logistic_mixture.py.
 #include "../../csrc/cuda/discretized_logistic_mixture.cu"
 
-#include "driver.h"
+#include "noise.h"
 
 using namespace gmfast;
 
@@ -39,7 +39,7 @@ void run_sample(Cases& cases) {
   args.temperature = cases.real();
   args.quantize = cases.integer();
   args.params = cases.image();
-  args.seed = reinterpret_cast<const int64_t*>(cases.memory());
+  args.seeds = seeds(cases);
   args.x = cases.memory();
   discretized_logistic_mixture_sample_cuda(args, nullptr);
 }

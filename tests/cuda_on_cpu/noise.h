@@ -10,6 +10,7 @@ inline gmfast::Seeds seeds(Cases& cases, int64_t value = 0) {
   seeds.data = reinterpret_cast<const int64_t*>(cases.memory());
   seeds.stride = cases.integer();
   seeds.own = seeds.stride != 0;
+  seeds.first = cases.integer();
   return seeds;
 }
 

@@ -76,6 +76,7 @@ def test_diffusion_step(sanitizer):
                 table,
                 step=step if steps is None else steps,
                 seed=None if seed is None else torch.tensor(seed) if seeds is None else seeds,
+                first=j,
                 history=[h.to(compute) for h in history],
                 **{name: None if t is None else t.to(compute) for name, t in tensors.items()},
                 **wanted,
@@ -88,7 +89,7 @@ def test_diffusion_step(sanitizer):
             x0, kept = (next(outputs) if wanted[name] else None for name in ("x0", "kept"))
             item = [*shape, DTYPES.index(compute), STEPS, table, step if steps is None else 0, steps]
             item += [int(step == "own"), int(seed is not None and tensors["noise"] is None)]
-            item += [seed if isinstance(seed, int) else 0, seeds, int(seed == "own")]
+            item += [seed if isinstance(seed, int) else 0, seeds, int(seed == "own"), j]
             item += [inner if channels_inner else 1, float(given.get("guidance", 1))]
             item += [float(given.get("guidance_rescale", 0)), float(given.get("clip", math.inf))]
             item += [float(given.get("threshold", -1)), float(given.get("threshold_max", math.inf))]

@@ -148,10 +148,10 @@ def test_sample(sanitizer):
         temperature = [1.0, 0.7, 0.0][i // 2 % 3]
         x = torch.full((batch, channels, pixels), float("nan"), dtype=torch.promote_types(dtype, f32))
         expected = reference.discretized_logistic_mixture_sample(
-            params, channels=channels, temperature=temperature, quantize=quantize, seed=seed
+            params, channels=channels, temperature=temperature, quantize=quantize, seed=seed, first=i
         )
         items = [SAMPLE, batch, pixels, channels, mixtures, NUM_CLASSES, LOG_SCALE_MIN, temperature]
-        cases.append(([*items, quantize, *image(LAYOUTS[i % 4](params)), seed, x], x, expected))
+        cases.append(([*items, quantize, *image(LAYOUTS[i % 4](params)), seed, 0, i, x], x, expected))
     run("discretized_logistic_mixture", sanitizer, [items for items, *_ in cases])
     for items, x, expected in cases:
         # Rounding may carry a pixel, and with it the colours after it, over an edge of a class.

@@ -16,17 +16,19 @@ f32, f64, bf16, f16 = torch.float32, torch.float64, torch.bfloat16, torch.float1
 
 def noise_of(kind, i, shape, compute, generator):
     """The noise in float64, and the items that say where it comes from: given, or drawn with one seed for all
-    or with one for each sample, or in another order than the walk's, whose innermost are then channels."""
+    or with one for each sample, or in another order than the walk's, whose innermost are then channels. With
+    one for all, it counts from another sample each time."""
+    first = i * 7 % 5
     if kind == "given":
         noise = torch.randn(shape, generator=generator).to(compute)
-        return noise.double(), [*image(apart(noise)), None, 0, 0, 1]
+        return noise.double(), [*image(apart(noise)), None, 0, 0, 0, 1]
     if kind == "channels":
         seed, shape = torch.tensor(i - 5), (shape[0], shape[2], shape[1])
-        noise = _philox.array_normal(seed, shape, compute, "cpu", draw=i)
-        return noise.mT.double(), [None, seed, 0, i, shape[1]]
+        noise = _philox.array_normal(seed, shape, compute, "cpu", i, first)
+        return noise.mT.double(), [None, seed, 0, first, i, shape[1]]
     seed = torch.tensor(i - 5) if kind == "drawn" else torch.arange(shape[0]) + 2**40
-    noise = _philox.array_normal(seed, shape, compute, "cpu", draw=i)
-    return noise.double(), [None, seed, seed.dim(), i, 1]
+    noise = _philox.array_normal(seed, shape, compute, "cpu", i, first)
+    return noise.double(), [None, seed, seed.dim(), first, i, 1]
 
 
 def numbers(value):
@@ -70,6 +72,7 @@ def test_q_sample(sanitizer):
                 *image(place(grads[0])),
                 *image(grads[1]),
                 None,
+                0,
                 0,
                 0,
                 1,

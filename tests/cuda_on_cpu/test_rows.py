@@ -148,7 +148,7 @@ def test_dequantize_logit(sanitizer):
         noise = torch.rand(shape, generator=generator).to(dtype)
         if kind == "drawn":
             margin = num_levels * 2.0 ** (-50 if compute == f64 else -21)
-            noise = _philox.array_uniform(seed, shape, compute, x.device).clamp(margin, 1 - margin)
+            noise = _philox.array_uniform(seed, shape, compute, x.device, i).clamp(margin, 1 - margin)
         if inverse:
             x = reference.dequantize_logit(
                 level.double(), num_levels=num_levels, alpha=alpha, noise=torch.full(shape, 0.5).double()
@@ -176,7 +176,7 @@ def test_dequantize_logit(sanitizer):
             kind == "quantize",
             level_type,
         ]
-        head += [*of_x, *of_noise, seed]
+        head += [*of_x, *of_noise, seed, 0, i]
         filled = [place(unfilled(grad)), unfilled(grad_log_det)]
         items.append([0, *head, *image(filled[0]), filled[1]])
         results.append((("forward", shape, dtype, kind), list(zip(filled, (y, log_det), strict=True))))
@@ -298,8 +298,8 @@ def test_standard_normal(sanitizer):
         own = i % 3 == 2  # a seed for each sample
         seed = torch.arange(2**62 - i, 2**62 - i + shape[0]) if own else torch.tensor(2**62 - i)
         out = torch.full(shape, torch.nan, dtype=dtype)
-        items.append([*shape, seed, int(own), out, DTYPES.index(dtype)])
-        expected = reference.standard_normal(shape, seed=seed, dtype=compute_dtype(dtype))
+        items.append([*shape, seed, int(own), i, out, DTYPES.index(dtype)])
+        expected = reference.standard_normal(shape, seed=seed, dtype=compute_dtype(dtype), first=i)
         results.append(((shape, dtype), [(out, expected)]))
     run("standard_normal", sanitizer, items)
     check(results)

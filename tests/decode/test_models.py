@@ -17,6 +17,7 @@ import torch
 from decode.stepping import EXECUTORS, on, predictions, started
 
 from gmfast import _library, decode
+from gmfast._seed import first_sample
 from gmfast.models import MADE, PixelCNN, PixelCNNPP, WaveNet
 from gmfast.models.autoregressive.gated_pixelcnn import GatedPixelCNN
 
@@ -217,6 +218,11 @@ def test_samples_have_the_noise_of_their_index(name, executor):
         x = torch.zeros(3, *case.positions, dtype=torch.double)
         run.sample(x, seed=5, samples=torch.tensor(index), local=None if local is None else local[index])
         assert torch.equal(x, every[index])
+    run = started(program, executor, 3, None if label is None else label[2:])
+    x = torch.zeros(3, *case.positions, dtype=torch.double)
+    with first_sample(2):
+        run.sample(x, seed=5, local=None if local is None else local[2:])
+    assert torch.equal(x, every[2:])
 
 
 @executors

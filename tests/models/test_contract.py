@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
+from gmfast._seed import first_sample
 from gmfast.models import MODELS, Model
 from gmfast.models.base import Batch, Cached, Compresses, Guided, Likelihood, Reconstructs, evaluating
 
@@ -156,6 +157,33 @@ def test_sample(name):
                 ValueError, match="label: expected integers from 0 to 2, got values from 3 to 3"
             ):
                 model.sample(1, label=3)
+
+
+@models
+def test_samples_counted_from_another(name):
+    """A process that draws some of the samples draws what it would have drawn of all."""
+    for model, _ in build(name):
+        methods = [{"method": m} for m in ("cached", "naive")] if isinstance(model, Cached) else [{}]
+        for options in methods:
+            whole = model.sample(5, seed=0, **options, **label_of(model))
+            with first_sample(2):
+                part = model.sample(3, seed=0, **options, **label_of(model))
+            # But for the rounding of torch's products and convolutions, which depends on the batch size.
+            torch.testing.assert_close(part, whole[2:], rtol=1e-4, atol=1e-4)
+            assert not torch.allclose(part, whole[:3], rtol=1e-2, atol=1e-2)
+
+
+@models
+def test_evaluation_counted_from_another(name):
+    for model, batch in build(name):
+        if not isinstance(model, Likelihood):
+            continue
+        options = {"seed": 0} if "seed" in inspect.signature(model.log_prob).parameters else {}
+        with torch.no_grad(), evaluating(model):
+            whole = model.log_prob(*batch, **options)
+            with first_sample(2):
+                part = model.log_prob(*(t if t is None else t[2:] for t in batch), **options)
+        torch.testing.assert_close(part, whole[2:], rtol=1e-4, atol=1e-4)
 
 
 @models

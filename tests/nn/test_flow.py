@@ -6,6 +6,7 @@ from nn.transform_contracts import Conditioner, NoSynchronisation
 from torch import nn
 from torch.distributions import Independent, Normal, Uniform
 
+from gmfast._seed import first_sample
 from gmfast.nn import (
     ActNorm,
     AffineCoupling,
@@ -60,6 +61,8 @@ def test_base_of_one_s_own():
     flow = Flow(base, Inverse(scale))
     x = flow.sample(100, seed=3)
     assert x.shape == (100, 2) and torch.equal(x, flow.sample(100, seed=3))
+    with first_sample(40):
+        assert torch.equal(flow.sample(60, seed=3), x[40:])
     torch.testing.assert_close(flow.log_prob(x), torch.full((100,), -2 * math.log(2.0)))
     with pytest.raises(ValueError, match=r"temperature: expected 1 .*, got 0\.5"):
         flow.sample(1, temperature=0.5)

@@ -39,7 +39,7 @@ class TestContracts(FlowContracts):
         return [
             (torch.ops.gmfast.dequantize_logit.default, (x, noise, None, *options)),
             (torch.ops.gmfast.dequantize_logit.default, (x, None, seed, *options)),
-            (gradient, (y, log_det, x, noise, None, *options, True, True)),
+            (gradient, (y, log_det, x, noise, None, *options, 0, True, True)),
         ]
 
     def test_round_trip(self, device):
@@ -90,7 +90,7 @@ class TestInverse(TestContracts):
         gradient = torch.ops.gmfast.dequantize_logit_backward.default
         return [
             (torch.ops.gmfast.dequantize_logit.default, (x, None, None, *options)),
-            (gradient, (y, log_det, x, None, None, *options, True, False)),
+            (gradient, (y, log_det, x, None, None, *options, 0, True, False)),
         ]
 
     test_round_trip = None

@@ -41,7 +41,7 @@ class TestVelocity(Contracts):
             (forward, (x, None, alphas, None, seed, 0.0, SIGMA, code)),
             (
                 torch.ops.gmfast.q_sample_backward.default,
-                (*grads, x, noise, alphas, None, None, 0.0, SIGMA, code, True, True),
+                (*grads, x, noise, alphas, None, None, 0.0, SIGMA, code, 0, True, True),
             ),
         ]
 

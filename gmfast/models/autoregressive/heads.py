@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import _check, _philox
+from ... import _check, _philox, _seed
 from ... import functional as GF
 
 
@@ -65,8 +65,9 @@ class Categorical:
         `seed` is an int64 tensor on the params' device.
         """
         logits = _wide(params).unflatten(1, (channels, self.num_levels))
+        shape = len(params), params.shape[2:], channels
         uniform = _philox.uniform(
-            seed, len(params), params.shape[2:], channels, logits.dtype, params.device, position
+            seed, *shape, logits.dtype, params.device, position, _seed.first()
         ).unsqueeze(2)
         scaled = (logits - logits.amax(2, keepdim=True)) / max(temperature, 1e-30)
         cumulative = torch.exp(scaled).cumsum(2)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import _check, _philox
+from ... import _check, _philox, _seed
 from ..._progress import Progress, reporting
 from ...decode.builder import Builder, Tap, Value
 from ...nn import MaskedMLP
@@ -188,7 +188,7 @@ class MADE(Cached, Likelihood, Model):
                             keep[own].unsqueeze(1),
                             label=label if label is None else label[own],
                             weights=weights,
-                            samples=own,
+                            samples=own + _seed.first(),
                             order=order,
                             **noise,
                         ).squeeze(1)
@@ -212,8 +212,8 @@ class MADE(Cached, Likelihood, Model):
 
     def _draw_orders(self, n: int, seed: Tensor) -> Tensor:
         """Order of each of `n` samples, `(n,)`, keyed by seed and sample, from noise that no value uses."""
-        word = _philox.words(seed, n, (), 2**32 - 1, seed.device)[0].flatten()
-        return (word * self.num_orders) >> 32
+        word, *_ = _philox.words(seed, n, (), 2**32 - 1, seed.device, first=_seed.first())
+        return (word.flatten() * self.num_orders) >> 32
 
     def _check_order(self, order: int) -> None:
         _check.integer("order", order)
