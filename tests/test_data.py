@@ -1290,8 +1290,10 @@ def test_wrapped_hugging_face(datasets):
 def test_large_data_stay_lazy(tmp_path, monkeypatch):
     image_files(tmp_path, 12)
     assert isinstance(load(tmp_path, size=6).train, torch.Tensor)
-    monkeypatch.setattr(reading, "MEMORY", 12 * 3 * 36 - 1)
-    assert isinstance(load(tmp_path, size=6).train, Split)
+    for name, limit in (("MEMORY", 12 * 3 * 36 - 1), ("COUNT", 11)):
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, name, limit)
+            assert isinstance(load(tmp_path, size=6).train, Split)
 
 
 def test_modality_can_be_said():

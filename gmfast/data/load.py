@@ -81,7 +81,7 @@ def load(
             are in `Dataset.skipped`. One that is not in memory is only known by its first bytes until it is
             decoded: if it then cannot be, the next one stands for it.
         in_memory: Whether to decode all samples of files at once, rather than each when it is indexed; None:
-            if they take at most 256 MiB.
+            if they are at most 32,768 and take at most 256 MiB.
 
     Raises:
         FileNotFoundError: For what does not exist. ValueError: For what cannot be read. ModuleNotFoundError:
