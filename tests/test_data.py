@@ -767,6 +767,7 @@ print(len(split), peak() - before)
             "expected class indices from 0 in 'heldout_labels' .* got -1",
         ),
         ({"train": np.zeros((5, 3, 32, 32))}, r"expected 'train' .*uint8 .* got float64 \(5, 3, 32, 32\)"),
+        ({"train": np.zeros((5, 3, 0, 4), np.uint8)}, r"expected 'train' .* got uint8 \(5, 3, 0, 4\)"),
         ({"train": np.array(3)}, "expected 'train_labels' in .* to be"),
         ({"train": np.array([{}] * 5, object)}, r"expected an .npz file of plain arrays, got .*data.npz"),
     ],
@@ -1000,6 +1001,10 @@ def test_parquet(tmp_path, datasets, in_memory):
     assert torch.equal(dataset.split("heldout").__getitems__(range(4)).x, expected[:4])
     assert len(dataset.split("train")) == 20
     (tmp_path / "x" / "train-0.parquet").write_bytes(b"no parquet")
+    with pytest.raises(
+        ValueError, match=r"data: expected parquet files or tar shards, got .*train-0.parquet"
+    ):
+        load(tmp_path / "x" / "train-0.parquet")
     with pytest.raises(ValueError, match=r"data: expected parquet files or tar shards, got .*x"):
         load(tmp_path / "x")
 

@@ -35,8 +35,8 @@ def shards(index: FileIndex, name: str, decoder: ImageDecoder) -> Dataset:
     except OSError:
         raise
     except Exception as error:  # of any kind: pyarrow, tarfile and datasets raise what damaged files lead to
-        reason = error.__cause__ or error
-        raise ValueError(f"data: expected parquet files or tar shards, got {index.root} ({reason})") from None
+        reason, where = error.__cause__ or error, files[0] if len(files) == 1 else index.root
+        raise ValueError(f"data: expected parquet files or tar shards, got {where} ({reason})") from None
     return _dataset(loaded, name, decoder)
 
 
