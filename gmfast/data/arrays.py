@@ -33,7 +33,7 @@ def npz_file(path: Path) -> Dataset:
             continue
         if array.ndim == 3:
             array = array[:, None]
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3) or not len(array):
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3) or not array.size:
             raise ValueError(
                 f"data: expected {split!r} in {path} to be uint8 (N, H, W) or (N, C, H, W) with C = 1 or 3, "
                 f"or floats (N, D), got {array.dtype} {array.shape}"

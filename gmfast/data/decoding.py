@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._check import one_of
+from .._check import at_least, one_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 #: What transparent pixels may become.
 ALPHAS = ("white", "black", "refuse")
+
+#: TIFF's tag PhotometricInterpretation.
+PHOTOMETRIC = 262
 
 #: Pillow's modes without colour; a palette is looked at.
 GRAY = ("1", "L", "LA", "La", "I", "F")
@@ -45,6 +48,8 @@ class ImageDecoder:
 
     def __post_init__(self):
         one_of("alpha", self.alpha, ALPHAS)
+        if self.size is not None:
+            at_least(1, size=self.size)
 
     def __call__(self, source: Any) -> Tensor:
         """Decode an image.
@@ -91,7 +96,9 @@ class ImageDecoder:
                 )
             scaled = values * np.float32(255 if highest <= 1 else 1)
         elif image.mode == "I" and image.format not in ("PNG", "PPM"):  # which have 16 bits at most
-            raise ValueError(f"data: expected 8 or 16 bits or floats, got 32-bit integers in {name}")
+            raise ValueError(
+                f"data: expected 8 or 16 bits or floats, got signed integers or 32 bits in {name}"
+            )
         else:
             scaled = values.astype(np.float32) / np.float32(257)
             if "transparency" in image.info:
@@ -155,7 +162,9 @@ def _source(source: Any) -> tuple[Any, str]:
     name = "an image"
     if isinstance(source, Mapping):
         name = source.get("path") or name
-        source = source["path"] if source.get("bytes") is None else source["bytes"]
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    if source is None:
+        raise ValueError("data: expected an image, got none")
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
     elif isinstance(source, bytes):
@@ -174,6 +183,8 @@ def _load(source: Any) -> tuple["Image", str]:
         with _naming(name):
             image.load()
             turned = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+            turned = Image.fromarray(65535 - np.array(turned))  # white is zero: Pillow inverts 8 bits alone
         turned.format = image.format
         return turned, name
 

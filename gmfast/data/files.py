@@ -1,10 +1,11 @@
 """Files of a folder by their suffixes: an index that is compact in memory and cached on disk."""
 
 import hashlib
+import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,11 @@ class Names:
     def __len__(self) -> int:
         return len(self.ends) - 1
 
+    def __iter__(self) -> Iterator[bytes]:
+        content = self.blob.tobytes()
+        for start, end in itertools.pairwise(self.ends.tolist()):
+            yield content[start:end]
+
     def __getitem__(self, index: int) -> bytes:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -64,9 +70,10 @@ class FileIndex:
     def __getitem__(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
-    def take(self, positions: Iterable[int]) -> "FileIndex":
-        """Some of the files."""
-        return FileIndex(self.root, Names.of(self.names[int(position)] for position in positions))
+    def take(self, positions: Sequence[int]) -> "FileIndex":
+        """The files at `positions`."""
+        names = list(self.names)
+        return FileIndex(self.root, Names.of(names[position] for position in np.asarray(positions).tolist()))
 
     def with_suffixes(self, suffixes: set[str]) -> "FileIndex":
         """Files whose suffix is one of `suffixes`."""
@@ -97,9 +104,6 @@ def layout(index: FileIndex) -> Layout:
 
     If all files lie in folders named after splits, such as `train` and `val`, these are the splits. If then
     (in each split) all files lie in at least two subfolders, these are classes, in the order of their names.
-
-    Raises:
-        ValueError: For held-out files of a class that has no training files.
     """
     parts = [name.split(b"/") for name in index.names]
     tops = {part[0].decode(errors="replace").lower() if len(part) > 1 else "" for part in parts}
@@ -116,16 +120,10 @@ def layout(index: FileIndex) -> Layout:
         kept = np.concatenate([train, heldout])
     if not len(parts) or any(len(parts[i]) < depth + 2 for i in kept):
         return Layout(train, heldout, None, None)
-    trained = range(len(parts)) if train is None else train
-    classes = sorted({parts[i][depth] for i in trained})
+    classes = sorted({parts[i][depth] for i in kept})
     if len(classes) < 2:
         return Layout(train, heldout, None, None)
     number = {name: i for i, name in enumerate(classes)}
-    for i in kept:
-        if parts[i][depth] not in number:
-            raise ValueError(
-                f"data: expected held-out files of the classes in {index.root}/{train_name}, got {index[i]}"
-            )
     labels = np.full(len(parts), -1)
     labels[kept] = [number[parts[i][depth]] for i in kept]
     return Layout(train, heldout, labels, tuple(os.fsdecode(name) for name in classes))

@@ -52,7 +52,7 @@ def load(
               floats (N, D): vectors, with labels likewise.
             - an `.npy` file: such an array, or uint8 (N, H, W, C), of which every tenth sample is held out;
               or a folder with `train.npy` and `heldout.npy`, and optionally `train_labels.npy` and
-              `heldout_labels.npy`. They are mapped into memory.
+              `heldout_labels.npy`. They are mapped into memory, unless `in_memory` reads them.
             - a `.csv` file: numbers between commas, a vector a line, after one line of names or none. A first
               line is one of names if no cell is a number and some are more than marks of missing values, such
               as NA. A fifth of the lines, drawn as above, is held out.
@@ -80,8 +80,8 @@ def load(
         on_error: "raise", or "skip" to leave out images that cannot be decoded, with a warning; their names
             are in `Dataset.skipped`. One that is not in memory is only known by its first bytes until it is
             decoded: if it then cannot be, the next one stands for it.
-        in_memory: Whether to decode all images at once, rather than each when it is indexed; None: if they
-            take at most 256 MiB.
+        in_memory: Whether to decode all samples of files at once, rather than each when it is indexed; None:
+            if they are at most 32,768 and take at most 256 MiB.
 
     Raises:
         FileNotFoundError: For what does not exist. ValueError: For what cannot be read. ModuleNotFoundError:

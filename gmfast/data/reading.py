@@ -14,8 +14,9 @@ from .._progress import reporting
 from .dataset import Dataset
 from .splits import Samples, Skipping, Split
 
-#: Bytes of decoded images that a data set is held in memory up to, unless it is said.
+#: Bytes and samples that a data set is held in memory up to, unless it is said.
 MEMORY = 2**28
+COUNT = 2**15
 
 #: Names of skipped samples that a warning has room for.
 NAMED = 5
@@ -38,14 +39,15 @@ def read(dataset: Dataset, in_memory: bool | None, on_error: str) -> Dataset:
 
     Args:
         dataset: The data.
-        in_memory: Whether to read all of it; None: up to 256 MiB.
+        in_memory: Whether to read all of it; None: up to 256 MiB and 32,768 samples.
         on_error: "raise" or "skip".
     """
     splits = {name: getattr(dataset, name) for name in ("train", "heldout")}
     splits = {name: split for name, split in splits.items() if isinstance(split, Split)}
     count = sum(map(len, splits.values()))
     if in_memory is None:
-        in_memory = count * math.prod(dataset.image_shape) * (4 if dataset.real_valued else 1) <= MEMORY
+        size = math.prod(dataset.image_shape) * (4 if dataset.real_valued else 1) if splits else 0
+        in_memory = count <= COUNT and count * size <= MEMORY
     if not in_memory and on_error == "raise":
         return dataset
     changes, skipped = {}, []

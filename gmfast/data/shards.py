@@ -11,8 +11,9 @@ from .dataset import Dataset
 from .decoding import ImageDecoder
 from .files import HELDOUT, TRAIN, FileIndex
 from .images import chosen_gray
+from .splits import Subset, every_tenth
 from .vectors import table_of
-from .wrapping import LABEL_KEYS, SAMPLE_KEYS, wrap
+from .wrapping import LABEL_KEYS, SAMPLE_KEYS, Converter, WrappedSplit, known_classes, known_labels
 
 #: The reader of a file, by its suffix.
 READERS = {".parquet": "parquet", ".tar": "webdataset"}
@@ -34,8 +35,8 @@ def shards(index: FileIndex, name: str, decoder: ImageDecoder) -> Dataset:
     except OSError:
         raise
     except Exception as error:  # of any kind: pyarrow, tarfile and datasets raise what damaged files lead to
-        reason = error.__cause__ or error
-        raise ValueError(f"data: expected parquet files or tar shards, got {index.root} ({reason})") from None
+        reason, where = error.__cause__ or error, files[0] if len(files) == 1 else index.root
+        raise ValueError(f"data: expected parquet files or tar shards, got {where} ({reason})") from None
     return _dataset(loaded, name, decoder)
 
 
@@ -93,6 +94,8 @@ def _dataset(loaded: Any, name: str, decoder: ImageDecoder) -> Dataset:
         parts = [*loaded.values()]
     else:
         raise ValueError(f"data: expected splits to train on and to hold out in {name}, found {[*loaded]}")
+    if not all(map(len, parts)) or (len(parts) == 1 and len(parts[0]) < 2):
+        raise ValueError(f"data: expected samples to train on and to hold out in {name}, found too few")
     features = parts[0].features
     label = next((key for key in (*LABEL_KEYS, "fine_label") if key in features), None)
     image = _image_column(features)
@@ -101,8 +104,12 @@ def _dataset(loaded: Any, name: str, decoder: ImageDecoder) -> Dataset:
     columns = {image: "image"} | ({} if label is None else {label: "label"})
     parts = [part.select_columns([*columns]).rename_columns(columns) for part in parts]
     encoded = [part.cast_column("image", _datasets().Image(decode=False)) for part in parts]
-    decoder, _ = chosen_gray(decoder, lambda i: encoded[0][i]["image"], len(encoded[0]))
-    return wrap(*encoded, name=name, decoder=decoder, modality="images")
+    decoder, channels = chosen_gray(decoder, lambda i: encoded[0][i]["image"], len(encoded[0]))
+    converter = Converter(name, "images", (channels, decoder.size, decoder.size), 256, decoder)
+    splits = [WrappedSplit(part, converter, known_labels(part)) for part in encoded]
+    if len(splits) == 1:
+        splits = [Subset(splits[0], part) for part in every_tenth(len(splits[0]))]
+    return Dataset(name, *splits, classes=known_classes(encoded[0]))
 
 
 def _image_column(features: Any) -> str | None:

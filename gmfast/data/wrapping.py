@@ -39,10 +39,7 @@ def convert(item: Any, *, decoder: ImageDecoder | None = None) -> tuple[Tensor, 
         TypeError: For what is none of these. ValueError: For an image that cannot be decoded.
     """
     sample, label = _pair(item)
-    x = _tensor(sample, decoder)
-    if isinstance(label, np.ndarray | Tensor | np.generic):
-        label = label.item() if label.ndim == 0 or label.shape == (1,) else None
-    return x, int(label) if isinstance(label, int) and label >= 0 else None
+    return _tensor(sample, decoder), _class_index(label)
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -59,6 +56,12 @@ def _pair(item: Any) -> tuple[Any, Any]:
             raise TypeError(f"data: expected items of a sample and a label, got a tuple of {len(item)}")
         return (*item, None)[:2]
     return item, None
+
+
+def _class_index(label: Any) -> int | None:
+    if isinstance(label, np.ndarray | Tensor | np.generic):
+        label = label.item() if label.ndim == 0 or label.shape == (1,) else None
+    return int(label) if isinstance(label, int) and label >= 0 else None
 
 
 def _tensor(sample: Any, decoder: ImageDecoder | None) -> Tensor:
@@ -259,16 +262,16 @@ def wrap(
         "num_levels": num_levels,
         "rate": rate,
         "modality": modality,
-        "classes": _classes(source) if label is not None else None,
+        "classes": known_classes(source) if label is not None else None,
     }
     held = None
     if heldout is not None:
         other = _encoded(heldout)
-        held = WrappedSplit(other, converter, _labels(other, converter))
+        held = WrappedSplit(other, converter, known_labels(other))
         held[0]
     if not indexed:
         return Dataset(name, source, held, convert=converter, **options)
-    train = WrappedSplit(source, converter, _labels(source, converter))
+    train = WrappedSplit(source, converter, known_labels(source))
     if held is None:
         train, held = (Subset(train, part) for part in every_tenth(count))
     return Dataset(name, train, held, **options)
@@ -287,10 +290,10 @@ def _encoded(dataset: Any) -> Any:
     return dataset
 
 
-def _labels(source: Any, converter: Converter) -> Tensor | None:
+def known_labels(source: Any) -> Tensor | None:
     """Class indices of a map-style data set, if it has them apart from its samples."""
     if isinstance(source, torch.utils.data.Subset):
-        labels = _labels(source.dataset, converter)
+        labels = known_labels(source.dataset)
         return None if labels is None else labels[torch.as_tensor(source.indices)]
     if getattr(source, "target_transform", None) is not None:
         return None
@@ -306,15 +309,15 @@ def _labels(source: Any, converter: Converter) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     fits = labels.shape == (len(source),) and not labels.is_floating_point()
-    if not fits or labels[0].item() != converter(source[0])[1]:
+    if not fits or labels[0].item() != _class_index(_pair(source[0])[1]):
         return None
     return labels.long() if (labels >= 0).all() else None
 
 
-def _classes(source: Any) -> tuple[str, ...] | None:
+def known_classes(source: Any) -> tuple[str, ...] | None:
     """Names of a data set's classes, if it has them."""
     if isinstance(source, torch.utils.data.Subset):
-        return _classes(source.dataset)
+        return known_classes(source.dataset)
     features = getattr(source, "features", None)
     if isinstance(features, Mapping):
         names = next((getattr(features[key], "names", None) for key in LABEL_KEYS if key in features), None)
