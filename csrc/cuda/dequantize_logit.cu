@@ -32,11 +32,12 @@ __global__ void __launch_bounds__(sample_sum_threads)
     forward_kernel(DequantizeLogit args, LevelLogit<S> logit, double constant, SampleSum sum) {
   const SampleShare share(sum);
   const DequantizeLogitInputs& in = args.in;
+  const Stream stream = in.seeds.data ? stream_of(in.seeds, share.sample, 0) : Stream{};
   double partial = 0;
   for (int64_t item = share.first; item < share.end; item += share.step) {
     S terms = 0;
     if (in.seeds.data) {
-      const Numbers<S> numbers = uniforms<S>(stream_of(in.seeds, share.sample, 0), uint64_t(item));
+      const Numbers<S> numbers = uniforms<S>(stream, uint64_t(item));
       GMFAST_UNROLL
       for (int slot = 0; slot < numbers_per_block<S>; ++slot) {
         const int64_t index = item / 16 * noise_tile<S> + slot * 16 + item % 16;
