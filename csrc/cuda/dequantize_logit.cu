@@ -33,10 +33,11 @@ __global__ void __launch_bounds__(sample_sum_threads)
   const SampleShare share(sum);
   const DequantizeLogitInputs& in = args.in;
   double partial = 0;
-  for (int64_t item = share.first; item < share.end; item += share.step) {
-    S terms = 0;
-    if (in.seeds.data) {
-      const Numbers<S> numbers = uniforms<S>(stream_of(in.seeds, share.sample, 0), uint64_t(item));
+  S terms = 0;
+  if (in.seeds.data && share.first < share.end) {
+    const Stream stream = stream_of(in.seeds, share.sample, 0);
+    for (int64_t item = share.first; item < share.end; item += share.step) {
+      const Numbers<S> numbers = uniforms<S>(stream, uint64_t(item));
       GMFAST_UNROLL
       for (int slot = 0; slot < numbers_per_block<S>; ++slot) {
         const int64_t index = item / 16 * noise_tile<S> + slot * 16 + item % 16;
@@ -46,18 +47,20 @@ __global__ void __launch_bounds__(sample_sum_threads)
                   logit.forward(read_level<S>(in, at), logit.drawn(numbers.value[slot]), terms));
         partial += terms;
       }
-      continue;
     }
-    const RowElement at = element_of(in.shape, share.sample, item);
-    S y;
-    if (in.inverse) {
-      y = logit.inverse(read_row<S>(in.x, at), terms);
-      if (in.quantize) y = logit.quantize(y);
-    } else {
-      y = logit.forward(read_level<S>(in, at), read_row<S>(in.noise, at), terms);
+  } else {
+    for (int64_t item = share.first; item < share.end; item += share.step) {
+      const RowElement at = element_of(in.shape, share.sample, item);
+      S y;
+      if (in.inverse) {
+        y = logit.inverse(read_row<S>(in.x, at), terms);
+        if (in.quantize) y = logit.quantize(y);
+      } else {
+        y = logit.forward(read_level<S>(in, at), read_row<S>(in.noise, at), terms);
+      }
+      write_row(args.y, at, y);
+      partial += terms;
     }
-    write_row(args.y, at, y);
-    partial += terms;
   }
   sum_of_sample(sum, share, partial, [&](double total) {
     static_cast<S*>(args.log_det)[share.sample] = S(total + constant);

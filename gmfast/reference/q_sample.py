@@ -8,7 +8,8 @@ TARGETS = ("epsilon", "x0", "v", "flow")
 def q_sample(x, alpha, sigma, *, noise=None, seed=None, target=None, first=0):
     """Reference of `gmfast.functional.q_sample`.
 
-    `alpha`, `sigma`: (B,) or numbers; `seed`: an int64 tensor, () or (B,); `first`: the first sample.
+    `alpha`, `sigma`: (B,) or numbers, `seed`: an int64 tensor, () or (B,), `first`: index of the first
+    sample.
     """
     if noise is None:
         noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device, first=first)

@@ -124,10 +124,8 @@ def test_gradients_take_the_noise_of_the_call(device, order):
     """Wherever they are computed."""
 
     def gradients(x, first):
-        leaf, sigma = (
-            x.clone().requires_grad_(),
-            torch.full((len(x),), 0.5, device=device, requires_grad=True),
-        )
+        leaf = x.clone().requires_grad_()
+        sigma = torch.full((len(x),), 0.5, device=device, requires_grad=True)
         with first_sample(first):
             y, log_det = GF.dequantize_logit(leaf, seed=7)
             noised = GF.q_sample(leaf, 0.5, sigma, seed=7)
