@@ -34,9 +34,9 @@ def sample(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="A PNG, or for sound a WAV, or for vectors an .npz or .csv (in the plane a PNG too). Or a "
-            "folder, that is, a path without a suffix or with a / at its end: .npz shards with a manifest, of "
-            "which the same command makes what is missing. [default: samples.png, samples.wav, "
+            help="A PNG, or for sound a WAV, or for vectors an .npz or .csv (in the plane a PNG too). Or "
+            "a folder, that is, a path without a suffix or with a / at its end: .npz shards and a manifest, "
+            "of which the same command makes what is missing. [default: samples.png, samples.wav, "
             "samples.npz]",
         ),
     ] = None,
