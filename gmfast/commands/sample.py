@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._shared import Device
+from ._launch import Processes, launch
+from ._shared import Device, progress_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,14 +25,19 @@ def sample(
     run: Annotated[Path, typer.Argument(help="A folder that `gmfast train` wrote.")],
     n: Annotated[
         int | None,
-        typer.Option("--n", min=1, help="How many. [default: 16 images, 1 clip of sound, 2000 vectors]"),
+        typer.Option(
+            "--num", "-n", "--n", min=1, help="How many. [default: 16 images, 1 clip of sound, 2000 vectors]"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Sample i is the same for any number of samples.")] = 0,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="A PNG, or for sound a WAV, or for vectors an .npz or .csv (in the plane a PNG too). "
-            "[default: samples.png, samples.wav, samples.npz]"
+            metavar="PATH",
+            help="A PNG, or for sound a WAV, or for vectors an .npz or .csv (in the plane a PNG too). Or "
+            "a folder, that is, a path without a suffix or with a / at its end: .npz shards and a manifest, "
+            "of which the same command makes what is missing. [default: samples.png, samples.wav, "
+            "samples.npz]",
         ),
     ] = None,
     length: Annotated[
@@ -43,7 +49,7 @@ def sample(
     temperature: Annotated[float, typer.Option(help="Below 1: sharper distributions.")] = 1.0,
     complete: Annotated[
         bool,
-        typer.Option("--complete", help="Draw the lower half of --n held-out images, six times each."),
+        typer.Option("--complete", help="Draw the lower half of --num held-out images, six times each."),
     ] = False,
     method: Annotated[
         str | None,
@@ -79,22 +85,43 @@ def sample(
     compare: Annotated[
         bool, typer.Option("--compare", help="Draw the same with the other method too, and compare.")
     ] = False,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Samples to draw at once. [default: all; for a folder 64 images, 16 clips, 4096 vectors]",
+        ),
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Samples in a shard of a folder. [default: 512 images, 128 clips, 32768 vectors]"
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the samples in the folder --out, and begin anew.")
+    ] = False,
+    processes: Processes = 1,
     device: Device = None,
 ) -> None:
     """Draw samples from a trained model.
 
     Images are written as a grid; clips of sound, one after another, as a WAV file with a picture of its
     waveform and spectrogram beside it; vectors, in the data's units, as an .npz or .csv file, with a picture
-    of data, samples and density beside it where they lie in the plane.
+    of data, samples and density beside it where they lie in the plane. Into a folder go samples of any
+    number, as arrays.
     """
-    import torch
-
-    from .._device import find_device
-    from ..outputs import output_for
+    if launch(processes):
+        return
+    from .._processes import join
+    from ..outputs import output_for, shards
     from ..training import load_run
+    from ._drawing import Drawing
 
-    model, settings, _ = load_run(run)
-    model.to(find_device(device))
+    team = join(device)
+    model, settings, step = load_run(run)
+    model.to(team.device)
+    team.share(model)  # a run that goes on may show each process another checkpoint
     output = output_for(model, settings, run)
     for_some = {"complete": complete, "compare": compare, "length": length, "weights": weights}
     _check_modality(model, output, for_some)
@@ -102,15 +129,38 @@ def sample(
     own["temperature"] = None if temperature == 1 else temperature
     given = {"method": method, "weights": weights, "complete": complete, "compare": compare}
     own = _model_options(model, settings, given, own)
-    out = out or Path(output.default)
-    output.check(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    count = n = n or output.count
-    if label is None and model.num_labels is not None and not complete:
-        label = torch.arange(n, device=model.device) % model.num_labels
+    folder = out is not None and shards.names_folder(out)
+    path = Path(out or output.default)
+    for name, value in (("complete", complete), ("compare", compare)):
+        if value:
+            _check_whole(name, path if folder else None, team.count, batch_size)
+    n = n or output.count
+    how = {"method": method or "cached", "weights": weights, "length": length} | own
     has = model.sample_options()
-    options = {"label": label, "seed": seed, "progress": sys.stderr.isatty(), "length": length}
-    options = {name: value for name, value in options.items() if name in has} | own
+    how = {name: value for name, value in how.items() if name in has and value is not None}
+    drawing, terminal = Drawing(model, seed, label, how), sys.stderr.isatty()
+    if folder:
+        count = shards.write(
+            path,
+            drawing.request(run, settings, step) if team.main else {},
+            drawing.arrays,
+            num=n,
+            shard_size=shard_size or 8 * output.batch,
+            batch_size=batch_size or output.batch,
+            processes=team,
+            progress=terminal or progress_lines("drew", "samples"),
+            overwrite=overwrite,
+        )
+        if team.main:
+            print(f"{n} samples in {count} shards: {out}")
+        return
+    for name, value in (("shard_size", shard_size), ("overwrite", overwrite)):
+        if value:
+            raise ValueError(f"{name}: expected a folder as --out, got {path}")
+    output.check(path)
+    if team.main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    count, options = n, {"progress": terminal and team.main}
     if complete:
         originals, keep, completion = _completion(model, settings, n, label)
         count = n * COMPLETIONS
@@ -119,21 +169,34 @@ def sample(
     def draw(**how: str | None) -> "tuple[Tensor, float]":
         """Samples, and the seconds that drawing them takes."""
         started = time.perf_counter()
-        drawn = model.sample(count, **how, **options).cpu()
+        drawn = drawing.draw_all(count, batch_size, team, **options, **how)
         return drawn, time.perf_counter() - started
 
-    how = {"method": method or "cached", "weights": weights}
-    drawn, seconds = draw(**{name: value for name, value in how.items() if name in has})
+    drawn, seconds = draw()
+    if not team.main:
+        return
     report = output.report(drawn, seconds)
     if report is not None:
         print(report, file=sys.stderr)
     if compare:
-        other = "naive" if how["method"] == "cached" else "cached"
-        both = {how["method"]: (drawn, seconds), other: draw(method=other)}
+        this, other = ("cached", "naive") if how["method"] == "cached" else ("naive", "cached")
+        both = {this: (drawn, seconds), other: draw(method=other, weights=None)}
         where = ~keep if complete else None
         print(_comparison(*both["cached"], *both["naive"], model.num_levels, weights, where))
-    written = output.write_completions(out, originals, keep, drawn) if complete else output.write(out, drawn)
+    written = (
+        output.write_completions(path, originals, keep, drawn) if complete else output.write(path, drawn)
+    )
     print(*written, sep="\n")
+
+
+def _check_whole(name: str, folder: Path | None, processes: int, batch_size: int | None) -> None:
+    """Refuse to divide samples that are drawn at once: those with the option `name`."""
+    if folder is not None:
+        raise ValueError(f"out: expected a file with --{name}, got {folder}")
+    if processes > 1:
+        raise ValueError(f"processes: expected 1 with --{name}, got {processes}")
+    if batch_size is not None:
+        raise ValueError(f"batch_size: expected none with --{name}, got {batch_size}")
 
 
 def _check_modality(model: "Model", output: "Output", given: dict[str, Any]) -> None:

@@ -23,12 +23,14 @@ class Output(ABC):
     Attributes:
         count: Number of samples to draw unless told otherwise.
         default: File to write unless told otherwise.
+        batch: Number of samples to draw at once for a folder of shards.
         options: Options of `gmfast sample` that this modality has and others have not.
         dimension: Name of one element, for "bits per ...".
     """
 
     count: ClassVar[int]
     default: ClassVar[str]
+    batch: ClassVar[int]
     options: ClassVar[frozenset[str]] = frozenset()
     dimension: ClassVar[str] = "dimension"
 

@@ -17,6 +17,7 @@ class Output(base.Output):
 
     count = 16
     default = "samples.png"
+    batch = 64
     options = frozenset({"complete", "compare", "weights"})
 
     def write(self, out: Path, samples: Tensor) -> list[Path]:

@@ -15,6 +15,7 @@ class Output(base.Output):
 
     count = 1
     default = "samples.wav"
+    batch = 16
     options = frozenset({"length", "compare", "weights"})
     dimension = "sample"
 

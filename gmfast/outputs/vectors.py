@@ -18,6 +18,7 @@ class Output(base.Output):
 
     count = 2000
     default = "samples.npz"
+    batch = 4096
 
     @property
     def plane(self) -> bool:
