@@ -23,6 +23,7 @@ hypothesis.settings.register_profile(
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.differing_executors, hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile("few", parent=hypothesis.settings.get_profile("gmfast"), max_examples=10)
 hypothesis.settings.load_profile("gmfast")
 
 
