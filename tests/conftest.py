@@ -38,6 +38,12 @@ def pytest_configure(config):
         raise pytest.UsageError("--device cuda: torch finds no GPU")
 
 
+def pytest_collection_modifyitems(items):
+    """The files of the longest tests first, for the workers to end together."""
+    longest = ("test_levels", "test_torch_inductor", "test_sanitizers", "test_masked_conv2d")
+    items.sort(key=lambda item: item.path.stem not in longest)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """At the end, where -q does not leave it out."""
     if not _library.devices:

@@ -15,8 +15,8 @@ TESTS = Path(__file__).parent / "ops"
 PARTS = 3  # of the files, for the workers to share
 
 #: Tests, by parts of their names, of what is the same at every level: what torch does with operators, fake
-#: kernels, checks of arguments, shapes and strides of results, and second derivatives, which are plain PyTorch's.
-#: A level's gradients are measured by the tests of accuracy.
+#: kernels, checks of arguments, shapes and strides of results, and second derivatives, which are plain
+#: PyTorch's. A level's gradients are measured by the tests of accuracy.
 ALIKE = [
     "test_torch_ and not test_torch_normal",  # the second is a file
     "what_pytorch_does",
