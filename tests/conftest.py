@@ -23,6 +23,7 @@ hypothesis.settings.register_profile(
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.differing_executors, hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile("few", parent=hypothesis.settings.get_profile("gmfast"), max_examples=10)
 hypothesis.settings.load_profile("gmfast")
 
 
@@ -35,6 +36,12 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch finds no GPU")
+
+
+def pytest_collection_modifyitems(items):
+    """The files of the longest tests first, for the workers to end together."""
+    longest = ("test_levels", "test_torch_inductor", "test_sanitizers", "test_masked_conv2d")
+    items.sort(key=lambda item: item.path.stem not in longest)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -14,6 +14,23 @@ LEVELS = ["v2", "v3", "v4"]
 TESTS = Path(__file__).parent / "ops"
 PARTS = 3  # of the files, for the workers to share
 
+#: Tests, by parts of their names, of what is the same at every level: what torch does with operators, fake
+#: kernels, checks of arguments, shapes and strides of results, and second derivatives, which are plain
+#: PyTorch's. A level's gradients are measured by the tests of accuracy.
+ALIKE = [
+    "test_torch_ and not test_torch_normal",  # the second is a file
+    "what_pytorch_does",
+    "test_compile",
+    "export",
+    "fake_kernel",
+    "bad_arguments",
+    "test_errors",
+    "test_empty",
+    "layout_of_results",
+    "gradcheck",
+    "second_derivative",
+]
+
 
 def lower_levels():
     if _library._C is None or _library._C.cpu_level() not in LEVELS:
@@ -36,10 +53,10 @@ def run(level, *command):
 def test_operations_under(level, part, device):
     if device.type != "cpu":
         pytest.skip("SIMD levels are the CPU's")
-    # What torch does with operators costs most and is the same at every level, as are fake kernels.
-    kept = "(not test_torch or test_torch_normal) and not fake_kernel"  # the second is a file
     tests = map(str, sorted(TESTS.glob("test_*.py"))[part::PARTS])
-    done = run(level, "-m", "pytest", "-p", "no:cacheprovider", "-x", "-k", kept, *tests)
+    kept = f"not ({' or '.join(ALIKE)})"
+    options = ["-p", "no:cacheprovider", "-x", "--hypothesis-profile=few", "-k", kept]
+    done = run(level, "-m", "pytest", *options, *tests)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert f"SIMD level {level}" in done.stdout
 

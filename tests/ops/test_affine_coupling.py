@@ -72,7 +72,8 @@ class TestSigmoidShiftFirst(Coupling):
 
 
 every_variant = pytest.mark.parametrize(
-    ("scale_map", "shift_first", "inverse"), itertools.product((*MAPS, None), (False, True), (False, True))
+    ("scale_map", "shift_first", "inverse"),
+    list(itertools.product((*MAPS, None), (False, True), (False, True))),
 )
 
 
@@ -82,28 +83,47 @@ def call(module, x, shift, scale, scale_map, **options):
     return module.affine_coupling(x, shift, scale, scale_map=scale_map, **options)
 
 
+def variant(device, scale_map, shift_first, inverse, recompute, masked):
+    """The operation, the reference, and the channels that are not transformed."""
+    options = {"shift_first": shift_first, "inverse": inverse, "scale_map": scale_map}
+    options["mask"] = torch.tensor([[1.0, 0], [0, 1]], device=device)[None] if masked else None
+
+    def ours(x, shift, scale=None):
+        return call(GF, x, shift, scale, recompute=recompute, **options)
+
+    def plain(x, shift, scale=None):
+        return call(reference, x, shift, scale, **options)
+
+    return ours, plain, 0 if masked else 2
+
+
 @every_variant
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 def test_every_variant(device, scale_map, shift_first, inverse, recompute, masked):
-    """Values, gradients and second derivatives against plain PyTorch and finite differences, in float64."""
-    kept = 0 if masked else 2
-    options = {"shift_first": shift_first, "inverse": inverse, "scale_map": scale_map}
-    options["mask"] = torch.tensor([[1.0, 0], [0, 1]], device=device)[None] if masked else None
+    """Values and gradients against plain PyTorch, in float64."""
+    ours, plain, kept = variant(device, scale_map, shift_first, inverse, recompute, masked)
     for shape in ((2, 2, 2), (0, 2, 2)):
-        tensors = inputs(shape, torch.float64, device, kept)
-        leaves = [t.requires_grad_() for t in tensors[: 2 if scale_map is None else 3]]
-
-        def ours(x, shift, scale=None):
-            return call(GF, x, shift, scale, recompute=recompute, **options)
-
-        def plain(x, shift, scale=None):
-            return call(reference, x, shift, scale, **options)
-
-        y, log_det = ours(*leaves)
-        exact, exact_log_det = plain(*leaves)
+        tensors = inputs(shape, torch.float64, device, kept)[: 2 if scale_map is None else 3]
+        y, log_det = ours(*tensors)
+        exact, exact_log_det = plain(*tensors)
         torch.testing.assert_close(y, exact, rtol=1e-13, atol=1e-13)
         torch.testing.assert_close(log_det, exact_log_det, rtol=1e-13, atol=1e-13)
+        leaves = [t.requires_grad_() for t in tensors]
+        by_ours, by_plain = (
+            torch.autograd.grad(ys, leaves, list(map(incoming, ys)))
+            for ys in ([y for y in f(*leaves) if y.requires_grad] for f in (ours, plain))
+        )
+        for actual, expected in zip(by_ours, by_plain, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@every_variant
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradcheck_of_every_variant(device, scale_map, shift_first, inverse, recompute, masked):
+    """Gradients and second derivatives against finite differences."""
+    ours, _, kept = variant(device, scale_map, shift_first, inverse, recompute, masked)
     leaves = [t[:, :3].detach().requires_grad_() for t in inputs((1, 2, 2), torch.float64, device, kept)]
     leaves = leaves[: 2 if scale_map is None else 3]
     x = leaves[0].detach().requires_grad_()
