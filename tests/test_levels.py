@@ -25,7 +25,6 @@ ALIKE = [
     "fake_kernel",
     "bad_arguments",
     "test_errors",
-    "test_empty",
     "layout_of_results",
     "gradcheck",
     "second_derivative",
