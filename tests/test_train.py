@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +13,16 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from models.test_contract import SMALL as CONTRACT_SMALL
+from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 import gmfast.data
 from gmfast import audio
 from gmfast.data import Dataset, load, to_unit
-from gmfast.models import MODELS, Model, WaveNet
-from gmfast.training import Settings, Trainer, build_model, evaluate, load_run
+from gmfast.models import MADE, MODELS, Model, WaveNet
+from gmfast.training import Settings, Trainer, build_model, evaluate, load_run, read_config
 
 TINY = {"nr_resnet": 1, "nr_filters": 4, "nr_logistic_mix": 2, "dropout": 0.5}
 
@@ -310,6 +313,180 @@ def test_a_run_is_not_overwritten_and_resumes_as_it_began(tmp_path, toy):
         FileNotFoundError, match=r"run: expected a folder that `gmfast train` wrote, but .*/last does not"
     ):
         Trainer.resume(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("damage", ["cut short", "empty", "other bytes", "gone"])
+def test_a_damaged_checkpoint_is_named(tmp_path, toy, name, damage):
+    Trainer.start(toy, tmp_path).fit(2, progress=False)
+    path = (tmp_path / "last").resolve() / name
+    content = path.read_bytes()
+    damaged = {"cut short": content[: len(content) * 2 // 3], "empty": b"", "other bytes": b"\x93" * 900}
+    path.unlink() if damage == "gone" else path.write_bytes(damaged[damage])
+    loads = [] if name in ("optimizer.pt", "model.safetensors") else [load_run]
+    for load_it in (Trainer.resume, *loads):
+        with pytest.raises(
+            ValueError, match=rf"run: expected a checkpoint, but .*{re.escape(name)} cannot be"
+        ) as e:
+            load_it(tmp_path)
+        assert "\n" not in str(e.value)
+
+
+def test_newer_foreign_and_malicious_checkpoints_are_refused(tmp_path, toy):
+    Trainer.start(toy, tmp_path).fit(2, progress=False)
+    path = tmp_path / "last" / "state.json"
+    state = json.loads(path.read_text())
+    for change, message in [
+        (
+            {"settings": state["settings"] | {"newsetting": 1}, "version": "9.0"},
+            "version 9.0, with settings newsett",
+        ),
+        ({"format": 99}, "with format 99 that"),
+        ({"model": {"image_shape": [1, 4, 4], "num_levels": 17}}, "ema.safetensors cannot be used"),
+        (
+            {"settings": state["settings"] | {"batch_size": "many"}},
+            "batch_size: expected int or None, got 'many'",
+        ),
+        ({"step": "two"}, "state.json cannot be used"),
+        ({"settings": []}, "state.json cannot be used"),
+    ]:
+        path.write_text(json.dumps(state | change))
+        with pytest.raises(ValueError, match=message):
+            load_run(tmp_path)
+    path.write_text(json.dumps(state))
+
+    class Runs:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    torch.save({"model": Runs()}, tmp_path / "last/optimizer.pt")
+    with pytest.raises(ValueError, match=r"optimizer.pt cannot be used"):
+        Trainer.resume(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, toy, monkeypatch):
+    trainer = Trainer.start(toy, tmp_path)
+    trainer.fit(2, progress=False)
+    for function, error in [
+        ("save_file", SafetensorError("IoError: No space left on device")),
+        ("torch.save", RuntimeError("PytorchStreamWriter failed writing file")),
+        ("_fsync", OSError(28, "No space left on device")),
+    ]:
+        with monkeypatch.context() as patch:
+
+            def fails(*args, error=error, **kwargs):
+                raise error
+
+            patch.setattr(f"gmfast.training.checkpoint.{function}", fails)
+            with pytest.raises(OSError, match=r"out: .*; the last good checkpoint is .*step-00000002"):
+                Trainer.resume(tmp_path).fit(4, progress=False)
+        assert load_run(tmp_path)[2] == 2 and not list(tmp_path.glob(".*"))
+    Trainer.resume(tmp_path).fit(4, progress=False)
+
+
+def test_a_run_has_one_trainer_at_a_time(tmp_path, toy, monkeypatch):
+    trainer = Trainer.start(toy, tmp_path)
+
+    def another(self, call):
+        with pytest.raises(ValueError, match=r"out: expected a run that is not being trained, but another"):
+            Trainer.resume(tmp_path)
+
+    monkeypatch.setattr(Toy, "before", another)
+    assert trainer.fit(2, progress=False) and len(metrics(tmp_path)) == 2
+    assert Trainer.resume(tmp_path).step == 2
+
+
+def test_a_run_is_repeated_from_its_own_settings(tmp_path, toy):
+    toy.warmup, toy.seed = 3, 5
+    Trainer.start(toy, tmp_path / "one").fit(3, progress=False)
+    settings = Settings(**read_config(tmp_path / "one/settings.toml"))
+    assert settings == toy
+    Trainer.start(settings, tmp_path / "two").fit(3, progress=False)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "wrong.toml").write_text("steps = 3")
+    with pytest.raises(ValueError, match=r"config: expected some of model, .*, got 'steps'"):
+        read_config(tmp_path / "wrong.toml")
+    (tmp_path / "wrong.toml").write_text("steps 3")
+    with pytest.raises(ValueError, match=r"config: expected TOML in .*wrong.toml"):
+        read_config(tmp_path / "wrong.toml")
+
+
+def test_schedules_of_the_learning_rate():
+    cosine = Settings(lr_schedule="cosine", lr_steps=100, warmup=10)
+    assert [cosine.lr_factor(step) for step in (0, 4, 50, 100, 1000)] == pytest.approx(
+        [0.1, 0.5 * (0.5 + 0.5 * math.cos(0.04 * math.pi)), 0.5, 0, 0], abs=1e-12
+    )
+    assert Settings(lr_decay=0.5, warmup=2).lr_factor(3) == 0.125
+    for wrong, message in [
+        ({"lr_schedule": "linear"}, "lr_schedule: expected exponential or cosine, got 'linear'"),
+        ({"lr_schedule": "cosine"}, "lr_steps: expected the length of the cosine schedule"),
+        ({"warmup": -1}, "warmup: expected 0 or more steps, got -1"),
+        ({"batch_size": "8"}, "batch_size: expected int or None, got '8'"),
+        ({"flip": 1}, "flip: expected bool, got 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Settings(**wrong)
+
+
+class Items(torch.utils.data.Dataset):
+    """Digits as a user's own map-style data set."""
+
+    def __init__(self):
+        self.digits = load("digits")
+
+    def __len__(self):
+        return 200
+
+    def __getitem__(self, index):
+        return self.digits.train[index], int(self.digits.train_labels[index])
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        items = Items()
+        yield from (items[i] for i in range(50))
+
+
+@pytest.mark.parametrize("data", [Items, Endless])
+def test_a_data_set_of_ones_own(tmp_path, data):
+    """Workers change no numbers, a run is resumed in the middle of an epoch, and no folder is needed."""
+
+    def fresh():
+        torch.manual_seed(0)
+        return MADE((1, 8, 8), num_levels=17, hidden=(8,), num_labels=10)
+
+    settings = Settings(batch_size=8)
+    whole = Trainer(fresh(), data(), settings, tmp_path / "whole")
+    assert whole.settings.model == "made" and whole.fit(10, progress=False)
+    Trainer(fresh(), data(), settings, tmp_path / "parts").fit(4, progress=False)
+    resumed = Trainer.resume(tmp_path / "parts", model=fresh(), dataset=data())
+    assert resumed.step == 4 and resumed.fit(10, progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    nowhere = Trainer(fresh(), data(), settings, workers=2 if data is Items else 0)
+    assert nowhere.fit(10, progress=False)
+    for parameter, another in zip(whole.model.parameters(), nowhere.model.parameters(), strict=True):
+        assert torch.equal(parameter, another)
+    model, loaded, step = load_run(tmp_path / "whole")
+    assert isinstance(model, MADE) and loaded.conditional and step == 10
+    with pytest.raises(ValueError, match="data: expected images of shape"):
+        Trainer(MADE((1, 4, 4), num_levels=17), Items(), settings)
+
+
+def test_pictures_of_a_run(tmp_path):
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "gmfast", "train", "pixelcnnpp", "--steps=4", "--batch-size=8", "--device=cpu"]
+        + ["--sample-every=2", "--evaluate-every=2", "--track=tensorboard", f"--out={out}"]
+        + [f"--set={name}={value}" for name, value in TINY.items()],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("samples-00000002.png", "samples-00000004.png", "losses.png"):
+        with Image.open(out / name) as image:
+            assert min(image.size) > 50
+    assert list((out / "tensorboard").rglob("events*")) and metrics(out)[0]["items_per_second"] > 0
 
 
 @pytest.mark.parametrize(

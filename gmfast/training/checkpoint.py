@@ -46,7 +46,7 @@ def locked(out: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"out: expected a run that nobody trains, but another process trains {out}"
+            f"out: expected a run that is not being trained, but another process has {out}"
         ) from None
     try:
         yield
@@ -231,9 +231,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(
-            f"run: expected a checkpoint of gmfast, but {path} cannot be used: {reason}"
-        ) from error
+        raise ValueError(f"run: expected a checkpoint, but {path} cannot be used: {reason}") from error
 
 
 def _fsync(path: Path) -> None:
