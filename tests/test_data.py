@@ -460,7 +460,7 @@ def test_floats_are_scaled_or_refused(tmp_path):
             decode(path)
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(path)
     with pytest.raises(
-        ValueError, match=r"expected 8 or 16 bits or floats, got 32 bits or signed integers in .*x.tif"
+        ValueError, match=r"expected 8 or 16 bits or floats, got signed integers or 32 bits in .*x.tif"
     ):
         decode(path)
 

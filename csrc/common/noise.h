@@ -39,9 +39,13 @@ struct PerSample {
 
 inline namespace GMFAST_LEVEL {
 
+// The index in the noise of a sample of the batch.
+GMFAST_HD uint32_t index_in_noise(const Seeds& seeds, int64_t sample) {
+  return seeds.own ? 0 : uint32_t(seeds.first + sample);
+}
 GMFAST_HD Stream stream_of(const Seeds& seeds, int64_t sample, uint32_t draw) {
   const int64_t seed = seeds.data ? seeds.data[sample * seeds.stride] : seeds.value;
-  return {uint64_t(seed), seeds.own ? 0 : uint32_t(seeds.first + sample), draw};
+  return {uint64_t(seed), index_in_noise(seeds, sample), draw};
 }
 GMFAST_HD Stream stream_of(const Noise& noise, int64_t sample) {
   return stream_of(noise.seeds, sample, noise.draw);

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(sample_sum_threads)
   const DequantizeLogitInputs& in = args.in;
   double partial = 0;
   S terms = 0;
-  if (in.seeds.data && share.first < share.end) {
+  if (in.seeds.data) {
     const Stream stream = stream_of(in.seeds, share.sample, 0);
     for (int64_t item = share.first; item < share.end; item += share.step) {
       const Numbers<S> numbers = uniforms<S>(stream, uint64_t(item));

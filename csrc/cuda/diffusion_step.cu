@@ -38,6 +38,12 @@ GMFAST_DEVICE Sample<S> read_sample(const DiffusionStep& args, int64_t index) {
   return sample;
 }
 
+// Makes the index anew at each use: kept, it would cost a register too many.
+template <class S>
+GMFAST_DEVICE Stream stream_of(const DiffusionStep& args, const Sample<S>& sample) {
+  return {sample.stream.seed, index_in_noise(args.seeds, sample.index), sample.stream.draw};
+}
+
 // W elements at once, of which the first is a sample's `element` in the order of the walk.
 template <class S, int W>
 GMFAST_DEVICE void read(const RowOperand& operand, const RowElement& at, S (&values)[W]) {
@@ -175,7 +181,7 @@ GMFAST_DEVICE void step_part(const DiffusionStep& args, const Sample<S>& sample,
   for (int i = 0; i < W; ++i) {
     Numbers<S> numbers{};
     if (sample.draws && args.channels == 1) {
-      numbers = normals<S>(sample.stream, uint64_t(tile * 16 + column + i));
+      numbers = normals<S>(stream_of(args, sample), uint64_t(tile * 16 + column + i));
     }
     GMFAST_UNROLL
     for (int slot = 0; slot < slots; ++slot) noise[slot][i] = numbers.value[slot];
@@ -188,7 +194,7 @@ GMFAST_DEVICE void step_part(const DiffusionStep& args, const Sample<S>& sample,
       if (sample.draws && args.channels > 1) {
         // Noise counts a channel's pixels one after another, and the walk a pixel's channels.
         const int64_t pixel = element / args.channels, channel = element - pixel * args.channels;
-        noise[slot][0] = normal_at<S>(sample.stream,
+        noise[slot][0] = normal_at<S>(stream_of(args, sample),
                                       uint64_t(channel * (args.elements / args.channels) + pixel));
       }
     }

@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor> add_inputs(RowWalk& walk, DequantizeLogitInputs& in, 
     noise_in = walk.add(*noise, in.noise);
     in.compute = compute_dtype(in.compute, in.noise.dtype);
   } else if (!inverse) {
-    STD_TORCH_CHECK(seed.has_value(), "expected noise or a seed");
+    STD_TORCH_CHECK(seed && seed->dim() == 0, "expected noise or a seed, int64 ()");
     in.seeds = seeds_of(*seed, x, x.size(0), first);
   }
   return {x_in, noise_in};
