@@ -331,7 +331,11 @@ import json, sys
 from gmfast import cli
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["gmfast", *arguments]
-    cli.main()
+    try:
+        cli.main()
+    except SystemExit as stop:
+        if stop.code:
+            raise
 """
 
 
@@ -414,7 +418,7 @@ def children(process):
 def test_killed_and_started_again(gmfast_command, run, tmp_path):
     """A process of two is killed; the command ends with a sentence, and another one makes what is missing."""
     folder = tmp_path / "samples"
-    command = ["sample", run, "-n", 24, "--shard-size", 1, "--method", "naive", "--out", folder]
+    command = ["sample", run, "-n", 100, "--shard-size", 1, "--out", folder]
     job = subprocess.Popen(
         [sys.executable, "-m", "gmfast", *map(str, command), "--processes", "2"],
         env=ENVIRONMENT,
@@ -423,7 +427,7 @@ def test_killed_and_started_again(gmfast_command, run, tmp_path):
         text=True,
     )
     with job:
-        while len(list(folder.glob("samples-*"))) < 3:
+        while len(list(folder.glob("samples-*"))) < 2:
             assert job.poll() is None, job.stderr.read()
             time.sleep(0.01)
         os.kill(children(job.pid)[-1], signal.SIGKILL)
@@ -431,11 +435,11 @@ def test_killed_and_started_again(gmfast_command, run, tmp_path):
     assert (job.returncode, out) == (2, "")
     assert "gmfast: processes: expected " in err
     held = {path: path.stat().st_mtime_ns for path in folder.glob("samples-*")}
-    assert 3 <= len(held) < 24
+    assert 2 <= len(held) < 100
     status, out, _ = gmfast_command(*command)
-    assert (status, out) == (0, f"24 samples in 24 shards: {folder}\n")
+    assert (status, out) == (0, f"100 samples in 100 shards: {folder}\n")
     assert all(path.stat().st_mtime_ns == time for path, time in held.items())
-    label = torch.arange(24) % 10
-    expected = from_unit(load_run(run)[0].sample(24, seed=0, label=label), 17)
+    label = torch.arange(100) % 10
+    expected = from_unit(load_run(run)[0].sample(100, seed=0, label=label), 17)
     assert np.array_equal(drawn(folder)[0], expected.numpy())
     assert not list(folder.glob(".*"))
