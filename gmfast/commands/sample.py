@@ -242,16 +242,16 @@ def _completion(
     from ..data import to_unit
 
     dataset = settings.load_data()
-    if n > len(dataset.heldout):
-        raise ValueError(f"n: expected at most the {len(dataset.heldout)} held-out images, got {n}")
-    chosen = torch.arange(n) * len(dataset.heldout) // n
-    originals = dataset.heldout[chosen]
+    heldout = dataset.split("heldout")
+    if n > len(heldout):
+        raise ValueError(f"n: expected at most the {len(heldout)} held-out images, got {n}")
+    originals, labels = heldout.__getitems__((torch.arange(n) * len(heldout) // n).tolist())
     keep = torch.zeros(originals.shape[2:], dtype=torch.bool)
     keep[: len(keep) // 2] = True
     given = to_unit(originals, model.num_levels).repeat_interleave(COMPLETIONS, 0)
     options = {"given": given, "mask": keep}
     if label is None and model.num_labels is not None:
-        options["label"] = dataset.heldout_labels[chosen].repeat_interleave(COMPLETIONS)
+        options["label"] = labels.repeat_interleave(COMPLETIONS)
     if "order" in model.sample_options():
         options["order"] = 0  # the raster order, in which the upper half comes first
     return originals, keep, options

@@ -1,5 +1,6 @@
 """Batches of a split or a stream, loaded by torch's DataLoader."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from .splits import Samples, Split
+from .splits import Samples, Split, stack
 
 
 class EpochOrder:
@@ -90,14 +91,16 @@ class Stream:
                 "torchdata is missing: pip install 'gmfast[train]' brings it", name="torchdata"
             ) from None
         self.dataset, self.epoch = dataset, 0
-        self._loader = StatefulDataLoader(
-            dataset,
-            batch_size,
-            num_workers=workers,
-            collate_fn=_Collate(convert),
-            pin_memory=pin_memory,
-            drop_last=True,
-        )
+        with warnings.catch_warnings():  # it calls a function that torch has deprecated
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")
+            self._loader = StatefulDataLoader(
+                dataset,
+                batch_size,
+                num_workers=workers,
+                collate_fn=_Collate(convert),
+                pin_memory=pin_memory,
+                drop_last=True,
+            )
 
     def __iter__(self) -> Iterator[Samples]:
         while True:
@@ -134,8 +137,7 @@ class _Collate:
         self.convert = convert
 
     def __call__(self, items: list) -> Samples:
-        xs, labels = zip(*map(self.convert, items), strict=True)
-        return Samples(torch.stack(xs), None if labels[0] is None else torch.tensor(labels))
+        return stack([self.convert(item) for item in items])
 
 
 class _Careful:

@@ -70,5 +70,5 @@ class Output(ABC):
         """Yield the lines with the model's bits per dimension and the baseline's."""
         baseline, baseline_bits = self.baseline(dataset, conditional)
         unit = f"bits per {self.dimension}"
-        yield f"{name}: {bits:.4f} {unit} on {len(dataset.heldout)} {dataset.items}"
+        yield f"{name}: {bits:.4f} {unit} on {len(dataset.split('heldout'))} {dataset.items}"
         yield f"{baseline}: {baseline_bits:.4f} {unit}"

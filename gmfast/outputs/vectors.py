@@ -12,6 +12,9 @@ from ..data import Dataset
 from ..training import column_names
 from . import base
 
+#: Held-out points in a picture, at most.
+SHOWN = 10_000
+
 
 class Output(base.Output):
     """An .npz or a .csv file; for densities in the plane, a picture beside it or alone."""
@@ -43,13 +46,10 @@ class Output(base.Output):
             np.savez(out, samples=samples.numpy())
         if self.plane:
             picture, device = out.with_suffix(".png"), self.model.device
+            heldout = self.settings.load_data().split("heldout")
+            shown = heldout.__getitems__(range(min(len(heldout), SHOWN))).x
             with torch.no_grad():
-                density_plot(
-                    picture,
-                    lambda x: self.model.log_prob(x.to(device)).cpu(),
-                    self.settings.load_data().heldout,
-                    samples,
-                )
+                density_plot(picture, lambda x: self.model.log_prob(x.to(device)).cpu(), shown, samples)
             written += [picture] if picture != out else []
         return written
 
@@ -67,7 +67,7 @@ class Output(base.Output):
         for whose, value in ((name, bits), self.baseline(dataset, conditional)):
             yield (
                 f"{whose}: {value:.4f} bits per dimension, {value * nats:.4f} nats per vector "
-                f"on {len(dataset.heldout)} {dataset.items}"
+                f"on {len(dataset.split('heldout'))} {dataset.items}"
             )
 
 

@@ -303,8 +303,7 @@ class Trainer:
     def _check_new(self) -> None:
         if self.out is not None and (self.out / "last").exists():
             raise ValueError(
-                f"out: expected a new folder, but {self.out} holds a run (--resume continues it), which "
-                "--overwrite deletes"
+                f"out: expected a new folder, but {self.out} holds a run (--resume continues it)"
             )
 
     def _delete(self) -> None:
