@@ -8,6 +8,7 @@
     diffusion     written by benchmarks/diffusion.py, for the same page
     k_diffusion   written by benchmarks/k_diffusion.py, for docs/k_diffusion.md
     accelerate    written by benchmarks/accelerate.py, for docs/diffusers.md
+    scaling       written by benchmarks/scaling.py, for docs/scaling.md
 """
 
 import csv
@@ -16,7 +17,8 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = {"accelerate": "diffusers.md", "k_diffusion": "k_diffusion.md"}  # of other tables: benchmarks.md
+#: Pages of tables that are not in benchmarks.md.
+PAGES = {"accelerate": "diffusers.md", "k_diffusion": "k_diffusion.md", "scaling": "scaling.md"}
 
 
 def main(path):
@@ -29,6 +31,7 @@ def main(path):
         "accelerated_us": ("accelerate", accelerated),
         "denoiser": ("diffusion", loops),
         "over_k_diffusion": ("k_diffusion", loops_of_k_diffusion),
+        "what": ("scaling", scaling),
         "operation": ("bench", operations),
     }
     name, table_of = next(kind for column, kind in kinds.items() if column in rows[0])
@@ -142,6 +145,16 @@ def accelerated(rows):
             )
         ]
         yield f"| {scheduler} | " + " | ".join(cells) + " |"
+
+
+def scaling(rows):
+    """Yield the lines of loading, memory, steps and recovery."""
+    yield "| | case | gmfast | beside | ratio |"
+    yield "|---|---|--:|--:|--:|"
+    for row in rows:
+        beside = f"{float(row['beside']):.3g} ({row['beside_is']})" if row["beside"] else ""
+        number = f"{float(row['gmfast']):.3g}"
+        yield f"| {row['what']} | {row['case']} | {number} | {beside} | {ratio(row['ratio'])} |"
 
 
 def seconds(value):

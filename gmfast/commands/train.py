@@ -146,6 +146,12 @@ def train(
         int, typer.Option(min=0, help="Further processes that load data, for each process.")
     ] = 0,
     processes: Processes = 1,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard", help="Divide weights and optimiser states too, for models that do not fit (FSDP2)."
+        ),
+    ] = False,
     device: Device = None,
 ) -> None:
     """Train a model. Ctrl-C saves; --resume continues with the numbers of an uninterrupted run."""
@@ -197,9 +203,11 @@ def train(
     # torchrun's elastic restart runs the same command again.
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (out / "last").exists()
     if resume or again:
-        trainer = Trainer.resume(out, device, workers=workers, **chosen)
+        trainer = Trainer.resume(out, device, workers=workers, shard=shard, **chosen)
     else:
-        trainer = Trainer.start(Settings(**chosen), out, device, workers=workers, overwrite=overwrite)
+        trainer = Trainer.start(
+            Settings(**chosen), out, device, workers=workers, shard=shard, overwrite=overwrite
+        )
     main = trainer.processes.main
     if main:
         _describe(model, trainer)
