@@ -3,10 +3,10 @@
     python benchmarks/scaling.py [--out FOLDER] [--files 200000] [--rounds 5]
 
 prints a table and, with --out, writes it as scaling.csv. The image files are generated: 200 PNGs of noise of
-40x36 pixels, and hard links to them. Loading: images a second in batches of 64 by `load_batches` beside torch's
-DataLoader over a plain dataset that opens, crops and stacks the same files with Pillow and torch, in turns,
-medians over rounds. Steps: seconds of a training step in one process and in two, which share the machine's
-cores. Memory: the largest resident set of `gmfast train made` over the number of files. Recovery: seconds from
+40x36 pixels, and hard links to them. Loading: images a second in batches of 64 by `load_batches` and
+by DataLoader over a plain dataset that opens, crops and stacks the same files with Pillow, in turns,
+medians over rounds. Steps: seconds of a training step in one process and in two, which share the cores.
+Memory: the largest resident set of `gmfast train made` over the number of files. Recovery: seconds from
 the kill of one of two processes under torchrun to the first new line of metrics.
 """
 

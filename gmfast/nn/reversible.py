@@ -29,7 +29,6 @@ def apply(transform: nn.Module, x: Tensor, inverse: bool, context=None) -> tuple
     return (transform.inverse if inverse else transform)(x, context)
 
 
-@torch.compiler.disable
 def run(transform: nn.Module, x: Tensor, context=None, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
     """Apply a transform, for whose gradients autograd keeps nothing but the output.
 

@@ -95,7 +95,10 @@ class Sequential(Transform):
 
     def _run(self, x, context, inverse):
         if self.reversible and torch.is_grad_enabled():
-            return _reversible.run(self, x, context, inverse=inverse)
+            run = _reversible.run
+            if torch.compiler.is_compiling():  # not a decorator, which imports the compiler, for seconds
+                run = torch.compiler.disable(run)
+            return run(self, x, context, inverse=inverse)
         return self.walk(partial(_reversible.apply, context=context), x, inverse)
 
     def walk(self, visit: Callable, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:

@@ -240,6 +240,8 @@ assert loaded() <= {"base", "networks", "registry"}, loaded()
 models.Glow
 assert loaded() == {"base", "flows", "networks", "registry"}, loaded()
 assert not hasattr(models, "Gloow")
+slow = {"accelerate", "datasets", "matplotlib", "torch._dynamo", "torchdata"} & sys.modules.keys()
+assert not slow, f"what takes long to import: {slow}"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
