@@ -89,7 +89,7 @@ class Processes:
         return tensor.cpu()
 
 
-def gather(tensor: Tensor) -> Tensor:
+def gather_equal(tensor: Tensor) -> Tensor:
     """Rows `(n, ...)` of all processes of `torch.distributed`, n being the same in each."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
@@ -114,7 +114,12 @@ def join(device: str | None = None) -> Processes:
     if found.index is not None:
         raise ValueError(f"device: expected a name without a number for several processes, got {device!r}")
     if found.type == "cuda":
-        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= there:
+            raise ValueError(
+                f"processes: expected at most {there}, one for each GPU, got more; or --device cpu"
+            )
+        found = torch.device("cuda", local)
         torch.cuda.set_device(found)
     if not dist.is_initialized():
         timeout = timedelta(seconds=TIMEOUT)

@@ -39,7 +39,11 @@ def main() -> None:
     except RuntimeError as error:
         if not _of_another_process(error):
             raise
-        _fail("processes: expected all of the job to go on, but another one has ended or cannot be reached")
+        sentence = (
+            "processes: expected all of the job to go on, but another one has ended or cannot be reached"
+        )
+        print(f"gmfast: {sentence}", file=sys.stderr)  # not for the launcher, which says why
+        raise SystemExit(2) from None
 
 
 def _of_another_process(error: RuntimeError) -> bool:

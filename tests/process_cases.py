@@ -73,7 +73,7 @@ def run(case: str, folder: Path) -> None:
         MODELS["gan"] = GAN
         Trainer.start(Settings(model="gan", data="moons", batch_size=64), out).fit(6, progress=False)
     elif case.startswith("shard-"):
-        settings = settings_of(case.removeprefix("shard-"), folder)
+        settings = replace(settings_of(case.removeprefix("shard-"), folder), evaluate_every=0)
         small(Trainer.start(settings, out, shard=True)).fit(2, progress=False)
         small(Trainer.resume(out, shard=True)).fit(4, progress=False)
     elif case.startswith("begin-"):

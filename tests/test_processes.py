@@ -89,8 +89,8 @@ def assert_close_runs(run, other):
     lines, others = metrics(run), metrics(other)
     assert [line["step"] for line in lines] == [line["step"] for line in others] and len(lines) > 3
     for line, another in zip(lines, others, strict=True):
-        assert line.keys() == another.keys()
-        for name in line.keys() - {"seconds", "items_per_second"}:
+        assert line.keys() - {"heldout"} == another.keys() - {"heldout"}
+        for name in line.keys() & another.keys() - {"seconds", "items_per_second"}:
             assert line[name] == pytest.approx(another[name], rel=2e-4, abs=2e-5), name
     for name in ("model.safetensors", "ema.safetensors"):
         a, b = load_file(run / "last" / name), load_file(other / "last" / name)
@@ -190,7 +190,7 @@ def test_a_process_that_dies_ends_the_job_and_torchrun_restarts_it(tmp_path):
         assert job.returncode != 0 and time.monotonic() - begun < 60
     steps = [line["step"] for line in metrics(run)]
     assert steps == list(range(1, len(steps) + 1))
-    assert "processes: expected all of the job to go on" in error or "SIGKILL" in error
+    assert "processes: expected all of the job to go on" in error
     assert Trainer.resume(run).step >= 3
 
 

@@ -442,13 +442,13 @@ class Items(torch.utils.data.Dataset):
         return self.digits.train[index], int(self.digits.train_labels[index])
 
 
-class Endless(torch.utils.data.IterableDataset):
+class Stream(torch.utils.data.IterableDataset):
     def __iter__(self):
         items = Items()
         yield from (items[i] for i in range(50))
 
 
-@pytest.mark.parametrize("data", [Items, Endless])
+@pytest.mark.parametrize("data", [Items, Stream])
 def test_a_data_set_of_ones_own(tmp_path, data):
     """Workers change no numbers, a run is resumed in the middle of an epoch, and no folder is needed."""
 

@@ -33,8 +33,10 @@ def launch(processes: int) -> bool:
         ValueError: What a process failed with, as one sentence. typer.Exit: With the status of a process that
             ended by itself with another one than 0, such as 130 after Ctrl-C.
     """
-    if processes == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+    if processes == 1 or "GMFAST_LAUNCHED" in os.environ:
         return False
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError(f"processes: expected 1 under torchrun, which has --nproc-per-node, got {processes}")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -56,7 +58,11 @@ def launch(processes: int) -> bool:
     except SignalException as error:  # the processes have had it too, and time to save
         raise typer.Exit(128 + int(error.sigval)) from None
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # The one that says why, or that was killed: others only noticed.
+        rank, failure = min(
+            error.failures.items(),
+            key=lambda item: (not isinstance(item[1].message, dict), item[1].exitcode > 0),
+        )
         if isinstance(failure.message, dict):  # left by `report`
             raise ValueError(failure.message["message"]) from None
         if failure.exitcode < 0:

@@ -63,8 +63,6 @@ def evaluate(
     )
     if not team.main:
         return
-    if per_sample is not None:
-        _write(per_sample, dataset, values)
     name = f"{settings.model} at step {step}"
     for metric, unit in model.metrics.items():
         value = values[metric].mean().item()
@@ -75,6 +73,8 @@ def evaluate(
             )
         else:
             print(f"{name}: {value:.4f} ({unit}) on {len(values[metric])} {dataset.items}")
+    if per_sample is not None:
+        _write(per_sample, dataset, values)
 
 
 def _write(path: Path, dataset: "Dataset", values: "dict[str, Tensor]") -> None:

@@ -156,6 +156,7 @@ def train(
 ) -> None:
     """Train a model. Ctrl-C saves; --resume continues with the numbers of an uninterrupted run."""
     from ..training import Settings, Trainer, read_config
+    from ..training.trainer import check_trackers
 
     if launch(processes):
         return
@@ -183,7 +184,7 @@ def train(
         "lr": lr,
         "lr_decay": lr_decay,
         "lr_schedule": lr_schedule,
-        "lr_steps": steps if lr_schedule == "cosine" and lr_steps is None and not resume else lr_steps,
+        "lr_steps": lr_steps,
         "warmup": warmup,
         "ema_decay": ema_decay,
         "max_grad_norm": max_grad_norm,
@@ -197,6 +198,9 @@ def train(
         "sample_every": sample_every,
     }
     chosen |= {name: value for name, value in given.items() if value is not None}
+    if chosen.get("lr_schedule") == "cosine" and not resume:
+        chosen.setdefault("lr_steps", steps)
+    check_trackers(track or ())
     if out is None:
         source = Path(chosen.get("data") or MODELS[model].data)
         out = Path("runs") / f"{model}-{source.stem if source.is_file() else source.name}"

@@ -71,7 +71,8 @@ class Stream:
             called before each pass.
         convert: Maps an item to a sample and its class, an int or None.
         batch_size: Number of samples in a batch. What is left over at the end is left out.
-        workers: Number of processes that load, as in `load_batches`.
+        workers: Number of processes that load, as in `load_batches`. Each iterates the dataset: for
+            several it must divide itself by `torch.utils.data.get_worker_info`, as Hugging Face's do.
         pin_memory: As in `load_batches`.
     """
 
@@ -90,7 +91,7 @@ class Stream:
             raise ModuleNotFoundError(
                 "torchdata is missing: pip install 'gmfast[train]' brings it", name="torchdata"
             ) from None
-        self.dataset, self.epoch = dataset, 0
+        self.dataset, self.epoch, self.workers = dataset, 0, workers
         with warnings.catch_warnings():  # it calls a function that torch has deprecated
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")
             self._loader = StatefulDataLoader(
@@ -120,10 +121,16 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the stream, for `load_state_dict`."""
-        return {"epoch": self.epoch, "loader": self._loader.state_dict()}
+        return {"epoch": self.epoch, "workers": self.workers, "loader": self._loader.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a position."""
+        """Continue from a position.
+
+        Raises:
+            ValueError: For another number of workers.
+        """
+        if state["workers"] != self.workers:
+            raise ValueError(f"workers: expected {state['workers']}, as the run began, got {self.workers}")
         self.epoch, self._resumed = state["epoch"], True
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(self.epoch)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import _check, _seed
 from .. import functional as GF
-from .._processes import gather
+from .._processes import gather_equal
 from .._progress import Progress, reporting
 from .base import Batch, Model, check_image_shape, evaluating, quantize
 
@@ -136,7 +136,7 @@ class EnergyModel(Model):
             with evaluating(self):
                 start = self.langevin(start, found_label, self.langevin_steps)
             # What all processes drew, as one process with the whole batch would write it.
-            where, drawn, classes = map(gather, (chosen, start.to(self.buffer.dtype), start_label))
+            where, drawn, classes = map(gather_equal, (chosen, start.to(self.buffer.dtype), start_label))
             self.buffer[where], self.buffer_label[where] = drawn, classes
         # A little noise, so that quantization does not separate data from samples.
         real = x + 0.005 * torch.randn_like(x) if self.training else x

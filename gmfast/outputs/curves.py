@@ -33,6 +33,7 @@ def draw_losses(metrics: Path, out: Path) -> None:
     if len(heldout):
         axis.plot(*heldout.T, "o-", color="black", markersize=3, label="held out, averaged weights")
     values = np.concatenate([axis_line.get_ydata() for axis_line in axis.lines])
+    values = values[np.isfinite(values)]
     if len(values):  # the first steps may be far above all others
         axis.set_ylim(values.min(), np.quantile(values, 0.99) + 1e-12)
     axis.legend()

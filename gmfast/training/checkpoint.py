@@ -88,8 +88,8 @@ def save_checkpoint(
         for leftover in (temporary, target):
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir()
-        save_file(dict(model), temporary / "model.safetensors")
-        save_file(dict(ema), temporary / "ema.safetensors")
+        save_file(_dense(model), temporary / "model.safetensors")
+        save_file(_dense(ema), temporary / "ema.safetensors")
         torch.save(optimizers, temporary / "optimizer.pt")
         if stream is not None:
             torch.save(stream, temporary / "stream.pt")
@@ -111,6 +111,16 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
+def _dense(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as safetensors takes them: contiguous, and none that shares memory with another."""
+    seen, dense = set(), {}
+    for name, tensor in weights.items():
+        shared = tensor.data_ptr() in seen
+        seen.add(tensor.data_ptr())
+        dense[name] = tensor.clone() if shared else tensor.contiguous()
+    return dense
+
+
 def last_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
     """Folder of a run's last checkpoint, and its state.json.
 
@@ -125,7 +135,7 @@ def last_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
         )
     checkpoint = checkpoint.resolve()
     path = checkpoint / "state.json"
-    with _reading(path):
+    with reading(path):
         state = json.loads(path.read_text(encoding="utf-8"))
         known = {setting.name for setting in fields(Settings)}
         newer = sorted(state["settings"].keys() - known)
@@ -144,7 +154,7 @@ def load_weights(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    with _reading(path):
+    with reading(path):
         return load_file(path)
 
 
@@ -154,14 +164,14 @@ def load_into(model: torch.nn.Module, path: Path, weights: Mapping[str, Tensor])
     Raises:
         ValueError: For those of another model.
     """
-    with _reading(path):
+    with reading(path):
         model.load_state_dict(weights)
 
 
 def load_optimizers(checkpoint: Path, device: torch.device) -> dict[str, Any]:
     """State of each player's optimiser in a checkpoint, by the player's name."""
     path = checkpoint / "optimizer.pt"
-    with _reading(path):
+    with reading(path):
         states = torch.load(path, device, weights_only=True)
         # Before there were players, the state was that of the only optimiser.
         return {"model": states} if "param_groups" in states else states
@@ -170,7 +180,7 @@ def load_optimizers(checkpoint: Path, device: torch.device) -> dict[str, Any]:
 def load_stream(checkpoint: Path) -> dict[str, Any]:
     """Position in the iterable dataset that the run learns from."""
     path = checkpoint / "stream.pt"
-    with _reading(path):
+    with reading(path):
         return torch.load(path, weights_only=True)
 
 
@@ -186,7 +196,7 @@ def load_run(run: Path) -> tuple[Model, Settings, int]:
     """
     checkpoint, state = last_checkpoint(run)
     settings = settings_of(checkpoint, state)
-    with _reading(checkpoint / "state.json"):
+    with reading(checkpoint / "state.json"):
         model = MODELS[settings.model](**state["model"])
     path = checkpoint / "ema.safetensors"
     load_into(model, path, _weights(path))
@@ -195,7 +205,7 @@ def load_run(run: Path) -> tuple[Model, Settings, int]:
 
 def settings_of(checkpoint: Path, state: Mapping[str, Any]) -> Settings:
     """The settings in a checkpoint's state."""
-    with _reading(checkpoint / "state.json"):
+    with reading(checkpoint / "state.json"):
         return Settings(**state["settings"])
 
 
@@ -220,7 +230,7 @@ def state_of(
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Say which file it was that could not be read.
 
     Raises:

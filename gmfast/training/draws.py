@@ -18,8 +18,9 @@ def part_of_batch(first: int, size: int, total: int) -> Iterator[None]:
 
     Seeded operations count their samples from `first`. Torch's own generators have no samples: what is drawn
     for each sample, that is, what has `size` as its first dimension, is drawn for the whole batch and cut,
-    which leaves the generators as the whole batch would. Other draws are the same in every part. Dropout
-    inside `F.scaled_dot_product_attention` and `nn.MultiheadAttention` is not covered.
+    which leaves the generators as the whole batch would. Other draws are the same in every part; so are those
+    that are not covered: dropout inside `F.scaled_dot_product_attention` and `nn.MultiheadAttention`, and
+    `torch.randperm`.
     """
     if size == total:
         yield
@@ -47,6 +48,10 @@ class _WholeDraws(TorchFunctionMode):
 
     def cut(self, whole: Tensor) -> Tensor:
         return whole.narrow(0, self.first, self.size)
+
+    def grown(self, value: Any) -> Any:
+        """The value, or for a tensor of the part the whole batch's."""
+        return self.whole(value) if isinstance(value, Tensor) and self.is_part(value.shape) else value
 
     def whole(self, tensor: Tensor) -> Tensor:
         """The tensor within zeros for the rest of the batch, in its own memory format."""
@@ -84,6 +89,16 @@ def _in_place(mode: _WholeDraws, func: Callable, input: Tensor, *args: Any, **kw
     return input.copy_(mode.cut(func(mode.whole(input.detach()), *args, **kwargs)))
 
 
+def _normal(mode: _WholeDraws, func: Callable, mean: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """`torch.normal`, of means, deviations or both for each sample, or of a size."""
+    operands = [mean, *args]
+    if any(isinstance(value, tuple | list) for value in operands) or "size" in kwargs:
+        return _by_size(mode, func, *operands, **kwargs)
+    kwargs = {name: mode.grown(value) for name, value in kwargs.items()}
+    drawn = func(*map(mode.grown, operands), **kwargs)
+    return mode.cut(drawn) if drawn.dim() and drawn.shape[0] == mode.total else drawn
+
+
 def _dropout(
     mode: _WholeDraws,
     func: Callable,
@@ -113,7 +128,20 @@ def _multinomial(
 
 _DRAWS: dict[Callable, Callable] = {
     **dict.fromkeys([torch.rand, torch.randn, torch.randint], _by_size),
-    **dict.fromkeys([torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli], _by_input),
+    **dict.fromkeys(
+        [
+            torch.rand_like,
+            torch.randn_like,
+            torch.randint_like,
+            torch.bernoulli,
+            torch.poisson,
+            Tensor.bernoulli,
+            F.gumbel_softmax,
+            F.rrelu,
+        ],
+        _by_input,
+    ),
+    torch.normal: _normal,
     **dict.fromkeys(
         [F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout], _dropout
     ),

@@ -10,7 +10,6 @@ from .._progress import Progress, reporting
 from ..data import Dataset
 from ..data.loader import load_batches
 from ..models.base import Batch, Model, evaluating
-from .draws import part_of_batch
 
 
 def check_data(model: Model, dataset: Dataset, conditional: bool = False) -> None:
@@ -71,31 +70,26 @@ def evaluate_samples(
     processes = processes or Processes(0, 1, device)
     size = max(1, min(model.evaluate_size, 2**17 // math.prod(split.shape[1:])))
     starts = range(0, len(split), size)
-    wholes = [range(start, min(start + size, len(split))) for start in starts]
-    parts = [processes.part(len(whole)) for whole in wholes]
-    batches = [list(whole[part]) for whole, part in zip(wholes, parts, strict=True)]
-    loaded = load_batches(split, filter(None, batches), workers=workers, pin_memory=device.type == "cuda")
+    chunks = [list(range(start, min(start + size, len(split)))) for start in starts]
+    own = chunks[processes.rank :: processes.count]
+    loaded = load_batches(split, own, workers=workers, pin_memory=device.type == "cuda")
     values: dict[str, list[Tensor]] = {name: [] for name in model.metrics}
+    progress = progress if processes.main else False
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         evaluating(model),
-        reporting(
-            progress if processes.main else False, len(split), dataset.items[:-1], "evaluating"
-        ) as advance,
+        reporting(progress, len(split), dataset.items[:-1], "evaluating") as advance,
     ):
-        torch.manual_seed(0)
-        for whole, part, chosen in zip(wholes, parts, batches, strict=True):
-            if chosen:
-                samples = next(loaded)
-                batch = Batch(
-                    dataset.as_input(samples.x.to(device)), samples.label.to(device) if conditional else None
-                )
-                with part_of_batch(part.start, len(chosen), len(whole)):
-                    found = model.evaluate(batch)
+        for number, chunk in enumerate(chunks):
+            if number % processes.count == processes.rank:
+                torch.manual_seed(number)  # what a chunk draws is of no process
+                x, label = next(loaded)
+                batch = Batch(dataset.as_input(x.to(device)), label.to(device) if conditional else None)
+                found = model.evaluate(batch)
                 for name, collected in values.items():
                     collected.append(found[name].double().cpu())
-            advance(len(whole))
-    index = processes.gather(torch.tensor([i for chosen in batches for i in chosen], dtype=torch.int64))
+            advance(len(chunk))
+    index = processes.gather(torch.tensor([i for chunk in own for i in chunk], dtype=torch.int64))
     evaluated = {}
     for name, collected in values.items():
         value = processes.gather(torch.cat(collected) if collected else torch.empty(0, dtype=torch.float64))

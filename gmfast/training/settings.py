@@ -160,9 +160,10 @@ class Settings:
                 expected = " or ".join("None" if k is NoneType else k.__name__ for k in kinds)
                 raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
-    def for_model(self, model: str, **others: Any) -> "Settings":
-        """The settings as they were given, with what suits another model."""
-        return Settings(**{**self._given, "model": model, **others})
+    def for_model(self, model: str, data: str, *, conditional: bool) -> "Settings":
+        """The settings as they were given, with what suits another model; `data` unless that was given."""
+        given = {**self._given, "data": self._given["data"] or data}
+        return Settings(**given | {"model": model, "conditional": conditional})
 
     def lr_factor(self, step: int) -> float:
         """Factor of the learning rate at training step `step`, counted from 0."""

@@ -44,9 +44,14 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def whole(tree: Any) -> Any:
-    """A structure with its sharded tensors gathered on the CPU; all processes must call this."""
-    return tree_map_only(DTensor, lambda tensor: tensor.full_tensor().cpu(), tree)
+def whole(tree: Any, *, keep: bool) -> Any:
+    """A structure with sharded tensors gathered on the CPU, or None unless `keep`; every process calls it."""
+
+    def gathered(tensor: DTensor) -> Tensor | None:
+        full = tensor.full_tensor()
+        return full.cpu() if keep else None
+
+    return tree_map_only(DTensor, gathered, tree)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

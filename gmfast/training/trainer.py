@@ -46,6 +46,7 @@ from .checkpoint import (
     load_stream,
     load_weights,
     locked,
+    reading,
     save_checkpoint,
     settings_of,
     state_of,
@@ -54,6 +55,9 @@ from .draws import part_of_batch
 from .evaluation import check_data, evaluate_samples
 from .random import seed_of
 from .settings import WRITING, Settings, build_model, write_config
+
+#: Files of a run, by patterns.
+RUN_FILES = ("step-*", "last", "metrics.jsonl", "settings.toml", "tensorboard", "losses.png", "samples-*")
 
 #: Seconds between lines of progress where stderr is no terminal.
 LINE_SECONDS = 30
@@ -107,9 +111,7 @@ class Trainer:
         elif heldout is not None:
             raise ValueError("heldout: expected None beside a gmfast Dataset, which has its own")
         settings = (settings or Settings()).for_model(
-            MODELS.name_of(type(model)),
-            data=dataset.name if settings is None else settings.data,
-            conditional=model.num_labels is not None,
+            MODELS.name_of(type(model)), dataset.name, conditional=model.num_labels is not None
         )
         self._set_up(model, dataset, settings, out, _processes.join(device), workers, shard)
         self._check_new()
@@ -193,6 +195,8 @@ class Trainer:
                 model, dataset, chosen, None, heldout=heldout, device=device, workers=workers, shard=shard
             )
             trainer.out = Path(out)
+        elif dataset is not None or heldout is not None:
+            raise ValueError(f"model: expected a model of one's own beside data of one's own, got {model!r}")
         else:
             trainer = cls._from_settings(chosen, out, device, workers, shard)
         trainer._load(path, state)
@@ -211,7 +215,9 @@ class Trainer:
             encoding=None if dataset.rate is None else settings.encoding or "mulaw",
         )
         trainer = cls.__new__(cls)
-        model = build_model(settings, dataset).to(processes.device)
+        model = build_model(settings, dataset)
+        if not shard:
+            model.to(processes.device)
         if settings.teacher is not None:
             if "teacher" not in model.requires:
                 raise ValueError(f"teacher: expected a model that learns from one, got {settings.model}")
@@ -247,10 +253,11 @@ class Trainer:
             )
         if shard and processes.count == 1:
             raise ValueError("shard: expected several processes, got one")
-        if shard and settings.sample_every:
-            raise ValueError(
-                "sample_every: expected 0 where processes divide the weights, as one process draws"
-            )
+        for name in ("sample_every", "evaluate_every"):
+            if shard and getattr(settings, name):
+                raise ValueError(
+                    f"{name}: expected 0 where processes divide the weights, which checkpoints have whole"
+                )
         self._sharded = shard
         if settings.evaluate_every and dataset.heldout is None:
             raise ValueError(f"evaluate_every: expected 0, as {dataset.name} has no held-out samples")
@@ -307,24 +314,30 @@ class Trainer:
             )
 
     def _delete(self) -> None:
-        """Delete a run that is in `out`, and nothing else."""
+        """Delete the files of a run that is in `out`, and nothing else."""
         if self.processes.main and (self.out / "last").exists():
             with locked(self.out):
-                shutil.rmtree(self.out)
+                for path in itertools.chain(*map(self.out.glob, RUN_FILES)):
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
         self.processes.wait()
 
     def _begin(self) -> None:
         """Prepare the model from its first batch, all of it in each process, and save it."""
         settings = self.settings
         if self._stream is not None:
-            samples = next(iter(self._stream))
+            # A stream of its own, so that the first step has the same batch.
+            samples = next(iter(Stream(self.dataset.train, self.dataset.convert, settings.batch_size)))
         elif self.model.prepare_size > settings.batch_size:
             samples = self._split.__getitems__(range(min(self.model.prepare_size, len(self._split))))
         else:
             samples = self._split.__getitems__(self._order(0).tolist())
         batch = self._to_batch(samples, 0)
         torch.manual_seed(seed_of(settings.seed, "initialize"))
-        self.model.prepare(batch)
+        # A model that is to be divided is on the CPU still.
+        self.model.prepare(Batch(*(None if t is None else t.to(self.model.device) for t in batch)))
         self._ready()
         if self.out is not None and self.processes.main:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -338,22 +351,24 @@ class Trainer:
         trained, averaged = load_weights(path)
         load_into(self.model, path / "model.safetensors", trained)
         self._ready(path / "ema.safetensors", averaged)
-        states = load_optimizers(path, self.device)
+        states = load_optimizers(path, torch.device("cpu") if self._sharded else self.device)
         if states.keys() != self.optimizers.keys():
             names = ", ".join(self.optimizers)
             raise ValueError(f"run: expected optimisers of {names} in {path}, got {', '.join(states)}")
         for name, optimizer_state in states.items():
             groups = self.optimizers[name].param_groups
-            if self._sharded:
-                sharding.load_optimizer(self.optimizers[name], optimizer_state)
-            else:
-                self.optimizers[name].load_state_dict(optimizer_state)
+            with reading(path / "optimizer.pt"):
+                if self._sharded:
+                    sharding.load_optimizer(self.optimizers[name], optimizer_state)
+                else:
+                    self.optimizers[name].load_state_dict(optimizer_state)
             for group, before in zip(self.optimizers[name].param_groups, groups, strict=True):
                 group.setdefault("initial_lr", before["initial_lr"])  # which runs before players have not
         self.step = state["step"]
         self.updates |= state.get("updates", {"model": self.step})
         if self._stream is not None:
-            self._stream.load_state_dict(load_stream(path))
+            with reading(path / "stream.pt"):
+                self._stream.load_state_dict(load_stream(path))
         if self.processes.main:
             with locked(self.out):
                 self._cut_metrics()
@@ -407,10 +422,11 @@ class Trainer:
                 trains the run.
             OSError: When metrics or a checkpoint cannot be written.
         """
+        trackers = [*trackers, *(["tensorboard"] if tensorboard and "tensorboard" not in trackers else [])]
+        check_trackers(trackers)
         if self.ema is None:
             self._begin()
         main, every = self.processes.main, self.settings.sample_every
-        trackers = [*trackers, *(["tensorboard"] if tensorboard and "tensorboard" not in trackers else [])]
         with ExitStack() as stack:
             stop = stack.enter_context(_stop_on_signal())
             write = stack.enter_context(self._writing(trackers))
@@ -461,7 +477,7 @@ class Trainer:
         )
         optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         if self._sharded:
-            optimizers = sharding.whole(optimizers)
+            optimizers = sharding.whole(optimizers, keep=self.processes.main)
         if self.processes.main:
             save_checkpoint(
                 self.out,
@@ -513,10 +529,10 @@ class Trainer:
         record["lr"] = settings.lr * settings.lr_factor(self.step)
         self.step += 1
         self._average()
-        if settings.evaluate_every and self.step % settings.evaluate_every == 0:
-            record["heldout"] = self.evaluate()
         record["seconds"] = time.perf_counter() - started
         record["items_per_second"] = settings.batch_size / record["seconds"]
+        if settings.evaluate_every and self.step % settings.evaluate_every == 0:
+            record["heldout"] = self.evaluate()
         return record
 
     def _parts(self, batch: Batch) -> list[tuple[Batch, int]]:
@@ -539,7 +555,9 @@ class Trainer:
         settings, count, numbers = self.settings, len(updates), {}
         size = settings.batch_size // (count * self.processes.count)
         total = size if self._own_draws() else settings.batch_size
-        states = [(generator, generator.get_state()) for generator in self._generators()] if count > 1 else []
+        states = []
+        if count > 1 and not self._own_draws():
+            states = [(generator, generator.get_state()) for generator in self._generators()]
         for index, (part, first) in enumerate(zip(updates, firsts, strict=True)):
             for generator, state in states:
                 generator.set_state(state)  # each part draws what the whole batch would
@@ -604,9 +622,9 @@ class Trainer:
         if name not in self._averagers:
             parameters = self.players[name].parameters
             ids = None if self.device.type == "cpu" else [self.device.index]
-            unused = {id(p) for p in parameters} - _reached(loss)
+            unused = self.processes.any(bool({id(p) for p in parameters} - _reached(loss)))
             self._averagers[name] = DistributedDataParallel(
-                _Identity(parameters), device_ids=ids, find_unused_parameters=bool(unused), init_sync=False
+                _Identity(parameters), device_ids=ids, find_unused_parameters=unused, init_sync=False
             )
         return self._averagers[name]
 
@@ -673,7 +691,11 @@ class Trainer:
         if settings.flip or settings.crop:
             seed, total = seed_of(settings.seed, "augment", self.step), max(settings.batch_size, len(x))
             x = augment(x, flip=settings.flip, crop=settings.crop, seed=seed, first=first, total=total)
-        label = samples.label.to(self.device, non_blocking=True) if settings.conditional else None
+        label = None
+        if settings.conditional:
+            if samples.label is None:
+                raise ValueError(f"data: expected a label with every sample of {self.dataset.name}")
+            label = samples.label.to(self.device, non_blocking=True)
         return Batch(self.dataset.as_input(x), label)
 
     def _cut_metrics(self) -> None:
@@ -712,20 +734,36 @@ def _reached(loss: Tensor) -> set[int]:
     return reached
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Check names of accelerate's trackers.
+
+    Raises:
+        ValueError: For a name that is none.
+    """
+    if names:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        for name in names:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                known = ", ".join(LOGGER_TYPE_TO_CLASS)
+                raise ValueError(f"trackers: expected some of {known}, got {name!r}")
+
+
 def _tracker(name: str, out: Path, step: int) -> Any:
     """One of accelerate's trackers, which continues after `step`."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    if name not in LOGGER_TYPE_TO_CLASS:
-        raise ValueError(f"trackers: expected some of {', '.join(LOGGER_TYPE_TO_CLASS)}, got {name!r}")
     cls = LOGGER_TYPE_TO_CLASS[name]
+    options = {"logging_dir": out} if cls.requires_logging_directory else {}
     if name == "tensorboard":
-        tracker = cls("tensorboard", logging_dir=out, purge_step=step + 1)
-    elif cls.requires_logging_directory:
-        tracker = cls(out.name, logging_dir=out)
-    else:
-        tracker = cls(out.name)
-    tracker.start()
+        options["purge_step"] = step + 1
+    tracker = cls(name if name == "tensorboard" else out.name, **options)
+    try:
+        tracker.start()
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"trackers: expected one that is installed, but {name} needs the package {error.name}"
+        ) from None
     return tracker
 
 
@@ -746,7 +784,7 @@ def _stop_on_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
     def handle(number, _):
-        # Not of the other signal: torchrun passes Ctrl-C, which its processes have had, on as SIGTERM.
+        # Not of the other signal: a launcher may follow Ctrl-C by SIGTERM.
         stop.set()
         signal.signal(number, usual[number])
 
