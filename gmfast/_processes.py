@@ -1,7 +1,7 @@
 """Processes that divide one piece of work: those that torchrun started, or this one alone."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -82,6 +82,14 @@ class Processes:
         parts: list[Tensor | None] = [None] * self.count
         dist.all_gather_object(parts, tensor.cpu())
         return torch.cat(parts).to(tensor.device)
+
+    def union(self, names: Iterable[str]) -> list[str]:
+        """Names that any process has, sorted."""
+        everyone = [list(names)]
+        if self.count > 1:
+            everyone *= self.count
+            dist.all_gather_object(everyone, everyone[0])
+        return sorted(set().union(*everyone))
 
     def _reduced(self, tensor: Tensor, op: dist.ReduceOp) -> Tensor:
         tensor = tensor.to(self.device)

@@ -216,6 +216,10 @@ def train(
     if main:
         _describe(model, trainer)
     finished = trainer.fit(steps, trackers=track or (), tensorboard=tensorboard, illustrate=_illustrate)
+    unreadable = trainer.processes.union(trainer.dataset.unreadable())
+    if main and unreadable:
+        (out / "skipped.txt").write_text("\n".join(unreadable) + "\n")
+        print(f"skipped {len(unreadable)} files that cannot be read: {out / 'skipped.txt'}", file=sys.stderr)
     if main:
         print(f"{'finished' if finished else 'stopped'} at step {trainer.step}: {out}")
     if not finished:
@@ -233,9 +237,6 @@ def _describe(model: str, trainer: "Trainer") -> None:
         f"{trainer.device}{several}",
         file=sys.stderr,
     )
-    if dataset.skipped:
-        names = ", ".join(map(str, dataset.skipped[:5]))
-        print(f"skipped {len(dataset.skipped)} files that cannot be read: {names} ...", file=sys.stderr)
 
 
 def _illustrate(trainer: "Trainer") -> None:

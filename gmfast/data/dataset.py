@@ -11,7 +11,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from .splits import CHUNK, Split, Subset, TensorSplit, stack
+from .splits import CHUNK, Skipping, Split, Subset, TensorSplit, stack
 
 #: Samples of a stream, which has no end, that statistics are computed from.
 STREAM_SAMPLES = 2**14
@@ -104,6 +104,11 @@ class Dataset:
         if not isinstance(self.train, Split) or self.train[0][1] is None:
             return None
         return 1 + int(self._labels["train"].max())
+
+    def unreadable(self) -> list[str]:
+        """Names of the files that were skipped so far: `skipped`, and those that reading has shown since."""
+        splits = [split for split in (self.train, self.heldout) if isinstance(split, Skipping)]
+        return [*self.skipped, *(split.source.describe(index) for split in splits for index in split.skipped)]
 
     def split(self, name: str) -> Split:
         """Split `name`, "train" or "heldout".

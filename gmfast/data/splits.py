@@ -119,12 +119,16 @@ class Skipping(Split):
     Args:
         source: The split, whose samples raise ValueError if they cannot be read.
 
-    Attributes:
-        skipped: Indices of the samples that were skipped in this process.
     """
 
     def __init__(self, source: Split):
-        self.source, self.skipped = source, set()
+        self.source = source
+        self._skipped = torch.zeros(len(source), dtype=torch.bool).share_memory_()  # with workers
+
+    @property
+    def skipped(self) -> list[int]:
+        """Indices of the samples that were skipped so far, in this process and its workers."""
+        return self._skipped.nonzero()[:, 0].tolist()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -147,8 +151,8 @@ class Skipping(Split):
             try:
                 return self.source[candidate % count]
             except ValueError as error:
-                if candidate % count not in self.skipped:
-                    self.skipped.add(candidate % count)
+                if not self._skipped[candidate % count]:
+                    self._skipped[candidate % count] = True
                     warnings.warn(f"skipped: {error}", stacklevel=2)
         raise ValueError("data: expected samples that can be read, found none")
 

@@ -57,7 +57,16 @@ from .random import seed_of
 from .settings import WRITING, Settings, build_model, write_config
 
 #: Files of a run, by patterns.
-RUN_FILES = ("step-*", "last", "metrics.jsonl", "settings.toml", "tensorboard", "losses.png", "samples-*")
+RUN_FILES = (
+    "step-*",
+    "last",
+    "metrics.jsonl",
+    "settings.toml",
+    "skipped.txt",
+    "tensorboard",
+    "losses.png",
+    "samples-*",
+)
 
 #: Seconds between lines of progress where stderr is no terminal.
 LINE_SECONDS = 30
