@@ -2,14 +2,15 @@
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from . import commands
+from ._version import __version__
 from .commands._launch import report
 
 app = typer.Typer(
-    help="Fast operations for generative models in PyTorch, and models that use them.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # which would take [default: ...] for markup
@@ -21,6 +22,21 @@ app.command()(commands.evaluate)
 app.command("list")(commands.list_models)
 app.command()(commands.doctor)
 app.command()(commands.bench)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gmfast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Fast operations for generative models in PyTorch, and models that use them."""
 
 
 def main() -> None:

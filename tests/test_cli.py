@@ -364,6 +364,10 @@ def test_doctor_prints_what_the_library_says(gmfast_command):
     assert gmfast_command("doctor") == (0, f"{gmfast.doctor()}\n", "")
 
 
+def test_version(gmfast_command):
+    assert gmfast_command("--version") == (0, f"gmfast {gmfast.__version__}\n", "")
+
+
 def test_help_names_every_command():
     command = [sys.executable, "-c", "from gmfast.cli import main; main()", "--help"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
