@@ -437,6 +437,18 @@ def check_label(label: Tensor | None, count: int, num_labels: int | None) -> Ten
     return label
 
 
+def check_method(method: str, weights: str | None = None) -> None:
+    """Check how an autoregressive model or flow is sampled, and that `weights` are those of a decode program.
+
+    Raises:
+        ValueError: For another method, and for `weights` with "naive".
+    """
+    if method not in ("cached", "naive"):
+        raise ValueError(f'method: expected "cached" or "naive", got {method!r}')
+    if method == "naive" and weights is not None:
+        raise ValueError(f'weights: expected None with method="naive", got {weights!r}')
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode, and each of its modules back in its former mode afterwards."""

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ..._progress import Progress
 from ...decode.builder import Builder, Value
-from ..base import Cached, Likelihood, Model, check_image_shape, evaluating
+from ..base import Cached, Likelihood, Model, check_image_shape, check_method, evaluating
 from .heads import make_head
-from .sampling import check_method, place_given, sample_cached, sample_naive
+from .sampling import place_given, sample_cached, sample_naive
 
 
 class ImageModel(Cached, Likelihood, Model):

@@ -13,9 +13,9 @@ from ... import _check, _philox, _seed
 from ..._progress import Progress, reporting
 from ...decode.builder import Builder, Tap, Value
 from ...nn import MaskedMLP
-from ..base import Cached, Likelihood, Model, evaluating
+from ..base import Cached, Likelihood, Model, check_method, evaluating
 from .heads import make_head
-from .sampling import check_method, place_given, sample_cached
+from .sampling import place_given, sample_cached
 
 _DIGITS = {"lr": 0.003, "options": {"num_orders": 16, "nr_logistic_mix": 5}}
 

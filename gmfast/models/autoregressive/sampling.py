@@ -10,20 +10,6 @@ from ..._progress import Progress, reporting
 from ..base import Cached
 from .heads import Head
 
-METHODS = ("cached", "naive")
-
-
-def check_method(method: str, weights: str | None) -> None:
-    """Check the sampling method, and that `weights` are those of the cached one.
-
-    Raises:
-        ValueError: For another method, and for `weights` with "naive".
-    """
-    if method not in METHODS:
-        raise ValueError(f'method: expected "cached" or "naive", got {method!r}')
-    if method == "naive" and weights is not None:
-        raise ValueError(f'weights: expected None with method="naive", got {weights!r}')
-
 
 def place_given(given: Tensor | None, mask: Tensor | None, empty: Tensor) -> tuple[Tensor, Tensor]:
     """Fill `empty` with the given values that are kept.

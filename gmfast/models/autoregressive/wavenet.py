@@ -16,10 +16,10 @@ from ... import functional as GF
 from ..._progress import Progress, reporting
 from ...decode.builder import Builder, Tap, causal_conv_taps, matrix
 from ...nn import CausalConv1d
-from ..base import Cached, Likelihood, Model, check_label, evaluating
+from ..base import Cached, Likelihood, Model, check_label, check_method, evaluating
 from ..networks.labels import label_embedding
 from .heads import make_head
-from .sampling import check_method, place_given, sample_cached
+from .sampling import place_given, sample_cached
 
 
 class Layer(nn.Module):

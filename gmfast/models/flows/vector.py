@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...nn import ActNorm, Inverse, Sequential, Transform, naive_inverse
-from ..base import Model
+from ..base import Model, check_method
 from .image import ImageFlow
 
 #: Data sets of points of the plane.
@@ -113,8 +113,7 @@ class VectorFlow(ImageFlow):
         Raises:
             ValueError: For values, naming the argument. TypeError: For types.
         """
-        if method not in ("cached", "naive"):
-            raise ValueError(f'method: expected "cached" or "naive", got {method!r}')
+        check_method(method)
         options = {"seed": seed, "label": label, "temperature": temperature}
         if method == "cached":
             return super().sample(n, **options)
