@@ -156,7 +156,7 @@ def train(
 ) -> None:
     """Train a model. Ctrl-C saves; --resume continues with the numbers of an uninterrupted run."""
     from ..training import Settings, Trainer, read_config
-    from ..training.trainer import check_trackers
+    from ..training.tracking import check_trackers
 
     if launch(processes):
         return

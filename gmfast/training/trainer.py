@@ -38,6 +38,7 @@ from ..data.splits import Samples
 from ..models import MODELS
 from ..models.base import Batch, Model
 from . import sharding
+from .averaging import averager
 from .checkpoint import (
     last_checkpoint,
     load_into,
@@ -55,6 +56,7 @@ from .draws import part_of_batch
 from .evaluation import check_data, evaluate_samples
 from .random import seed_of
 from .settings import WRITING, Settings, build_model, write_config
+from .tracking import check_trackers, tracker
 
 #: Files of a run, by patterns.
 RUN_FILES = (
@@ -509,7 +511,7 @@ class Trainer:
             return
         path = self.out / "metrics.jsonl"
         with locked(self.out), open(path, "a", buffering=1) as metrics:
-            tracking = [_tracker(name, self.out, self.step) for name in trackers]
+            tracking = [tracker(name, self.out, self.step) for name in trackers]
 
             def write(record: dict[str, float]) -> None:
                 try:
@@ -517,14 +519,14 @@ class Trainer:
                 except OSError as error:
                     raise OSError(f"out: expected to write metrics to {path} ({error})") from None
                 values = {name: value for name, value in record.items() if name != "step"}
-                for tracker in tracking:
-                    tracker.log(values, step=record["step"])
+                for each in tracking:
+                    each.log(values, step=record["step"])
 
             try:
                 yield write
             finally:
-                for tracker in tracking:
-                    tracker.finish()
+                for each in tracking:
+                    each.finish()
 
     def _advance(self) -> dict[str, float]:
         """Do one training step and return its line of metrics."""
@@ -623,18 +625,8 @@ class Trainer:
             loss.backward(inputs=None if self._whole else player.parameters)
 
     def _averager(self, name: str, loss: Tensor) -> DistributedDataParallel:
-        """What averages a player's gradients over the processes while they are computed.
-
-        DistributedDataParallel watches the parameters of an identity that the loss goes through last: models
-        keep their methods and names, and each player has an average of its own.
-        """
         if name not in self._averagers:
-            parameters = self.players[name].parameters
-            ids = None if self.device.type == "cpu" else [self.device.index]
-            unused = self.processes.any(bool({id(p) for p in parameters} - _reached(loss)))
-            self._averagers[name] = DistributedDataParallel(
-                _Identity(parameters), device_ids=ids, find_unused_parameters=unused, init_sync=False
-            )
+            self._averagers[name] = averager(self.players[name].parameters, loss, self.processes)
         return self._averagers[name]
 
     def _update(self, name: str, numbers: dict[str, float]) -> dict[str, float]:
@@ -717,63 +709,6 @@ class Trainer:
         temporary = self.out / ".metrics.jsonl"
         temporary.write_text("".join(kept))
         temporary.replace(path)
-
-
-class _Identity(nn.Module):
-    """Returns what it is given; its parameters are those of a player."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter]):
-        super().__init__()
-        self.parameters_of_player = nn.ParameterList(parameters)
-
-    def forward(self, loss: Tensor) -> Tensor:
-        return loss
-
-
-def _reached(loss: Tensor) -> set[int]:
-    """Addresses of the parameters that the loss depends on."""
-    reached, seen, nodes = set(), set(), [loss.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            if hasattr(node, "variable"):
-                reached.add(id(node.variable))
-            nodes += [following for following, _ in node.next_functions]
-    return reached
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Check names of accelerate's trackers.
-
-    Raises:
-        ValueError: For a name that is none.
-    """
-    if names:
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-        for name in names:
-            if name not in LOGGER_TYPE_TO_CLASS:
-                known = ", ".join(LOGGER_TYPE_TO_CLASS)
-                raise ValueError(f"trackers: expected some of {known}, got {name!r}")
-
-
-def _tracker(name: str, out: Path, step: int) -> Any:
-    """One of accelerate's trackers, which continues after `step`."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    cls = LOGGER_TYPE_TO_CLASS[name]
-    options = {"logging_dir": out} if cls.requires_logging_directory else {}
-    if name == "tensorboard":
-        options["purge_step"] = step + 1
-    tracker = cls(name if name == "tensorboard" else out.name, **options)
-    try:
-        tracker.start()
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"trackers: expected one that is installed, but {name} needs the package {error.name}"
-        ) from None
-    return tracker
 
 
 @contextmanager
