@@ -98,16 +98,16 @@ def _dtypes(x, noise):
 
 def _plain(x, noise, seed, num_levels, alpha, inverse, quantize, first, *_):
     computed, dtype = _dtypes(x, noise)
-    y, log_det = reference.dequantize_logit(
-        x.to(computed),
-        num_levels=num_levels,
-        alpha=alpha,
-        seed=seed,
-        inverse=inverse,
-        noise=noise if noise is None else noise.to(computed),
-        quantize=quantize,
-        first=first,
-    )
+    with _seed.first_sample(first):  # a gradient may be wanted elsewhere
+        y, log_det = reference.dequantize_logit(
+            x.to(computed),
+            num_levels=num_levels,
+            alpha=alpha,
+            seed=seed,
+            inverse=inverse,
+            noise=noise if noise is None else noise.to(computed),
+            quantize=quantize,
+        )
     return y.to(dtype), log_det
 
 

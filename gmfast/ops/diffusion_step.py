@@ -180,7 +180,6 @@ def diffusion_step(
             seed=seed,
             x0=x0,
             kept=kept,
-            first=first,
             **{name: t if t is None else t.to(dtype) for name, t in given.items()},
         )
         results = [t.to(x.dtype) for t in (results if isinstance(results, tuple) else (results,))]

@@ -135,7 +135,6 @@ def discretized_logistic_mixture_sample(
             temperature=temperature,
             quantize=quantize,
             seed=seed,
-            first=_seed.first(),
         )
     options = (channels, num_classes, log_scale_min, temperature, quantize, _seed.first())
     return _sample(params, seed, *options)

@@ -104,19 +104,19 @@ def langevin_step(
 
 def _plain(x, score, noise, seed, steps, step, adaptive, alpha, temperature, draw, want_mean, first):
     dtype = compute_dtype(*(t for t in (x, score, noise) if t is not None))
-    results = reference.langevin_step(
-        x.to(dtype),
-        score.to(dtype),
-        step_size=None if adaptive else step if steps is None else steps,
-        snr=step if adaptive else None,
-        alpha=alpha,
-        temperature=temperature,
-        noise=noise if noise is None else noise.to(dtype),
-        seed=seed,
-        draw=draw,
-        return_mean=True,
-        first=first,
-    )
+    with _seed.first_sample(first):  # a gradient may be wanted elsewhere
+        results = reference.langevin_step(
+            x.to(dtype),
+            score.to(dtype),
+            step_size=None if adaptive else step if steps is None else steps,
+            snr=step if adaptive else None,
+            alpha=alpha,
+            temperature=temperature,
+            noise=noise if noise is None else noise.to(dtype),
+            seed=seed,
+            draw=draw,
+            return_mean=True,
+        )
     return [t.to(x.dtype) for t in results]
 
 

@@ -113,15 +113,15 @@ _NAMES = {_NONE: None, _EPSILON: "epsilon", _VELOCITY: "v", _FLOW: "flow"}
 
 def _plain(x, noise, alphas, sigmas, seed, alpha, sigma, target, first, *_):
     dtype = _computed(x, noise)
-    results = reference.q_sample(
-        x.to(dtype),
-        alpha if alphas is None else alphas,
-        sigma if sigmas is None else sigmas,
-        noise=noise if noise is None else noise.to(dtype),
-        seed=seed,
-        target=_NAMES[target],
-        first=first,
-    )
+    with _seed.first_sample(first):  # a gradient may be wanted elsewhere
+        results = reference.q_sample(
+            x.to(dtype),
+            alpha if alphas is None else alphas,
+            sigma if sigmas is None else sigmas,
+            noise=noise if noise is None else noise.to(dtype),
+            seed=seed,
+            target=_NAMES[target],
+        )
     noised, result = results if target else (results, x.new_empty(0))
     return noised.to(x.dtype), result.to(x.dtype)
 

@@ -38,7 +38,7 @@ def standard_normal(shape, *, seed=None, dtype=torch.float32, device=None):
         device = torch.device("cuda", torch.cuda.current_device())
     seed = _seed.of_samples(seed, shape[0], device)
     if device.type not in devices:
-        return reference.standard_normal(shape, seed=seed, dtype=dtype, first=_seed.first())
+        return reference.standard_normal(shape, seed=seed, dtype=dtype)
     return _draw(seed, shape, dtype, _seed.first())
 
 

@@ -4,15 +4,13 @@ import math
 
 import torch
 
-from .. import _philox
+from .. import _philox, _seed
 
 
-def dequantize_logit(
-    x, *, num_levels=256, alpha=0.05, seed=None, inverse=False, noise=None, quantize=True, first=0
-):
+def dequantize_logit(x, *, num_levels=256, alpha=0.05, seed=None, inverse=False, noise=None, quantize=True):
     """Reference of `gmfast.functional.dequantize_logit`.
 
-    `seed` is a 0-dim int64 tensor and `first` the index of the first sample, not used with `noise`.
+    `seed` is a 0-dim int64 tensor, not used with `noise`.
     """
     constant = math.log1p(-2 * alpha) - math.log(num_levels)
     if inverse:
@@ -25,7 +23,9 @@ def dequantize_logit(
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         # Away from the edges of a level, so that the level can be recovered from the rounded logit.
         margin = min(0.25, num_levels * (2.0**-50 if dtype == torch.float64 else 2.0**-21))
-        noise = _philox.array_uniform(seed, tuple(x.shape), dtype, x.device, first).clamp(margin, 1 - margin)
+        noise = _philox.array_uniform(seed, tuple(x.shape), dtype, x.device, _seed.first()).clamp(
+            margin, 1 - margin
+        )
     x = x.to(torch.promote_types(x.dtype, noise.dtype))
     # Both probabilities separately: 1 - p would cancel.
     least = torch.finfo(x.dtype).tiny

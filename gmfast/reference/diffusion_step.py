@@ -2,7 +2,7 @@
 
 import torch
 
-from .. import _philox
+from .. import _philox, _seed
 from .._table import COLUMNS
 
 
@@ -25,12 +25,8 @@ def diffusion_step(
     x0=False,
     kept=False,
     out=None,
-    first=0,
 ):
-    """`seed` is an int64 tensor, () or (B,); `step` an int, or an int64 tensor, () or (B,).
-
-    `first`: index of the first sample.
-    """
+    """`seed` is an int64 tensor, () or (B,); `step` an int, or an int64 tensor, () or (B,)."""
     if isinstance(step, torch.Tensor):
         step = step.clamp(0, table.shape[0] - 1)
     rows = table[step].to(x.dtype)  # (20,) or (B, 20)
@@ -55,7 +51,7 @@ def diffusion_step(
         predicted = predicted.clamp(-clip, clip)
     if noise is None and seed is not None:
         # Draw 0 is the noise that a sampler begins with.
-        noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device, step + 1, first)
+        noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device, step + 1, _seed.first())
     spread = 1
     if variance is not None:
         low, high = column["log_var_min"], column["log_var_max"]

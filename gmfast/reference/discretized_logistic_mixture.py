@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .. import _philox
+from .. import _philox, _seed
 from .._mixture_params import split_params
 
 
@@ -101,11 +101,10 @@ def discretized_logistic_mixture_sample(
     temperature=1.0,
     quantize=True,
     seed=None,
-    first=0,
 ):
     """Reference of `gmfast.functional.discretized_logistic_mixture_sample`.
 
-    `seed` is a 0-dim int64 tensor, `first` the index of the first sample.
+    `seed` is a 0-dim int64 tensor.
     """
     logits, means, log_scales, coeffs = split_params(params, channels)
     if params.dtype in (torch.float16, torch.bfloat16):
@@ -113,7 +112,7 @@ def discretized_logistic_mixture_sample(
         coeffs = None if coeffs is None else coeffs.float()
     # Draw 0 of a pixel chooses the component, draws 1 to C are the colours' logistic noise.
     shape = logits.shape[0], logits.shape[2:], 1 + channels
-    uniform = _philox.uniform(seed, *shape, logits.dtype, params.device, first=first)
+    uniform = _philox.uniform(seed, *shape, logits.dtype, params.device, first=_seed.first())
 
     # Inverse CDF: the first component whose cumulative weight exceeds the draw.
     temperature = max(temperature, 1e-30)

@@ -2,7 +2,7 @@
 
 import torch
 
-from .. import _philox
+from .. import _philox, _seed
 
 
 def langevin_step(
@@ -17,14 +17,13 @@ def langevin_step(
     seed=None,
     draw=0,
     return_mean=False,
-    first=0,
 ):
     """Reference of `gmfast.functional.langevin_step`.
 
-    `step_size`: a number or (B,), `seed`: an int64 tensor, () or (B,), `first`: index of the first sample.
+    `step_size`: a number or (B,), `seed`: an int64 tensor, () or (B,).
     """
     if noise is None:
-        noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device, draw, first)
+        noise = _philox.array_normal(seed, tuple(x.shape), x.dtype, x.device, draw, _seed.first())
     if snr is not None:
         norms = [v.reshape(x.shape[0], x[:1].numel()).norm(dim=1).mean() for v in (noise, score)]
         step_size = 2 * alpha * (snr * norms[0] / norms[1]).square()

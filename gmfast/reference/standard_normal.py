@@ -2,12 +2,12 @@
 
 import torch
 
-from .. import _philox
+from .. import _philox, _seed
 
 
-def standard_normal(shape, *, seed, dtype=torch.float32, device=None, first=0):
+def standard_normal(shape, *, seed, dtype=torch.float32, device=None):
     """Reference of `gmfast.functional.standard_normal`.
 
-    `seed`: an int64 tensor, () or (B,), on the result's device. `first`: index of the first sample.
+    `seed`: an int64 tensor, () or (B,), on the result's device.
     """
-    return _philox.array_normal(seed, tuple(shape), dtype, device or seed.device, first=first)
+    return _philox.array_normal(seed, tuple(shape), dtype, device or seed.device, first=_seed.first())

@@ -7,6 +7,7 @@ import torch
 from cuda_on_cpu.emulator import DTYPES, SANITIZERS, image, run
 
 from gmfast import reference
+from gmfast._seed import first_sample
 from gmfast._table import COLUMNS
 
 pytestmark = pytest.mark.cuda_on_cpu
@@ -71,17 +72,17 @@ def test_diffusion_step(sanitizer):
             def logical(t, channels_inner=channels_inner):
                 return t.transpose(1, 2) if channels_inner else t
 
-            plain = reference.diffusion_step(
-                *(logical(t).to(compute) for t in (x, m)),
-                table,
-                step=step if steps is None else steps,
-                seed=None if seed is None else torch.tensor(seed) if seeds is None else seeds,
-                first=j,
-                history=[h.to(compute) for h in history],
-                **{name: None if t is None else t.to(compute) for name, t in tensors.items()},
-                **wanted,
-                **given,
-            )
+            with first_sample(j):
+                plain = reference.diffusion_step(
+                    *(logical(t).to(compute) for t in (x, m)),
+                    table,
+                    step=step if steps is None else steps,
+                    seed=None if seed is None else torch.tensor(seed) if seeds is None else seeds,
+                    history=[h.to(compute) for h in history],
+                    **{name: None if t is None else t.to(compute) for name, t in tensors.items()},
+                    **wanted,
+                    **given,
+                )
             plain = list(plain) if isinstance(plain, tuple) else [plain]
             filled = [place(torch.full(shape, torch.nan, dtype=dtype)) for _ in plain]
             outputs = iter(filled)

@@ -7,6 +7,7 @@ import torch
 from cuda_on_cpu.emulator import SANITIZERS, image, run
 
 from gmfast import reference
+from gmfast._seed import first_sample
 
 pytestmark = pytest.mark.cuda_on_cpu
 
@@ -147,9 +148,10 @@ def test_sample(sanitizer):
         seed = torch.tensor([-5, 2**40 + 3, 7][i % 3])
         temperature = [1.0, 0.7, 0.0][i // 2 % 3]
         x = torch.full((batch, channels, pixels), float("nan"), dtype=torch.promote_types(dtype, f32))
-        expected = reference.discretized_logistic_mixture_sample(
-            params, channels=channels, temperature=temperature, quantize=quantize, seed=seed, first=i
-        )
+        with first_sample(i):
+            expected = reference.discretized_logistic_mixture_sample(
+                params, channels=channels, temperature=temperature, quantize=quantize, seed=seed
+            )
         items = [SAMPLE, batch, pixels, channels, mixtures, NUM_CLASSES, LOG_SCALE_MIN, temperature]
         cases.append(([*items, quantize, *image(LAYOUTS[i % 4](params)), seed, 0, i, x], x, expected))
     run("discretized_logistic_mixture", sanitizer, [items for items, *_ in cases])
