@@ -6,8 +6,8 @@ prints a table and, with --out, writes it as scaling.csv. The image files are ge
 40x36 pixels, and hard links to them. Loading: images a second in batches of 64 by `load_batches` and
 by DataLoader over a plain dataset that opens, crops and stacks the same files with Pillow, in turns,
 medians over rounds. Steps: seconds of a training step in one process and in two, which share the cores.
-Memory: the largest resident set of `gmfast train made`, a small one, over the number of files. Recovery: seconds from
-the kill of one of two processes under torchrun to the first new line of metrics.
+Memory: the largest resident set of `gmfast train made`, a small one, over the number of files. Recovery:
+seconds from the kill of one of two processes under torchrun to the first new line of metrics.
 """
 
 import argparse
