@@ -152,9 +152,13 @@ def scaling(rows):
     yield "| | case | gmfast | beside | ratio |"
     yield "|---|---|--:|--:|--:|"
     for row in rows:
-        beside = f"{float(row['beside']):.3g} ({row['beside_is']})" if row["beside"] else ""
-        number = f"{float(row['gmfast']):.3g}"
-        yield f"| {row['what']} | {row['case']} | {number} | {beside} | {ratio(row['ratio'])} |"
+        beside = f"{readable(row['beside'])} ({row['beside_is']})" if row["beside"] else ""
+        yield f"| {row['what']} | {row['case']} | {readable(row['value'])} | {beside} | {ratio(row['ratio'])} |"
+
+
+def readable(value):
+    number = float(value)
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def seconds(value):
