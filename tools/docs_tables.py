@@ -153,7 +153,8 @@ def scaling(rows):
     yield "|---|---|--:|--:|--:|"
     for row in rows:
         beside = f"{readable(row['beside'])} ({row['beside_is']})" if row["beside"] else ""
-        yield f"| {row['what']} | {row['case']} | {readable(row['value'])} | {beside} | {ratio(row['ratio'])} |"
+        number = readable(row["value"])
+        yield f"| {row['what']} | {row['case']} | {number} | {beside} | {ratio(row['ratio'])} |"
 
 
 def readable(value):
