@@ -54,7 +54,7 @@ class Processes:
             self.wait()
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true in any process."""
+        """True if `flag` is true in any process."""
         return (
             bool(self._reduced(torch.tensor([float(flag)]), dist.ReduceOp.MAX)[0]) if self.count > 1 else flag
         )

@@ -1,4 +1,6 @@
 import os
+import signal
+import sys
 
 import hypothesis
 import pytest
@@ -34,6 +36,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; tests send it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch finds no GPU")
 
@@ -60,6 +64,25 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture(scope="session")
 def device(pytestconfig):
     return torch.device(pytestconfig.getoption("device"))
+
+
+@pytest.fixture
+def gmfast_command(monkeypatch, capsys):
+    """Run the command in this process: its exit status, stdout and stderr."""
+
+    def run(*arguments):
+        from gmfast import cli
+
+        monkeypatch.setattr(sys, "argv", ["gmfast", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
 
 
 @pytest.fixture(autouse=True)

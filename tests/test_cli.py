@@ -11,30 +11,12 @@ import torch
 from PIL import Image
 
 import gmfast
-from gmfast import cli
 from gmfast.commands.sample import _comparison
 from gmfast.data import BUILT_IN, load, to_unit
 from gmfast.models import MODELS
 from gmfast.outputs.images import image_grid
 
 TINY = ["--set", "nr_resnet=1", "--set", "nr_filters=4", "--set", "nr_logistic_mix=2"]
-
-
-@pytest.fixture
-def gmfast_command(monkeypatch, capsys):
-    """Runs the command in this process; returns its exit status, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gmfast", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 def test_train_resume_evaluate_sample(gmfast_command, tmp_path):

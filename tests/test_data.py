@@ -597,7 +597,8 @@ def test_unreadable_images_can_be_skipped(tmp_path, in_memory):
     assert torch.equal(batch.x[-1], pixels[0])
     assert sorted(os.path.basename(name) for name in dataset.unreadable()) == sorted(names)
     # What a worker skips is listed as well.
-    fresh = load(tmp_path, size=6, on_error="skip", in_memory=False)
+    with pytest.warns(UserWarning, match="skipped 3 of 35"):
+        fresh = load(tmp_path, size=6, on_error="skip", in_memory=False)
     (loaded,) = load_batches(fresh.split("train"), [range(len(train))], workers=1)
     assert torch.equal(loaded.x, batch.x) and fresh.unreadable() == dataset.unreadable()
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from models.test_contract import SMALL, build
 
-from gmfast import cli
 from gmfast._processes import Processes
 from gmfast.commands._drawing import Drawing
 from gmfast.data import from_unit
@@ -45,22 +44,6 @@ def run(tmp_path_factory):
     settings = Settings(model="pixelcnnpp", options=SMALL["pixelcnnpp"], conditional=True, batch_size=8)
     Trainer.start(settings, out, "cpu").fit(1, progress=False)
     return out
-
-
-@pytest.fixture
-def gmfast_command(monkeypatch, capsys):
-    """Runs the command in this process; returns its exit status, stdout and stderr."""
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gmfast", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return command
 
 
 def contents(folder):

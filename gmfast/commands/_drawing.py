@@ -21,7 +21,7 @@ from ..training import Settings
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is drawn: sample i is the same for any number of samples, processes and batches.
+    """Samples of a model: sample i is the same for any number of samples, processes and batches.
 
     Attributes:
         model: The model.
@@ -67,7 +67,7 @@ class Drawing:
         return arrays if label is None else {**arrays, "label": label.numpy()}
 
     def request(self, run: Path, settings: Settings, step: int) -> dict[str, Any]:
-        """What the samples depend on, for the manifest of shards."""
+        """Everything that the samples depend on, for the manifest of shards."""
         model = self.model
         sound = {"rate": settings.rate, "encoding": settings.encoding} if model.modality == "sound" else {}
         return {

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-Processes = Annotated[
+ProcessCount = Annotated[
     int,
     typer.Option(
         "--processes",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._launch import Processes, launch
+from ._launch import ProcessCount, launch
 from ._shared import Device, progress_lines
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def evaluate(
     workers: Annotated[
         int, typer.Option(min=0, help="Further processes that load data, for each process.")
     ] = 0,
-    processes: Processes = 1,
+    processes: ProcessCount = 1,
     device: Device = None,
 ) -> None:
     """Evaluate a model on held-out data.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._launch import Processes, launch
+from ._launch import ProcessCount, launch
 from ._shared import Device, progress_lines
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def sample(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the samples in the folder --out, and begin anew.")
     ] = False,
-    processes: Processes = 1,
+    processes: ProcessCount = 1,
     device: Device = None,
 ) -> None:
     """Draw samples from a trained model.

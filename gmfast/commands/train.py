@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..models.registry import MODELS
-from ._launch import Processes, launch
+from ._launch import ProcessCount, launch
 from ._shared import Device
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def train(
     workers: Annotated[
         int, typer.Option(min=0, help="Further processes that load data, for each process.")
     ] = 0,
-    processes: Processes = 1,
+    processes: ProcessCount = 1,
     shard: Annotated[
         bool,
         typer.Option(

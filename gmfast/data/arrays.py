@@ -95,7 +95,7 @@ class MappedSplit(Split):
     """
 
     def __init__(self, path: Path, labels: Tensor | None = None):
-        self.path, self._labels = path, labels
+        self.path = path
         array = self._map()
         vectors = array.dtype.kind == "f" and array.ndim == 2
         images = array.dtype == np.uint8 and (
@@ -107,7 +107,7 @@ class MappedSplit(Split):
                 f"(N, D), in {path}, got {array.dtype} {array.shape}"
             )
         self._channels_last = array.ndim == 4 and array.shape[1] not in (1, 3)
-        self._shape = tuple(self._batch([0]).shape[1:])
+        super().__init__(self._batch([0]).shape[1:], labels)
 
     def _map(self) -> np.ndarray:
         try:
@@ -123,21 +123,6 @@ class MappedSplit(Split):
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
         self._map()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self._shape
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Class indices of all samples, int64 `(N,)`, or None."""
-        return self._labels
-
-    @property
-    def real_valued(self) -> bool:
-        """True if the samples are vectors of real numbers."""
-        return len(self._shape) == 1
 
     def __len__(self) -> int:
         return len(self._array)
@@ -158,11 +143,11 @@ class MappedSplit(Split):
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index: expected at most {len(self) - 1}, got {index}")
-        return self._batch([index])[0], None if self._labels is None else int(self._labels[index])
+        return self._batch([index])[0], None if self.labels is None else int(self.labels[index])
 
     def __getitems__(self, indices: Sequence[int]) -> Samples:
         """Read a batch."""
-        label = None if self._labels is None else self._labels[torch.as_tensor(indices, dtype=torch.int64)]
+        label = None if self.labels is None else self.labels[torch.as_tensor(indices, dtype=torch.int64)]
         return Samples(self._batch(indices), label)
 
 

@@ -70,7 +70,8 @@ class ImageDecoder:
             image = self._opaque(image, name)
             if image.mode == "LAB":
                 image = image.convert("RGB")
-            image = image.convert("L" if gray else "RGB")
+            mode = "L" if gray else "RGB"
+            image = image if image.mode == mode else image.convert(mode)
         if self.size is not None:
             image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.LANCZOS)
         pixels = np.array(image)
@@ -79,7 +80,7 @@ class ImageDecoder:
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[None], 1 if gray else 3, 0)
             return torch.from_numpy(pixels)
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
     def _scaled(self, image: "Image", name: str) -> "Image":
         """An image of 16 bits or of floats, as floats in [0, 255]."""
@@ -156,7 +157,7 @@ def check_header(file: str) -> None:
 
 
 def _source(source: Any) -> tuple[Any, str]:
-    """What Pillow opens, or an image, and its name for messages."""
+    """Path or file that Pillow opens, or an image; and its name for messages."""
     from PIL import Image
 
     name = "an image"
@@ -179,10 +180,15 @@ def _load(source: Any) -> tuple["Image", str]:
     from PIL import Image, ImageOps
 
     source, name = _source(source)
-    with nullcontext(source) if isinstance(source, Image.Image) else _open(source, name) as image:
+    own = not isinstance(source, Image.Image)
+    with _open(source, name) if own else nullcontext(source) as image:
         with _naming(name):
             image.load()
-            turned = ImageOps.exif_transpose(image)
+            if own:
+                turned = image
+                ImageOps.exif_transpose(image, in_place=True)
+            else:
+                turned = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:
             turned = Image.fromarray(65535 - np.array(turned))  # white is zero: Pillow inverts 8 bits alone
         turned.format = image.format

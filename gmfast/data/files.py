@@ -84,7 +84,7 @@ class FileIndex:
 
 
 class Layout(NamedTuple):
-    """What the folders of files say about them.
+    """Splits and classes of files, by the folders they are in.
 
     Attributes:
         train: Positions of the training files, or None if no folders are named after splits.

@@ -80,22 +80,13 @@ class FolderSplit(Split):
     def __init__(
         self, index: FileIndex, labels: Tensor | None, decoder: ImageDecoder, shape: tuple[int, ...]
     ):
-        self.index, self._labels, self.decoder, self._shape = index, labels, decoder, shape
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self._shape
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Class indices of all samples, int64 `(N,)`, or None."""
-        return self._labels
+        super().__init__(shape, labels)
+        self.index, self.decoder = index, decoder
 
     def take(self, positions: Tensor) -> "FolderSplit":
         """The files at `positions`."""
-        labels = None if self._labels is None else self._labels[positions]
-        return FolderSplit(self.index.take(positions), labels, self.decoder, self._shape)
+        labels = None if self.labels is None else self.labels[positions]
+        return FolderSplit(self.index.take(positions), labels, self.decoder, self.shape)
 
     def describe(self, index: int) -> str:
         """Path of a file."""
@@ -110,12 +101,12 @@ class FolderSplit(Split):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
         x = self.decoder(self.index[index])
-        if x.shape != self._shape:
+        if x.shape != self.shape:
             raise ValueError(
                 f"grayscale: expected True or False, because {self.index[index]} has colours, and the others "
                 "seem to have none"
             )
-        return x, None if self._labels is None else int(self._labels[index])
+        return x, None if self.labels is None else int(self.labels[index])
 
 
 def image_folder(index: FileIndex, name: str, decoder: ImageDecoder) -> Dataset:

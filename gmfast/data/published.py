@@ -79,7 +79,7 @@ def archive(path: Path) -> Dataset:
 
 
 def _which(files: Files) -> str | tuple[str, str] | None:
-    """Which data set files belong to, by the names of some."""
+    """Data set and version of files, by the names of some; None for others."""
     if any(name in files or f"{name}.gz" in files for name in MNIST):
         return "mnist"
     for which, names in CIFAR.items():

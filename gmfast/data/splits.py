@@ -32,17 +32,14 @@ class Split(torch.utils.data.Dataset, ABC):
     `split[i]` is a pair of a tensor and a class index or None. A DataLoader's fetcher asks `__getitems__` for
     whole batches: give it `collate_fn=lambda samples: samples` or any function of `Samples`. A split can be
     pickled, for workers.
+
+    Attributes:
+        shape: Shape of one sample.
+        labels: Class indices of all samples, int64 `(N,)`, or None if they are not known without decoding.
     """
 
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Class indices of all samples, int64 `(N,)`, or None if they are not known without decoding."""
-        return None
+    def __init__(self, shape: Sequence[int], labels: Tensor | None = None):
+        self.shape, self.labels = tuple(shape), labels
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -86,23 +83,14 @@ class TensorSplit(Split):
     """
 
     def __init__(self, x: Tensor, labels: Tensor | None = None):
-        self.x, self._labels = x, labels
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return tuple(self.x.shape[1:])
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Class indices of all samples, int64 `(N,)`, or None."""
-        return self._labels
+        super().__init__(x.shape[1:], labels)
+        self.x = x
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        return self.x[index], None if self._labels is None else int(self._labels[index])
+        return self.x[index], None if self.labels is None else int(self.labels[index])
 
     def __getitems__(self, indices: Sequence[int]) -> Samples:
         """Read a batch; a range of step 1 is a view."""
@@ -110,18 +98,19 @@ class TensorSplit(Split):
             chosen = slice(indices.start, indices.stop)
         else:
             chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return Samples(self.x[chosen], None if self._labels is None else self._labels[chosen])
+        return Samples(self.x[chosen], None if self.labels is None else self.labels[chosen])
 
 
 class Skipping(Split):
     """A split in which the next sample that can be read stands for one that cannot, with a warning.
 
     Args:
-        source: The split, whose samples raise ValueError if they cannot be read.
-
+        source: The split, whose samples raise ValueError if they cannot be read. `labels` are its own; a
+            batch has those of the samples in it.
     """
 
     def __init__(self, source: Split):
+        super().__init__(source.shape, source.labels)
         self.source = source
         self._skipped = torch.zeros(len(source), dtype=torch.bool).share_memory_()  # with workers
 
@@ -129,16 +118,6 @@ class Skipping(Split):
     def skipped(self) -> list[int]:
         """Indices of the samples that were skipped so far, in this process and its workers."""
         return self._skipped.nonzero()[:, 0].tolist()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self.source.shape
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Class indices of all samples, int64 `(N,)`, or None; a batch has those of what it stands for."""
-        return self.source.labels
 
     def __len__(self) -> int:
         return len(self.source)
@@ -166,18 +145,8 @@ class Subset(Split):
     """
 
     def __init__(self, source: Split, positions: Tensor):
+        super().__init__(source.shape, None if source.labels is None else source.labels[positions])
         self.source, self.positions = source, positions
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self.source.shape
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Class indices of all samples, int64 `(N,)`, or None if they are not known without decoding."""
-        labels = self.source.labels
-        return None if labels is None else labels[self.positions]
 
     def __len__(self) -> int:
         return len(self.positions)

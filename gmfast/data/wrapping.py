@@ -150,17 +150,8 @@ class WrappedSplit(Split):
     """
 
     def __init__(self, source: Sequence, converter: Converter, labels: Tensor | None = None):
-        self.source, self.converter, self._labels = source, converter, labels
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self.converter.shape
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Class indices of all samples, int64 `(N,)`, or None if they are not known without reading."""
-        return self._labels
+        super().__init__(converter.shape, labels)
+        self.source, self.converter = source, converter
 
     def __len__(self) -> int:
         return len(self.source)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._files import fsync
 from .._processes import Processes
 from .._progress import Progress, reporting
 
@@ -201,7 +202,7 @@ def _begin(folder: Path, manifest: dict[str, Any], overwrite: bool) -> None:
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What two manifests ask for differently, by name."""
+    """Requests on which two manifests differ: by name, both values."""
     flat = [{**m, **m.get("options", {})} for m in (was, now)]
     names = dict.fromkeys(name for m in flat for name in m if name not in ("options", "shards"))
     pairs = {name: (flat[0].get(name), flat[1].get(name)) for name in names}
@@ -265,11 +266,7 @@ def _replace(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(f"out: expected to write {path} ({error.strerror})") from None

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .._files import fsync as _fsync
 from .._version import __version__
 from ..models import MODELS
 from ..models.base import Model
@@ -242,11 +243,3 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"run: expected a checkpoint, but {path} cannot be used: {reason}") from error
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,7 @@ Each process holds its part of every tensor; a block of the network gathers its 
 Checkpoints hold whole tensors, so that they are those of any other run.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,25 +18,19 @@ from torch.utils._pytree import tree_map_only
 from .._processes import Processes
 
 
-def blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules with parameters that lie in a ModuleList or a Sequential."""
-    listed = isinstance(model, nn.ModuleList | nn.Sequential)
-    for module in model.children():
-        if listed and not isinstance(module, nn.ModuleList):
-            if any(True for _ in module.parameters()):
-                yield module
-        else:
-            yield from blocks(module)
+def shard(model: nn.Module, blocks: Iterable[nn.Module], processes: Processes) -> None:
+    """Divide a model's parameters over the processes; its `loss` then gathers them.
 
-
-def shard(model: nn.Module, processes: Processes) -> None:
-    """Divide a model's parameters over the processes; its `loss` and `evaluate` then gather them."""
+    Args:
+        model: The model.
+        blocks: Modules in it that gather and free parameters of their own, one after another.
+        processes: The processes, which all call this.
+    """
     mesh = init_device_mesh(processes.device.type, (processes.count,))
-    for block in blocks(model):
+    for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for method in ("loss", "evaluate"):
-        register_fsdp_forward_method(model, method)
+    register_fsdp_forward_method(model, "loss")
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:

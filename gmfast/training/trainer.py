@@ -37,7 +37,6 @@ from ..data.loader import EpochOrder, Stream, load_batches
 from ..data.splits import Samples
 from ..models import MODELS
 from ..models.base import Batch, Model
-from . import sharding
 from .averaging import averager
 from .checkpoint import (
     last_checkpoint,
@@ -370,6 +369,8 @@ class Trainer:
             groups = self.optimizers[name].param_groups
             with reading(path / "optimizer.pt"):
                 if self._sharded:
+                    from . import sharding
+
                     sharding.load_optimizer(self.optimizers[name], optimizer_state)
                 else:
                     self.optimizers[name].load_state_dict(optimizer_state)
@@ -392,11 +393,13 @@ class Trainer:
             load_into(self.ema, path, averaged)
         settings = self.settings
         if self._sharded:
+            from . import sharding  # takes long to import
+
             for model in (self.model, self.ema):
-                sharding.shard(model, self.processes)
+                sharding.shard(model, _blocks(model), self.processes)
             self._make_optimizers()
         if settings.checkpoint_activations:
-            for block in sharding.blocks(self.model):
+            for block in _blocks(self.model):
                 block.forward = functools.partial(
                     checkpoint, block.forward, use_reentrant=False, context_fn=self._computed_again
                 )
@@ -482,13 +485,14 @@ class Trainer:
         """Write a checkpoint. Killed at any moment, the run still has a complete one."""
         if self.out is None:
             return
-        weights, averaged = (
-            sharding.whole_weights(model) if self._sharded else model.state_dict()
-            for model in (self.model, self.ema)
-        )
         optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         if self._sharded:
+            from . import sharding
+
+            weights, averaged = map(sharding.whole_weights, (self.model, self.ema))
             optimizers = sharding.whole(optimizers, keep=self.processes.main)
+        else:
+            weights, averaged = self.model.state_dict(), self.ema.state_dict()
         if self.processes.main:
             save_checkpoint(
                 self.out,
@@ -547,7 +551,7 @@ class Trainer:
         return record
 
     def _parts(self, batch: Batch) -> list[tuple[Batch, int]]:
-        """What this process computes one after another, with the number of its first sample in the batch."""
+        """Parts of this process's batch, and the number of each one's first sample in the whole batch."""
         size = len(batch.x) // self.settings.accumulate
         begin = self.processes.rank * len(batch.x)
         return [
@@ -709,6 +713,17 @@ class Trainer:
         temporary = self.out / ".metrics.jsonl"
         temporary.write_text("".join(kept))
         temporary.replace(path)
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules with parameters that lie in a ModuleList or a Sequential."""
+    listed = isinstance(model, nn.ModuleList | nn.Sequential)
+    for module in model.children():
+        if listed and not isinstance(module, nn.ModuleList):
+            if any(True for _ in module.parameters()):
+                yield module
+        else:
+            yield from _blocks(module)
 
 
 @contextmanager
