@@ -1,6 +1,7 @@
 # make demo    a model trained on real digits, its samples and timings, in out/
 # make sound   a WaveNet trained on a flute, and seconds of what it plays, in out/
-# make test    all tests (and `make lint`, `make docs`, `make ptxas`: what CI runs besides)
+# make test    the tests but for the slow ones, which `make slow` runs (CI runs both, and `make lint`, `make docs`,
+#              `make ptxas`)
 # make docs    the documentation as a site, in build/docs; a broken link or cross-reference is an error
 # make wheel, make sdist, make bench, make clean
 #
@@ -14,7 +15,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 build_inputs := CMakeLists.txt setup.py pyproject.toml tools/build_paths.py $(shell find csrc -type f)
 cpp_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo sound test lint docs ptxas wheel sdist bench clean
+.PHONY: demo sound test slow lint docs ptxas wheel sdist bench clean
 
 demo: $(VENV)/.built
 	$(PY) examples/demo.py
@@ -23,7 +24,10 @@ sound: $(VENV)/.built
 	$(PY) examples/sound.py
 
 test: $(VENV)/.built
-	$(PY) -m pytest -n 2 --dist worksteal
+	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
+
+slow: $(VENV)/.built
+	$(PY) -m pytest -n 2 --dist worksteal -m slow
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

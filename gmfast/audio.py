@@ -4,7 +4,8 @@ A waveform is float `(T,)` in [-1, 1].
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,34 +43,89 @@ ENCODINGS = {
 }
 
 
-def read(path: Path, rate: int | None = None) -> tuple[Tensor, int]:
+def read(
+    path: str | Path, rate: int | None = None, *, start: int = 0, stop: int | None = None
+) -> tuple[Tensor, int]:
     """Read a sound file that libsndfile knows: WAV of 8 to 32 bits or floats, FLAC, Ogg, AIFF.
+
+    A section of it has the samples that the whole has there, and is read without the rest.
 
     Args:
         path: The file; its channels are averaged.
         rate: Sample rate to resample to, in Hz; None: the file's own.
+        start: First sample of the section, at the returned rate.
+        stop: The sample after its last one; None: the file's end.
 
     Returns:
         The waveform and its sample rate in Hz.
 
     Raises:
-        ValueError: For a file that cannot be read, and for samples that are not finite.
+        ValueError: For a file that cannot be read, a section that is not in it, and samples that are not
+            finite.
     """
     import soundfile
 
-    try:
-        wave, own_rate = soundfile.read(path, dtype="float64", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"data: expected a sound file, got {path} ({error.error_string})") from None
+    with _naming(path), soundfile.SoundFile(path) as file:
+        up, down = _ratio(rate, file.samplerate)
+        whole = _ceil_div(file.frames * up, down)
+        stop = whole if stop is None else stop
+        if not 0 <= start <= stop <= whole:
+            raise ValueError(
+                f"start, stop: expected a section of the {whole} samples in {path}, got {start} to {stop}"
+            )
+        first, last = start, stop
+        if up != down:
+            # Output n sums the inputs k with |n down - k up| <= reach, half the length of scipy's filter.
+            reach = 10 * max(up, down)
+            first = max(0, (start * down - reach) // up) // down * down
+            last = min(file.frames, _ceil_div((stop - 1) * down + reach, up) + 1)
+        file.seek(first)
+        wave = file.read(last - first, dtype="float64", always_2d=True)
+        own_rate = file.samplerate
     if not np.isfinite(wave).all():
         raise ValueError(f"data: expected finite samples in {path}, got NaN or infinity")
     wave = wave.mean(1)
-    if rate is not None and rate != own_rate:
+    if up != down and len(wave):
         from scipy.signal import resample_poly
 
-        common = math.gcd(rate, own_rate)
-        wave = resample_poly(wave, rate // common, own_rate // common)
+        skipped = start - first // down * up
+        wave = resample_poly(wave, up, down)[skipped : skipped + stop - start]
+    if len(wave) < stop - start:
+        raise ValueError(
+            f"data: expected {stop - start} samples from number {start} on in {path}, got {len(wave)}"
+        )
     return torch.from_numpy(wave).float().clamp(-1, 1), rate or own_rate
+
+
+def length(path: str | Path, rate: int | None = None) -> tuple[int, int]:
+    """Number of samples that `read` gives, and their rate, by the file's header."""
+    import soundfile
+
+    with _naming(path):
+        header = soundfile.info(path)
+    up, down = _ratio(rate, header.samplerate)
+    return _ceil_div(header.frames * up, down), rate or header.samplerate
+
+
+def _ratio(rate: int | None, own: int) -> tuple[int, int]:
+    """Factors to resample up and down by, without a common divisor."""
+    common = math.gcd(rate or own, own)
+    return (rate or own) // common, own // common
+
+
+def _ceil_div(number: int, divisor: int) -> int:
+    return -(-number // divisor)
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Turn libsndfile's errors into a sentence with the file's name."""
+    import soundfile
+
+    try:
+        yield
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"data: expected a sound file, got {path} ({error.error_string})") from None
 
 
 def write(path: Path, x: Tensor, rate: int) -> None:

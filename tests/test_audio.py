@@ -2,6 +2,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import pickle
 import re
 import struct
 import sys
@@ -74,6 +75,28 @@ def test_stereo_is_mixed_and_rates_are_changed(tmp_path):
     assert torch.allclose(x[200:-200], expected[200:4000][:-200], atol=0.01)
 
 
+@pytest.mark.parametrize("rate", [None, 8000, 16000, 44100])
+def test_sections_are_parts_of_the_whole(tmp_path, rate):
+    noise = torch.rand(3001, generator=torch.Generator().manual_seed(0)) - 0.5
+    audio.write(tmp_path / "x.flac", noise, 11025)
+    whole, _ = audio.read(tmp_path / "x.flac", rate)
+    assert audio.length(tmp_path / "x.flac", rate) == (len(whole), rate or 11025)
+    for start, stop in (
+        (0, len(whole)),
+        (0, 1),
+        (700, 1100),
+        (1999, 2177),
+        (len(whole) - 5, len(whole)),
+        (9, 9),
+    ):
+        section, _ = audio.read(tmp_path / "x.flac", rate, start=start, stop=stop)
+        assert torch.allclose(section, whole[start:stop], rtol=0, atol=1e-7)
+    with pytest.raises(
+        ValueError, match=f"start, stop: expected a section of the {len(whole)} .* in .*x.flac"
+    ):
+        audio.read(tmp_path / "x.flac", rate, start=5, stop=len(whole) + 1)
+
+
 def test_writing_and_a_picture(tmp_path):
     x = tone(8000)
     audio.write(tmp_path / "x.wav", x, 8000)
@@ -131,6 +154,26 @@ def test_short_files_make_no_clip_of_the_long_ones_vanish(tmp_path):
     for i in range(20):
         audio.write(tmp_path / f"short{i}.wav", tone(8000, 0.1), 8000)
     assert torch.equal(load(tmp_path, size=800).train, alone.train)
+
+
+def test_clips_are_read_when_they_are_indexed(tmp_path):
+    """The samples in memory, whatever is asked for at once, without the rest of the files."""
+    for name, seconds in (("a", 1.0), ("b", 0.01), ("c", 2.0)):
+        audio.write(tmp_path / f"{name}.wav", tone(8000, seconds), 8000)
+    held = load(tmp_path, size=300, rate=6000)
+    lazy = pickle.loads(pickle.dumps(load(tmp_path, size=300, rate=6000, in_memory=False)))
+    for name, x in (("train", held.train), ("heldout", held.heldout)):
+        split = lazy.split(name)
+        assert len(split) == len(x) and split.shape == (1, 300)
+        for chosen in (range(len(x)), range(1, 3), [2, 0, 1, 1], torch.arange(len(x)).flip(0)):
+            assert torch.equal(split.__getitems__(chosen).x, x[torch.as_tensor(chosen)])
+        assert torch.equal(split[3][0], x[3]) and split[3][1] is None
+        with pytest.raises(IndexError):
+            split[len(x)]
+    assert lazy.heldout.describe(4) == f"{tmp_path / 'c.wav'} from sample 9600 on"
+    (tmp_path / "c.wav").write_bytes((tmp_path / "c.wav").read_bytes()[:20000])
+    with pytest.raises(ValueError, match=r"expected .* in .*c.wav"):
+        lazy.heldout[11]
 
 
 def test_folders_and_hidden_files_are_no_sounds(tmp_path):

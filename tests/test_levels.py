@@ -12,15 +12,19 @@ from gmfast import _library
 
 LEVELS = ["v2", "v3", "v4"]
 TESTS = Path(__file__).parent / "ops"
-PARTS = 3  # of the files, for the workers to share
+PARTS = 2  # of the files, for the workers to share
 
 #: Tests, by parts of their names, of what is the same at every level: what torch does with operators, fake
-#: kernels, checks of arguments, shapes and strides of results, and second derivatives, which are plain
-#: PyTorch's. A level's gradients are measured by the tests of accuracy.
+#: kernels, checks of arguments, shapes and strides of results, which derivatives are wanted, and second
+#: derivatives, which are plain PyTorch's. A level's gradients are measured by the tests of accuracy.
 ALIKE = [
     "test_torch_ and not test_torch_normal",  # the second is a file
     "what_pytorch_does",
-    "test_compile",
+    "compile",
+    "opcheck",
+    "test_empty",
+    "derivatives_by_all",
+    "without_gradients",
     "export",
     "fake_kernel",
     "bad_arguments",
@@ -37,6 +41,14 @@ def lower_levels():
     return LEVELS[: LEVELS.index(_library._C.cpu_level())]
 
 
+def marked_levels():
+    """The lowest level, and further ones as slow tests."""
+    return [
+        pytest.param(level, marks=[pytest.mark.slow] if number else [])
+        for number, level in enumerate(lower_levels())
+    ]
+
+
 def run(level, *command):
     return subprocess.run(
         [sys.executable, *command],
@@ -48,7 +60,7 @@ def run(level, *command):
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("level", lower_levels())
+@pytest.mark.parametrize("level", marked_levels())
 def test_operations_under(level, part, device):
     if device.type != "cpu":
         pytest.skip("SIMD levels are the CPU's")
@@ -60,7 +72,7 @@ def test_operations_under(level, part, device):
     assert f"SIMD level {level}" in done.stdout
 
 
-@pytest.mark.parametrize("level", lower_levels())
+@pytest.mark.parametrize("level", marked_levels())
 def test_decode_programs_under(level, device):
     if device.type != "cpu":
         pytest.skip("SIMD levels are the CPU's")

@@ -26,6 +26,13 @@ ENVIRONMENT = {
 }
 CASES = [*process_cases.TRAINED, "stream", "players"]
 
+#: Cases that are no slow tests, for each mechanism: initialisation by data, drawn noise, dropout, averages,
+#: sequences, several players.
+USUAL = ("ddpm", "glow", "maf", "pixelcnnpp", "wavenet", "accumulate", "augment", "stream", "players")
+
+#: Cases that other tests than theirs look at.
+NEEDED = ("ddpm", "made", "accumulate")
+
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch without torch.distributed"
 )
@@ -54,21 +61,31 @@ def gmfast(*arguments, **options):
     )
 
 
+def selected(items):
+    """Cases of the tests that are to run."""
+    chosen = {*NEEDED}
+    for item in items:
+        if item.path == Path(__file__) and hasattr(item, "callspec"):
+            chosen.add(item.callspec.params.get("case"))
+    return [case for case in CASES if case in chosen]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, request):
     """The same runs in this process and in two others, some of them begun here and continued there."""
+    chosen = selected(request.session.items)
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setitem(MODELS, "gan", process_cases.GAN)
         process_cases.prepare(one)
         process_cases.prepare(two)
-        for case in CASES:
+        for case in chosen:
             process_cases.run(case, one)
         process_cases.run("begin-ddpm", two)
         (two / "begin-ddpm").rename(two / "begun")
-    sharded = [f"shard-{case}" for case in process_cases.SHARDED]
-    cases = [*CASES, *sharded, "continue-begun", "begin-made"]
+    sharded = [f"shard-{case}" for case in process_cases.SHARDED if case in chosen]
+    cases = [*chosen, *sharded, "continue-begun", "begin-made"]
     job = subprocess.run(
         torchrun(TESTS / "process_cases.py", two, *cases),
         env=ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""},
@@ -99,7 +116,9 @@ def assert_close_runs(run, other):
             torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in USUAL else [pytest.mark.slow]) for case in CASES]
+)
 def test_two_processes_have_the_numbers_of_one(runs, case):
     """Data-dependent initialisation, dropout, noise, averages, losses and held-out figures."""
     one, two = runs
@@ -176,6 +195,7 @@ def children(pid):
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_job_and_torchrun_restarts_it(tmp_path):
     run = tmp_path / "run"
     command = ["-m", "gmfast", "train", "pixelcnnpp", *TINY, "--steps=100000", f"--out={run}"]
@@ -194,6 +214,7 @@ def test_a_process_that_dies_ends_the_job_and_torchrun_restarts_it(tmp_path):
     assert Trainer.resume(run).step >= 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_step_of_all_processes_and_saves(tmp_path):
     run = tmp_path / "run"
     command = [

@@ -351,6 +351,7 @@ def test_torchrun_draws_what_one_process_draws(gmfast_command, run, whole, tmp_p
     assert described.items() <= manifest.items() and manifest["options"] == {"method": "cached"}
 
 
+@pytest.mark.slow
 def test_three_processes_agree_with_one(gmfast_command, run, whole, tmp_path):
     """Shards, a picture, and held-out figures; only the first process prints."""
     script = tmp_path / "several.py"
@@ -398,6 +399,7 @@ def children(process):
     return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(gmfast_command, run, tmp_path):
     """A process of two is killed; the command ends with a sentence, and another one makes what is missing."""
     folder = tmp_path / "samples"

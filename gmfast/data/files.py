@@ -64,6 +64,11 @@ class FileIndex:
     def __init__(self, root: str, names: Names):
         self.root, self.names = root, names
 
+    @classmethod
+    def of(cls, file: Path) -> "FileIndex":
+        """Index of one file."""
+        return cls(str(file.absolute().parent), Names.of([os.fsencode(file.name)]))
+
     def __len__(self) -> int:
         return len(self.names)
 

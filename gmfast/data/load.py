@@ -1,6 +1,5 @@
 """Data by name or path."""
 
-import os
 from pathlib import Path
 
 from .. import audio
@@ -8,7 +7,7 @@ from .._check import one_of
 from . import arrays, images, published, shards, sound, vectors
 from .dataset import Dataset
 from .decoding import ImageDecoder
-from .files import FileIndex, Names, index_files
+from .files import FileIndex, index_files
 from .reading import ON_ERROR, read
 
 #: Data that needs no file.
@@ -62,8 +61,8 @@ def load(
               vectors.
             - a sound file (`gmfast.audio.read`), or a folder with such files in it or below: cut into clips.
               The last fifth of each file is held out and cut end to end; training clips overlap if there
-              would be few. What is shorter than a clip is left out, and so are hidden files. Splits and
-              classes as for images.
+              would be few. They are read when they are needed. What is shorter than a clip is left out, and
+              so are hidden files. Splits and classes as for images.
             - any other folder: the images in it and below, in the order of their names, decoded as
               `ImageDecoder` says, shrunk and cropped at the centre to `size` x `size`.
 
@@ -120,8 +119,8 @@ def _load(
     if name_or_path in vectors.TABLES:
         return vectors.table(name_or_path)
     if name_or_path in sound.RECORDINGS:
-        files = {sound.recording(name_or_path): None}
-        return sound.sounds(name_or_path, files, samples, rate or 8000, encoding)
+        index = FileIndex.of(sound.recording(name_or_path))
+        return sound.sounds(index, name_or_path, samples, rate or 8000, encoding)
     path = Path(name_or_path)
     if path.is_file():
         suffix = path.suffix.lower()
@@ -134,10 +133,9 @@ def _load(
         if path.name.endswith((".tar.gz", ".tgz")):
             return published.archive(path)
         if suffix in shards.READERS:
-            index = FileIndex(str(path.absolute().parent), Names.of([os.fsencode(path.name)]))
-            return shards.shards(index, path.stem, decoder)
+            return shards.shards(FileIndex.of(path), path.stem, decoder)
         if suffix in audio.SUFFIXES:
-            return sound.sounds(path.stem, {path: None}, samples, rate, encoding)
+            return sound.sounds(FileIndex.of(path), path.stem, samples, rate, encoding)
     if path.is_dir():
         return _folder(path, decoder, samples, rate, encoding)
     if path.exists():
@@ -160,7 +158,7 @@ def _folder(path: Path, decoder: ImageDecoder, samples: int, rate: int | None, e
         index.with_suffixes(suffixes) for suffixes in (audio.SUFFIXES, shards.READERS, images.IMAGE_SUFFIXES)
     )
     if len(recordings):
-        return sound.sound_folder(recordings, name, samples, rate, encoding)
+        return sound.sounds(recordings, name, samples, rate, encoding)
     if len(shard_files) and len(image_files) < 10:
         return shards.shards(shard_files, name, decoder)
     return images.image_folder(image_files, name, decoder)

@@ -145,12 +145,13 @@ def case(conv, kernel, layout, dtype, generator):
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_masked_conv2d(sanitizer):
     generator = torch.Generator().manual_seed(0)
+    used = layouts()[:1] if sanitizer == "thread" else layouts()  # strides share nothing between threads
     cases = [
         (conv, case(conv, kernel, layout, dtype, generator))
         for n, conv in enumerate(CONVOLUTIONS)
         for kernel in range(3)
         for d, dtype in enumerate(DTYPES)
-        for j, layout in enumerate(layouts())
+        for j, layout in enumerate(used)
         if (n + kernel + d + j) % 3 == 0
     ]
     run("masked_conv2d", sanitizer, [items for _, (items, *_) in cases])

@@ -238,8 +238,8 @@ def test_samples_have_the_distribution(device):
     assert abs(x.var().item() / variance - 1) < 4 * (2 / x.numel()) ** 0.5
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
-def test_torch_opcheck_and_compile(device, step):
+@pytest.mark.parametrize(("step", "backend"), [*zip(STEPS, ("inductor", "aot_eager"), strict=True)], ids=str)
+def test_torch_opcheck_and_compile(device, step, backend):
     x, score, noise = inputs((2, 5, 9), device=device)
     seed, number = torch.tensor(3, device=device), step.get("snr", 0.1)
     adaptive = "snr" in step
@@ -251,7 +251,7 @@ def test_torch_opcheck_and_compile(device, step):
     def move(x, score, seed):
         return GF.langevin_step(x * 0.5, score * 0.5, seed=seed, **step) * 2
 
-    compiled = torch.compile(move, fullgraph=True, dynamic=True)
+    compiled = torch.compile(move, fullgraph=True, dynamic=True, backend=backend)
     for shape in ((2, 5, 9), (3, 8, 17)):
         x, score, _ = inputs(shape, device=device)
         assert torch.equal(compiled(x, score, seed), move(x, score, seed))

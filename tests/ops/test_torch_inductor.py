@@ -29,7 +29,7 @@ def contracts_of(name):
     return [cls() for cls in found if isinstance(cls, type) and issubclass(cls, Contracts)]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", ["contiguous", pytest.param("channels_last", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FILES)
 def test_torch_compile_with_inductor(device, name, layout):
     """One graph for any batch and any image. Channels are fixed, as a network's are; the contracts' compiled
