@@ -31,30 +31,43 @@ struct Sample {
 // One channel of a stream: its state followed by its new inputs.
 template <class T>
 struct Line {
+  const CausalConv1dStreams& args;
   T* state;
   const T* x;
-  int64_t state_stride, x_stride, span, length;
+  int64_t oldest;
 
-  const T* at(int64_t index) const {
-    return index < span ? state + index * state_stride : x + (index - span) * x_stride;
+  T& entry(int64_t age) const { return state[args.entry(oldest, age) * args.state.pixel_stride]; }
+  const T& input(int64_t time) const { return x[time * args.x.pixel_stride]; }
+
+  // What lies `reach` <= span() time steps before a new input.
+  const T* at(int64_t time, int64_t reach) const {
+    return time < reach ? &entry(args.entries + time - reach) : &input(time - reach);
   }
 
-  // The state becomes the last `span` of both.
+  // The state becomes the last `entries` of both.
   void advance() const {
-    const int64_t kept = span > length ? span - length : 0;
-    for (int64_t i = 0; i < kept; ++i) state[i * state_stride] = state[(i + length) * state_stride];
-    for (int64_t i = kept; i < span; ++i)
-      state[i * state_stride] = x[(i + length - span) * x_stride];
+    const int64_t length = args.length, entries = args.entries;
+    const int64_t kept = entries > length ? entries - length : 0;
+    if (args.seen.data) {
+      for (int64_t i = kept; i < entries; ++i) {
+        const int64_t time = i + length - entries;
+        entry(time % entries) = input(time);
+      }
+      return;
+    }
+    for (int64_t i = 0; i < kept; ++i) entry(i) = entry(i + length);
+    for (int64_t i = kept; i < entries; ++i) entry(i) = input(i + length - entries);
   }
 };
 
 template <class T>
 struct Stream {
+  const CausalConv1dStreams& args;
   Sample<T> state, x;
-  int64_t span, length;
+  int64_t oldest;
 
   Line<T> channel(int64_t index) const {
-    return {state.at(index, 0), x.at(index, 0), state.stride, x.stride, span, length};
+    return {args, state.at(index, 0), x.at(index, 0), oldest};
   }
 };
 
@@ -62,8 +75,9 @@ struct Stream {
 // stream null where it is not to be touched, then replaces the states.
 template <class T, class Step>
 void for_each_stream(const CausalConv1dStreams& args, int width, const Step& step) {
-  const int64_t groups = (args.channels + width - 1) / width, span = args.span();
-  const int64_t work = width * (span + args.length * args.taps) + 1;
+  const int64_t groups = (args.channels + width - 1) / width;
+  const int64_t moved = args.seen.data ? args.length : args.entries;
+  const int64_t work = width * (moved + args.length * args.taps) + 1;
   parallel_for(args.batch * groups, 16384 / work + 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t sample = i / groups, channel = i % groups * width;
@@ -73,7 +87,7 @@ void for_each_stream(const CausalConv1dStreams& args, int width, const Step& ste
         step(sample, static_cast<const Stream<T>*>(nullptr), channel, count);
         continue;
       }
-      const Stream<T> stream{{args.state, row}, {args.x, sample}, span, args.length};
+      const Stream<T> stream{args, {args.state, row}, {args.x, sample}, args.oldest(sample)};
       step(sample, &stream, channel, count);
       for (int c = 0; c < count; ++c) stream.channel(channel + c).advance();
     }
@@ -89,7 +103,7 @@ GMFAST_DEFINE_CPU_KERNEL(causal_conv1d_update, CausalConv1dUpdate) {
     using S = Compute<T>;
     using V = Native<S>;
     const int64_t taps = args.streams.taps, dilation = args.streams.dilation;
-    const T *weight = static_cast<const T*>(args.weight), *bias = static_cast<const T*>(args.bias);
+    const int64_t span = args.streams.span();
     for_each_stream<T>(args.streams, lanes<V>,
                        [&](int64_t sample, const Stream<T>* stream, int64_t first, int count) {
                          const Sample<T> y(args.y, sample);
@@ -100,10 +114,10 @@ GMFAST_DEFINE_CPU_KERNEL(causal_conv1d_update, CausalConv1dUpdate) {
                            for (int i = 0; stream && i < count; ++i) {
                              const int64_t channel = first + i;
                              const Line<T> line = stream->channel(channel);
-                             S sum = bias ? load<S>(bias + channel) : S(0);
+                             S sum = args.bias.data ? load_parameter<T>(args.bias, channel) : S(0);
                              for (int64_t j = 0; j < taps; ++j) {
-                               sum = fma(load<S>(weight + channel * taps + j),
-                                         load<S>(line.at(t + j * dilation)), sum);
+                               sum = fma(load_parameter<T>(args.weight, channel * taps + j),
+                                         load<S>(line.at(t, span - j * dilation)), sum);
                              }
                              sums[i] = sum;
                            }
@@ -126,7 +140,9 @@ GMFAST_DEFINE_CPU_KERNEL(causal_conv1d_window, CausalConv1dWindow) {
                     ((sample * streams.length + t) * streams.channels + first) * streams.taps;
             for (int i = 0; i < count; ++i) {
               for (int64_t j = 0; j < streams.taps; ++j) {
-                *to++ = stream ? *stream->channel(first + i).at(t + j * streams.dilation) : T{};
+                *to++ = stream ? *stream->channel(first + i).at(
+                                     t, streams.span() - j * streams.dilation)
+                               : T{};
               }
             }
           }
