@@ -5,8 +5,8 @@
 
 #include "../common/indices.h"
 #include "../common/kernel.h"
-#include "../common/parameter.h"
 #include "../common/tensor.h"
+#include "../common/weights.h"
 
 namespace gmfast {
 
@@ -21,8 +21,8 @@ struct CausalConv1d {
 
   Image x;
   Image initial_state;  // the span() inputs before time 0; data null: zeros
-  Parameter weight;     // (channels, taps)
-  Parameter bias;       // (channels)
+  Weights weight;       // (channels, taps)
+  Weights bias;         // (channels)
   Image y;
   Indices seq_idx;  // (batch, length): the sequence of each input; negative: padding
   Indices lengths;  // (batch): padding from there on
@@ -55,8 +55,8 @@ struct CausalConv1dBackward {
   CausalConv1d forward;  // y is the output's gradient
   Image grad_x;          // data null: not wanted; so the others
   Image grad_state;
-  Parameter grad_weight;         // (channels, taps)
-  Parameter grad_bias;           // (channels)
+  Weights grad_weight;           // (channels, taps)
+  Weights grad_bias;             // (channels)
   void* partial_sums = nullptr;  // scratch of the latter two: (rows(), columns()), compute dtype
   constexpr int64_t rows() const { return forward.channels * (forward.taps + 1); }
   constexpr int64_t columns() const { return forward.batch * forward.pieces(); }

@@ -3,8 +3,8 @@
 
 #include "../common/indices.h"
 #include "../common/kernel.h"
-#include "../common/parameter.h"
 #include "../common/tensor.h"
+#include "../common/weights.h"
 
 namespace gmfast {
 
@@ -46,9 +46,9 @@ struct CausalConv1dStreams {
 struct CausalConv1dUpdate {
   CausalConv1dStreams streams;
   bool silu = false;
-  Parameter weight;  // (channels, taps)
-  Parameter bias;    // (channels)
-  Image y;           // (batch, channels, length)
+  Weights weight;  // (channels, taps)
+  Weights bias;    // (channels)
+  Image y;         // (batch, channels, length)
 };
 
 // The inputs at each tap of each new time step: a dense convolution is a matrix product with them.

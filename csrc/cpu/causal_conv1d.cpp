@@ -43,9 +43,9 @@ class Coefficients {
     std::fill_n(table, (taps_ + 1) * pitch_, S(0));
     for (int64_t c = 0; c < args.channels; ++c) {
       for (int64_t j = 0; j < taps_; ++j) {
-        table[j * pitch_ + c] = load_parameter<T>(args.weight, c * taps_ + j);
+        table[j * pitch_ + c] = load_weight<T>(args.weight, c * taps_ + j);
       }
-      if (args.bias.data) table[taps_ * pitch_ + c] = load_parameter<T>(args.bias, c);
+      if (args.bias.data) table[taps_ * pitch_ + c] = load_weight<T>(args.bias, c);
     }
   }
 
@@ -408,9 +408,9 @@ struct Kernel {
           const S* row = static_cast<S*>(backward.partial_sums) + first * (args.taps + 1) * columns;
           for (int64_t c = first; c < last; ++c) {
             for (int64_t j = 0; j <= args.taps; ++j, row += columns) {
-              const Parameter& total = j < args.taps ? backward.grad_weight : backward.grad_bias;
+              const Weights& total = j < args.taps ? backward.grad_weight : backward.grad_bias;
               const int64_t index = j < args.taps ? c * args.taps + j : c;
-              if (total.data) store_parameter<T>(total, index, sum(row, columns));
+              if (total.data) store_weight<T>(total, index, sum(row, columns));
             }
           }
         });

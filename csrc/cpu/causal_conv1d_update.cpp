@@ -114,9 +114,9 @@ GMFAST_DEFINE_CPU_KERNEL(causal_conv1d_update, CausalConv1dUpdate) {
                            for (int i = 0; stream && i < count; ++i) {
                              const int64_t channel = first + i;
                              const Line<T> line = stream->channel(channel);
-                             S sum = args.bias.data ? load_parameter<T>(args.bias, channel) : S(0);
+                             S sum = args.bias.data ? load_weight<T>(args.bias, channel) : S(0);
                              for (int64_t j = 0; j < taps; ++j) {
-                               sum = fma(load_parameter<T>(args.weight, channel * taps + j),
+                               sum = fma(load_weight<T>(args.weight, channel * taps + j),
                                          load<S>(line.at(t, span - j * dilation)), sum);
                              }
                              sums[i] = sum;

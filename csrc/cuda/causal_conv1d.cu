@@ -97,10 +97,9 @@ struct Filter {
         sample(place.sample),
         first(place.channel * args.taps),
         taps(place.inside ? int(args.taps) : 0),
-        bias(place.inside && args.bias.data ? load_parameter<T>(args.bias, place.channel) : S(0)) {
+        bias(place.inside && args.bias.data ? load_weight<T>(args.bias, place.channel) : S(0)) {
     GMFAST_UNROLL
-    for (int j = 0; j < K; ++j)
-      kept[j] = j < taps ? load_parameter<T>(args.weight, first + j) : S(0);
+    for (int j = 0; j < K; ++j) kept[j] = j < taps ? load_weight<T>(args.weight, first + j) : S(0);
   }
 
   // The sequence of an input; that of all of them where sequences are not packed.
@@ -121,7 +120,7 @@ struct Filter {
         if (j < taps) body(j, kept[j]);
       }
     } else {
-      for (int j = 0; j < taps; ++j) body(j, load_parameter<T>(args.weight, first + j));
+      for (int j = 0; j < taps; ++j) body(j, load_weight<T>(args.weight, first + j));
     }
   }
 
@@ -301,9 +300,9 @@ __global__ void __launch_bounds__(total_threads) total_kernel(CausalConv1dBackwa
   double sum = 0;
   for (int64_t i = thread_index(); i < columns; i += total_threads) sum += row[i];
   sum = block_sum<total_threads>(sum);
-  const Parameter& total = j < taps ? backward.grad_weight : backward.grad_bias;
+  const Weights& total = j < taps ? backward.grad_weight : backward.grad_bias;
   if (total.data && thread_index() == 0) {
-    store_parameter<T>(total, j < taps ? channel * taps + j : channel, S(sum));
+    store_weight<T>(total, j < taps ? channel * taps + j : channel, S(sum));
   }
 }
 

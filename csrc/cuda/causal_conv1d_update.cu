@@ -97,11 +97,11 @@ __global__ void __launch_bounds__(stream_threads, 6)
     S z = 0;
     if (stream.state) {
       const int64_t taps = args.streams.taps;
-      if (args.bias.data) z = load_parameter<T>(args.bias, stream.channel);
+      if (args.bias.data) z = load_weight<T>(args.bias, stream.channel);
       GMFAST_UNROLL_BY(4)
       for (int64_t j = 0; j < taps; ++j) {
         const T in = stream.input(time, j);
-        z = fma(load_parameter<T>(args.weight, stream.channel * taps + j), load<S>(&in), z);
+        z = fma(load_weight<T>(args.weight, stream.channel * taps + j), load<S>(&in), z);
       }
       if (args.silu) z = silu(z);
     }

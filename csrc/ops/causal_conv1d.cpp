@@ -32,10 +32,10 @@ struct Call {
     args.dtype = dtype_of(x_in);
     x = add("x", x_in, args.length, args.x);
     weight = torch::stable::contiguous(weight_in);
-    args.weight = parameter_of("weight", weight, x_in, {args.channels, 1, args.taps});
+    args.weight = weights_of("weight", weight, x_in, {args.channels, 1, args.taps});
     if (bias_in) {
       bias = torch::stable::contiguous(*bias_in);
-      args.bias = parameter_of("bias", bias, x_in, {args.channels});
+      args.bias = weights_of("bias", bias, x_in, {args.channels});
     }
     if (state_in) {
       initial_state = add("initial_state", *state_in, args.span(), args.initial_state);
@@ -82,10 +82,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const Tensor grad_in = call.add("grad", grad, call.args.length, call.args.y);
   CausalConv1dBackward args;
   args.forward = call.args;
-  const auto gradient = [&](bool wanted, const Tensor& like, const Sizes& sizes,
-                            Parameter& parameter) {
+  const auto gradient = [&](bool wanted, const Tensor& like, const Sizes& sizes, Weights& weights) {
     Tensor result = empty_contiguous(x, wanted ? sizes : Sizes{0}, like.scalar_type());
-    if (wanted) parameter = parameter_of("gradient", result, x, sizes);
+    if (wanted) weights = weights_of("gradient", result, x, sizes);
     return result;
   };
   const auto image_gradient = [&](bool wanted, int64_t length, Image& image) {

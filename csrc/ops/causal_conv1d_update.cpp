@@ -50,11 +50,11 @@ Tensor update(const Tensor& x, const Tensor& state, const Tensor& weight, const 
   args.streams = streams_of(x, state, state_indices, cache_seqlens, weight.size(2), dilation);
   args.silu = silu;
   const Tensor weight_in = torch::stable::contiguous(weight);
-  args.weight = parameter_of("weight", weight_in, x, {x.size(1), 1, weight.size(2)});
+  args.weight = weights_of("weight", weight_in, x, {x.size(1), 1, weight.size(2)});
   Tensor bias_in;
   if (bias) {
     bias_in = torch::stable::contiguous(*bias);
-    args.bias = parameter_of("bias", bias_in, x, {x.size(1)});
+    args.bias = weights_of("bias", bias_in, x, {x.size(1)});
   }
   Tensor y = empty_as(x, sizes_of(x));
   args.y = image_of(y);

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "../common/indices.h"
-#include "../common/parameter.h"
 #include "../common/tensor.h"
+#include "../common/weights.h"
 #include "error.h"
 
 namespace gmfast {
@@ -208,8 +208,8 @@ inline void check_operand(const char* name, const Tensor& tensor, const Tensor& 
 }
 
 // A contiguous weight or bias beside tensors like another.
-inline Parameter parameter_of(const char* name, const Tensor& tensor, const Tensor& like,
-                              const Sizes& sizes) {
+inline Weights weights_of(const char* name, const Tensor& tensor, const Tensor& like,
+                          const Sizes& sizes) {
   const ScalarType wide = scalar_type(compute_dtype(dtype_of(like)));
   STD_TORCH_CHECK(sizes_of(tensor) == sizes && same_device(tensor, like) &&
                       (tensor.scalar_type() == like.scalar_type() || tensor.scalar_type() == wide),

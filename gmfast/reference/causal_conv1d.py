@@ -20,8 +20,14 @@ def causal_conv1d(
     return_state=False,
     seq_idx=None,
     lengths=None,
+    final_states_out=None,
 ):
     """Reference of `gmfast.functional.causal_conv1d`."""
+    if final_states_out is not None:
+        options = {"initial_state": initial_state, "seq_idx": seq_idx, "lengths": lengths}
+        options |= {"dilation": dilation, "groups": groups, "activation": activation}
+        y, state = causal_conv1d(x, weight, bias, return_state=return_state, **options)
+        return y, final_states_out.copy_(state)
     batch, channels, time = x.shape
     length = (weight.shape[2] - 1) * dilation
     if initial_state is None:
