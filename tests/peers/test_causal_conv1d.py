@@ -1,7 +1,7 @@
 """causal-conv1d's own tests on our operations.
 
-GMFAST_CAUSAL_CONV1D_TESTS names the `tests` folder of a checkout of causal-conv1d. Its test file runs as it is,
-but on the device at hand; what it compares with is plain PyTorch in float32.
+GMFAST_CAUSAL_CONV1D_TESTS names the `tests` folder of a checkout of causal-conv1d. Its test file runs as it
+is, but on the device at hand; what it compares with is plain PyTorch in float32.
 """
 
 import os
