@@ -34,13 +34,13 @@ struct CausalConv1dStreams {
     const int64_t entry = seen.at(stream) % entries;
     return entry < 0 ? entry + entries : entry;
   }
-
-  // The entry of the input that came `age` < entries after the oldest.
-  GMFAST_HD int64_t entry(int64_t oldest, int64_t age) const {
-    const int64_t at = oldest + age;
-    return at < entries ? at : at - entries;
-  }
 };
+
+// Entry `oldest` + `age` of a circular state, age < entries.
+GMFAST_HD int64_t circular_entry(int64_t oldest, int64_t age, int64_t entries) {
+  const int64_t at = oldest + age;
+  return at < entries ? at : at - entries;
+}
 
 // The depthwise convolution's outputs at the new time steps; zero for streams without a row.
 struct CausalConv1dUpdate {

@@ -17,6 +17,7 @@ inline namespace GMFAST_LEVEL {
 template <class T>
 GMFAST_HD Compute<T> load_weight(const Weights& weights, int64_t index) {
   using S = Compute<T>;
+  if constexpr (std::is_same<T, S>::value) return static_cast<const S*>(weights.data)[index];
   return weights.wide ? static_cast<const S*>(weights.data)[index]
                       : load<S>(static_cast<const T*>(weights.data) + index);
 }

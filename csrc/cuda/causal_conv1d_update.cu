@@ -43,7 +43,7 @@ struct Stream {
   }
 
   GMFAST_DEVICE T& entry(int64_t age) const {
-    return state[args.entry(oldest, age) * args.state.pixel_stride];
+    return state[circular_entry(oldest, age, args.entries) * args.state.pixel_stride];
   }
   // The input that came `age` after the state's oldest.
   GMFAST_DEVICE T at(int64_t age) const {

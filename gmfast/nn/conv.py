@@ -185,7 +185,7 @@ class CausalConv1d(nn.Conv1d):
             )
         if padding_mode != "zeros":
             raise ValueError(f'padding_mode: expected "zeros", got {padding_mode!r}')
-        activation = SYNONYMS.get(activation, activation)
+        activation = SYNONYMS.get(activation, activation) if isinstance(activation, str) else activation
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected None, 'silu' or 'gated', got {activation!r}")
         if activation == "gated" and out_channels % 2:

@@ -27,8 +27,9 @@ def cast(dtype, *tensors):
 
 def cast_parameters(x, *parameters):
     """Weights and biases beside x, none rounded: in x's dtype, or in the one that x is computed in."""
-    wide = compute_dtype(x)
-    return [t if t is None or t.dtype in (x.dtype, wide) else t.to(wide) for t in parameters]
+    dtype = x.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return [t if t is None or t.dtype in (dtype, wide) else t.to(wide) for t in parameters]
 
 
 def cast_for_convolution(x, weight, bias):

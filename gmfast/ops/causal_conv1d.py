@@ -98,14 +98,15 @@ def causal_conv1d(
         check_state("final_states_out", final_states_out, (batch, channels, span))
         if not return_state:
             raise ValueError("final_states_out: expected return_state=True beside it, got False")
-    if length == 0:
+    if (seq_idx is not None or lengths is not None) and length == 0:
         seq_idx = lengths = None
     depthwise = is_depthwise(weight, groups) and span <= LONGEST_SPAN
     if depthwise and convolution_dtype(x) == x.dtype:
         weight, bias = cast_parameters(x, weight, bias)
     else:
         x, weight, bias = cast_for_convolution(x, weight, bias)
-    (initial_state,) = cast(x.dtype, initial_state)
+    if initial_state is not None and initial_state.dtype != x.dtype:
+        initial_state = initial_state.to(x.dtype)
     if depthwise:
         y = _depthwise(x, weight, bias, dilation, activation, initial_state, seq_idx, lengths)
     else:
@@ -127,9 +128,9 @@ def check(x, weight, bias, dilation, groups, activation):
         _check.integer(name, value)
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if isinstance(activation, str):
-        activation = SYNONYMS.get(activation, activation)
     if activation not in ACTIVATIONS:
+        if isinstance(activation, str) and activation in SYNONYMS:
+            return check(x, weight, bias, dilation, groups, SYNONYMS[activation])
         _check.one_of("activation", activation, ACTIVATIONS)
     channels = x.shape[1]
     if channels % groups:
