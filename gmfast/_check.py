@@ -29,6 +29,16 @@ def floating(name, tensor):
         )
 
 
+def indices(name, tensor, shape):
+    """An int32 or int64 tensor of a shape."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: expected int32 or int64, got {str(tensor.dtype)[6:]}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
 def one_of(name, value, choices):
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

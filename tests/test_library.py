@@ -24,9 +24,9 @@ SIGNATURES = {
     "inverse=False, packed=None, recompute=False)",
     "masked_conv2d": "(x, weight, bias=None, *, mask_type='B', channel_groups=1, dilation=1)",
     "causal_conv1d": "(x, weight, bias=None, *, dilation=1, groups=1, activation=None, initial_state=None, "
-    "return_state=False)",
+    "return_state=False, seq_idx=None, lengths=None, final_states_out=None)",
     "causal_conv1d_update": "(x, state, weight, bias=None, *, dilation=1, groups=1, activation=None, "
-    "state_indices=None)",
+    "state_indices=None, cache_seqlens=None)",
     "actnorm": "(x, shift, log_scale, *, inverse=False)",
     "dequantize_logit": "(x, *, num_levels=256, alpha=0.05, seed=None, inverse=False, noise=None, "
     "quantize=True)",

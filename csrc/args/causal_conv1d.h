@@ -3,13 +3,15 @@
 
 #include <algorithm>
 
+#include "../common/indices.h"
 #include "../common/kernel.h"
 #include "../common/tensor.h"
+#include "../common/weights.h"
 
 namespace gmfast {
 
-// All tensors have one dtype. x, the state and y are (batch, channels, time), adjacent along time,
-// or with channels_inner along channels.
+// x, the state and y have one dtype. They are (batch, channels, time), adjacent along time, or with
+// channels_inner along channels.
 struct CausalConv1d {
   int64_t batch = 0, channels = 0, length = 0;
   int64_t taps = 1, dilation = 1;
@@ -18,10 +20,22 @@ struct CausalConv1d {
   DType dtype = DType::float32;
 
   Image x;
-  Image initial_state;           // the span() inputs before time 0; data null: zeros
-  const void* weight = nullptr;  // (channels, taps), contiguous
-  const void* bias = nullptr;    // (channels); null: none
+  Image initial_state;  // the span() inputs before time 0; data null: zeros
+  Weights weight;       // (channels, taps)
+  Weights bias;         // (channels)
   Image y;
+  Indices seq_idx;  // (batch, length): the sequence of each input; negative: padding
+  Indices lengths;  // (batch): padding from there on
+
+  // Several sequences in a row, or padding behind them: an output sees its own sequence's inputs.
+  constexpr bool packed() const { return seq_idx.data || lengths.data; }
+
+  // The sequence of an input; negative: padding. The state continues that of time 0. Reads the
+  // memory of seq_idx and lengths.
+  GMFAST_HD int64_t sequence(int64_t sample, int64_t time) const {
+    if (time >= length || (lengths.data && time >= lengths.at(sample))) return -1;
+    return seq_idx.data && length ? seq_idx.at(sample, time > 0 ? time : 0) : 0;
+  }
 
   constexpr int64_t span() const { return (taps - 1) * dilation; }
 
@@ -41,8 +55,8 @@ struct CausalConv1dBackward {
   CausalConv1d forward;  // y is the output's gradient
   Image grad_x;          // data null: not wanted; so the others
   Image grad_state;
-  void* grad_weight = nullptr;   // (channels, taps)
-  void* grad_bias = nullptr;     // (channels)
+  Weights grad_weight;           // (channels, taps)
+  Weights grad_bias;             // (channels)
   void* partial_sums = nullptr;  // scratch of the latter two: (rows(), columns()), compute dtype
   constexpr int64_t rows() const { return forward.channels * (forward.taps + 1); }
   constexpr int64_t columns() const { return forward.batch * forward.pieces(); }

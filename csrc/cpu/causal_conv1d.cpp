@@ -39,12 +39,13 @@ class Coefficients {
       : taps_(args.taps),
         pitch_(whole_vectors<Native<S>>(args.channels)),
         data_((args.taps + 1) * pitch_) {
-    const T *weight = static_cast<const T*>(args.weight), *bias = static_cast<const T*>(args.bias);
     S* const table = data_.get();
     std::fill_n(table, (taps_ + 1) * pitch_, S(0));
     for (int64_t c = 0; c < args.channels; ++c) {
-      for (int64_t j = 0; j < taps_; ++j) table[j * pitch_ + c] = load<S>(weight + c * taps_ + j);
-      if (bias) table[taps_ * pitch_ + c] = load<S>(bias + c);
+      for (int64_t j = 0; j < taps_; ++j) {
+        table[j * pitch_ + c] = load_weight<T>(args.weight, c * taps_ + j);
+      }
+      if (args.bias.data) table[taps_ * pitch_ + c] = load_weight<T>(args.bias, c);
     }
   }
 
@@ -71,6 +72,50 @@ struct View {
   }
 };
 
+// Which taps the outputs of packed sequences see, as 1 or 0: those in their own sequence, and of
+// padding none. The last tap, at the output's own time, tells padding.
+template <class S>
+class Seen {
+ public:
+  // For jobs of up to `steps` time steps.
+  Seen(const CausalConv1d& args, int64_t steps)
+      : args_(args),
+        span_(args.span()),
+        pitch_(steps + 2 * span_ + lanes<Native<S>>),
+        table_(args.taps * pitch_),
+        sequences_(pitch_) {}
+
+  // Times [job.begin - span, job.end + span), of which those before the job see nothing.
+  void prepare(const Job& job) {
+    if (sample_ == job.sample && origin_ == job.begin - span_) return;
+    sample_ = job.sample;
+    origin_ = job.begin - span_;
+    const int64_t times = job.end + span_ - origin_;
+    int64_t* const sequence = sequences_.get();
+    for (int64_t i = 0; i < times; ++i) sequence[i] = args_.sequence(sample_, origin_ + i);
+    for (int64_t j = 0; j < args_.taps; ++j) {
+      const int64_t back = span_ - j * args_.dilation;
+      S* const row = table_.get() + j * pitch_;
+      std::fill_n(row, span_, S(0));
+      for (int64_t i = span_; i < times; ++i) {
+        row[i] = S(sequence[i] >= 0 && sequence[i] == sequence[i - back]);
+      }
+      std::fill(row + times, row + pitch_, S(0));
+    }
+  }
+
+  const S* at(int64_t tap, int64_t time) const {
+    return table_.get() + tap * pitch_ + time - origin_;
+  }
+  int64_t pitch() const { return pitch_; }
+
+ private:
+  const CausalConv1d& args_;
+  int64_t span_, pitch_, sample_ = -1, origin_ = 0;
+  Scratch<S> table_;
+  Scratch<int64_t> sequences_;
+};
+
 template <int count>
 using Vectors = std::integral_constant<int, count>;
 
@@ -82,7 +127,8 @@ GMFAST_HD void for_each_group(int64_t count, const Body& body) {
   for_each_vector<V>(i, count - i, [&](int64_t j, auto span) { body(j, Vectors<1>{}, span); });
 }
 
-template <class T, bool channels_inner>
+// `packed`: see CausalConv1d::packed().
+template <class T, bool channels_inner, bool packed>
 struct Kernel {
   using S = Compute<T>;
   using V = Native<S>;
@@ -160,58 +206,94 @@ struct Kernel {
     return tile;
   }
 
-  // sums[u] += Σ_j tap j · what lies j times `distance` elements further.
+  // `value` where an output, or along time each of a vector of them, sees a tap; else `other`.
+  static GMFAST_HD V where(const S* seen, V value, V other) {
+    if constexpr (!packed) return value;
+    if constexpr (channels_inner) return *seen != 0 ? value : other;
+    return select<V>(load<V>(seen) != splat<V>(0), value, other);
+  }
+
+  // sums[u] += Σ_j tap j · what lies j times `distance` elements further, where tap j is seen: what
+  // says so lies j times `seen_distance` further.
   template <int count>
   static GMFAST_HD void convolve(V (&sums)[count], const S* from, int64_t distance,
-                                 const Filter<S>& filter, int64_t channel) {
+                                 const Filter<S>& filter, int64_t channel, const S* seen,
+                                 int64_t seen_distance) {
     const S* tap = filter.tap + channel;
     for (int64_t j = 0; j < filter.taps; ++j, from += distance, tap += filter.pitch) {
       for (int u = 0; u < count; ++u) {
         const V w = channels_inner ? load<V>(tap + u * lanes<V>) : splat<V>(*tap);
-        sums[u] = fma(w, load<V>(from + u * lanes<V>), sums[u]);
+        const V sum = fma(w, load<V>(from + u * lanes<V>), sums[u]);
+        sums[u] = where(seen_by(seen, u), sum, sums[u]);
       }
+      if constexpr (packed) seen += seen_distance;
     }
   }
 
-  // Before the activation: bias + Σ_j tap j · input, from the first tap's input on.
+  // Of the vector number u of a group.
+  static GMFAST_HD const S* seen_by(const S* seen, int u) {
+    return packed && !channels_inner ? seen + u * lanes<V> : seen;
+  }
+
+  // Before the activation: bias + Σ_j tap j · input, from the first tap's input on; 0 for padding.
   template <int count>
   static GMFAST_HD void linear(V (&z)[count], const S* from, int64_t distance,
-                               const Filter<S>& filter, int64_t channel) {
+                               const Filter<S>& filter, int64_t channel, const Seen<S>* seen,
+                               int64_t time) {
     const S* bias = filter.tap + filter.taps * filter.pitch + channel;
+    const S* first = packed ? seen->at(0, time) : nullptr;
+    const S* last = packed ? seen->at(filter.taps - 1, time) : nullptr;
     for (int u = 0; u < count; ++u) {
-      z[u] = channels_inner ? load<V>(bias + u * lanes<V>) : splat<V>(*bias);
+      const V b = channels_inner ? load<V>(bias + u * lanes<V>) : splat<V>(*bias);
+      z[u] = where(seen_by(last, u), b, splat<V>(0));
     }
-    convolve(z, from, distance, filter, channel);
+    convolve(z, from, distance, filter, channel, first, packed ? seen->pitch() : 0);
+  }
+
+  // What a range of jobs shares, nothing where sequences are not packed.
+  auto seen_taps() const {
+    if constexpr (packed) {
+      return Seen<S>(args, steps);
+    } else {
+      return nullptr;
+    }
+  }
+  static const Seen<S>* prepared(std::nullptr_t, const Job&) { return nullptr; }
+  static const Seen<S>* prepared(Seen<S>& seen, const Job& job) {
+    seen.prepare(job);
+    return &seen;
   }
 
   void forward() const {
     run([&](int64_t first, int64_t last) {
       Coefficients<T> coefficients(args);
       Scratch<S> scratch(tile_size(span + steps));
+      auto seen_by_range = seen_taps();
       for_each_job(first, last, [&](const Job& job) {
+        const Seen<S>* const seen = prepared(seen_by_range, job);
         const bool silu = args.silu;
         const int64_t before = span, distance = args.dilation * pitch;
         const Filter<S> filter = coefficients.from(job.channel);
         const View<S> x = inputs(job, job.begin - span, job.end, scratch.get());
         const View<T> y = view(args.y, job);
-        for_each_place(job, job.begin, job.end,
-                       [&](int64_t time, int64_t channel, auto count, auto part) {
-                         V z[count];
-                         linear(z, x.at(time - before, channel), distance, filter, channel);
-                         T* to = y.at(time, channel);
-                         if (silu) {
-                           for (int u = 0; u < count; ++u) z[u] = gmfast::silu(z[u]);
-                         }
-                         for (int u = 0; u < count; ++u) part.store(to + u * lanes<V>, z[u]);
-                       });
+        for_each_place(
+            job, job.begin, job.end, [&](int64_t time, int64_t channel, auto count, auto part) {
+              V z[count];
+              linear(z, x.at(time - before, channel), distance, filter, channel, seen, time);
+              T* to = y.at(time, channel);
+              if (silu) {
+                for (int u = 0; u < count; ++u) z[u] = gmfast::silu(z[u]);
+              }
+              for (int u = 0; u < count; ++u) part.store(to + u * lanes<V>, z[u]);
+            });
       });
     });
   }
 
   // The gradient by the convolution's value, at times [job.begin, end); zeros before, where there
   // is no output, and up to span after.
-  View<S> grad_linear(const Job& job, const View<S>& x, const Filter<S>& filter, int64_t end,
-                      S* scratch) const {
+  View<S> grad_linear(const Job& job, const View<S>& x, const Filter<S>& filter,
+                      const Seen<S>* seen, int64_t end, S* scratch) const {
     const bool silu = args.silu;
     const int64_t before = span, distance = args.dilation * pitch;
     const View<S> g{scratch, job.begin - span, pitch};
@@ -220,14 +302,15 @@ struct Kernel {
     for_each_place(job, job.begin, end, [&](int64_t time, int64_t channel, auto count, auto part) {
       V by[count];
       if (silu) {
-        linear(by, x.at(time - before, channel), distance, filter, channel);
+        linear(by, x.at(time - before, channel), distance, filter, channel, seen, time);
         for (int u = 0; u < count; ++u) by[u] = silu_derivative(by[u]);
       } else {
         for (int u = 0; u < count; ++u) by[u] = splat<V>(1);
       }
+      const S* const own = packed ? seen->at(filter.taps - 1, time) : nullptr;
       for (int u = 0; u < count; ++u) {
-        store(g.at(time, channel) + u * lanes<V>,
-              by[u] * part.load(grad_y.at(time, channel) + u * lanes<V>));
+        const V grad = by[u] * part.load(grad_y.at(time, channel) + u * lanes<V>);
+        store(g.at(time, channel) + u * lanes<V>, where(seen_by(own, u), grad, splat<V>(0)));
       }
     });
     std::fill(g.at(end, 0), g.at(job.end + span, 0), S(0));
@@ -235,15 +318,18 @@ struct Kernel {
   }
 
   // Calls body(channel, sum) for the sums over the job's times of g, or where there is x of g times
-  // the input `back` time steps earlier.
+  // the input that tap number `tap` sees.
   template <class Body>
-  void sums_over_time(const Job& job, const View<S>& g, const View<S>* x, int64_t back,
-                      const Body& body) const {
+  void sums_over_time(const Job& job, const View<S>& g, const View<S>* x, int64_t tap,
+                      const Seen<S>* seen, const Body& body) const {
+    const int64_t back = span - tap * args.dilation;
     const auto add = [&](int64_t time, int64_t channel, auto count, auto part, V* sums) {
+      const S* const at = packed && x ? seen->at(tap, time) : nullptr;
       for (int u = 0; u < count; ++u) {
         const V grad = part.load(g.at(time, channel) + u * lanes<V>);
         const V by = x ? part.load(x->at(time - back, channel) + u * lanes<V>) : splat<V>(1);
-        sums[u] = fma(grad, by, sums[u]);
+        const V sum = fma(grad, by, sums[u]);
+        sums[u] = x ? where(seen_by(at, u), sum, sums[u]) : sum;
       }
     };
     if constexpr (channels_inner) {
@@ -268,24 +354,25 @@ struct Kernel {
   }
 
   void parameter_sums(const CausalConv1dBackward& backward, const Job& job, const View<S>& g,
-                      const View<S>& x) const {
+                      const View<S>& x, const Seen<S>* seen) const {
     S* const column = static_cast<S*>(backward.partial_sums) + job.sample * pieces + job.piece;
     for (int64_t j = 0; j <= args.taps; ++j) {
       const int64_t first = job.channel * (args.taps + 1) + j;
-      sums_over_time(job, g, j < args.taps ? &x : nullptr, span - j * args.dilation,
-                     [&](int64_t channel, S sum) {
-                       column[(first + channel * (args.taps + 1)) * backward.columns()] = sum;
-                     });
+      sums_over_time(job, g, j < args.taps ? &x : nullptr, j, seen, [&](int64_t channel, S sum) {
+        column[(first + channel * (args.taps + 1)) * backward.columns()] = sum;
+      });
     }
   }
 
   // The gradient by the inputs at times [begin, end).
   void grad_inputs(const View<T>& to, const Job& job, const View<S>& g, const Filter<S>& filter,
-                   int64_t begin, int64_t end) const {
+                   const Seen<S>* seen, int64_t begin, int64_t end) const {
     const int64_t after = span, distance = args.dilation * pitch;
     for_each_place(job, begin, end, [&](int64_t time, int64_t channel, auto count, auto part) {
       V sums[count] = {};
-      convolve(sums, g.at(time + after, channel), -distance, filter, channel);
+      convolve(sums, g.at(time + after, channel), -distance, filter, channel,
+               packed ? seen->at(0, time + after) : nullptr,
+               packed ? seen->pitch() - args.dilation : 0);
       for (int u = 0; u < count; ++u) {
         part.store(to.at(time, channel) + u * lanes<V>, sums[u]);
       }
@@ -293,38 +380,40 @@ struct Kernel {
   }
 
   void backward(const CausalConv1dBackward& backward) const {
-    const bool parameters = backward.grad_weight || backward.grad_bias;
+    const bool parameters = backward.grad_weight.data || backward.grad_bias.data;
     run([&](int64_t first, int64_t last) {
       Coefficients<T> coefficients(args);
       Scratch<S> of_x(tile_size(steps + 2 * span)), of_g(tile_size(steps + 2 * span));
+      auto seen_by_range = seen_taps();
       for_each_job(first, last, [&](const Job& job) {
+        const Seen<S>* const seen = prepared(seen_by_range, job);
         const int64_t end = std::min(job.end + span, args.length);
         const Filter<S> filter = coefficients.from(job.channel);
         const View<S> x = inputs(job, job.begin - span, end, of_x.get());
-        const View<S> g = grad_linear(job, x, filter, end, of_g.get());
-        if (parameters) parameter_sums(backward, job, g, x);
+        const View<S> g = grad_linear(job, x, filter, seen, end, of_g.get());
+        if (parameters) parameter_sums(backward, job, g, x, seen);
         if (backward.grad_state.data && job.begin == 0) {
-          grad_inputs(view(backward.grad_state, job, -span), job, g, filter, -span, 0);
+          grad_inputs(view(backward.grad_state, job, -span), job, g, filter, seen, -span, 0);
         }
         if (backward.grad_x.data) {
-          grad_inputs(view(backward.grad_x, job), job, g, filter, job.begin, job.end);
+          grad_inputs(view(backward.grad_x, job), job, g, filter, seen, job.begin, job.end);
         }
       });
     });
     if (!parameters) return;
     const int64_t columns = backward.columns();
-    parallel_for(args.channels, 32768 / ((args.taps + 1) * columns + 1) + 1,
-                 [&](int64_t first, int64_t last) {
-                   const S* row =
-                       static_cast<S*>(backward.partial_sums) + first * (args.taps + 1) * columns;
-                   for (int64_t c = first; c < last; ++c) {
-                     for (int64_t j = 0; j <= args.taps; ++j, row += columns) {
-                       void* total = j < args.taps ? backward.grad_weight : backward.grad_bias;
-                       const int64_t index = j < args.taps ? c * args.taps + j : c;
-                       if (total) store(static_cast<T*>(total) + index, sum(row, columns));
-                     }
-                   }
-                 });
+    parallel_for(
+        args.channels, 32768 / ((args.taps + 1) * columns + 1) + 1,
+        [&](int64_t first, int64_t last) {
+          const S* row = static_cast<S*>(backward.partial_sums) + first * (args.taps + 1) * columns;
+          for (int64_t c = first; c < last; ++c) {
+            for (int64_t j = 0; j <= args.taps; ++j, row += columns) {
+              const Weights& total = j < args.taps ? backward.grad_weight : backward.grad_bias;
+              const int64_t index = j < args.taps ? c * args.taps + j : c;
+              if (total.data) store_weight<T>(total, index, sum(row, columns));
+            }
+          }
+        });
   }
 };
 
@@ -333,11 +422,14 @@ template <class Body>
 void with_kernel(const CausalConv1d& args, const Body& body) {
   with_type(args.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if (args.channels_inner) {
-      body(Kernel<T, true>{args});
-    } else {
-      body(Kernel<T, false>{args});
-    }
+    const auto of_layout = [&](auto packed) {
+      if (args.channels_inner) {
+        body(Kernel<T, true, packed>{args});
+      } else {
+        body(Kernel<T, false, packed>{args});
+      }
+    };
+    args.packed() ? of_layout(std::true_type{}) : of_layout(std::false_type{});
   });
 }
 

@@ -28,56 +28,76 @@ struct Sample {
   }
 };
 
-// One channel of a stream: its state followed by its new inputs.
-template <class T>
+// One channel of a stream: its state, which shifts or is circular, followed by its new inputs.
+template <class T, bool circular>
 struct Line {
   T* state;
   const T* x;
-  int64_t state_stride, x_stride, span, length;
+  int64_t state_stride, x_stride, entries, oldest, span, length;
 
-  const T* at(int64_t index) const {
-    return index < span ? state + index * state_stride : x + (index - span) * x_stride;
+  T& entry(int64_t age) const {
+    return state[(circular ? circular_entry(oldest, age, entries) : age) * state_stride];
   }
 
-  // The state becomes the last `span` of both.
+  // By number from the first input that the taps reach on.
+  const T* at(int64_t index) const {
+    return index < span ? &entry(entries - span + index) : x + (index - span) * x_stride;
+  }
+
+  // The state becomes the last `entries` of both.
   void advance() const {
-    const int64_t kept = span > length ? span - length : 0;
-    for (int64_t i = 0; i < kept; ++i) state[i * state_stride] = state[(i + length) * state_stride];
-    for (int64_t i = kept; i < span; ++i)
-      state[i * state_stride] = x[(i + length - span) * x_stride];
+    const int64_t kept = entries > length ? entries - length : 0;
+    if constexpr (circular) {
+      for (int64_t time = length + kept - entries; time < length; ++time) {
+        entry(time % entries) = x[time * x_stride];
+      }
+    } else {
+      for (int64_t i = 0; i < kept; ++i) entry(i) = entry(i + length);
+      for (int64_t i = kept; i < entries; ++i) entry(i) = x[(i + length - entries) * x_stride];
+    }
   }
 };
 
-template <class T>
+template <class T, bool circular>
 struct Stream {
   Sample<T> state, x;
-  int64_t span, length;
+  int64_t entries, oldest, span, length;
 
-  Line<T> channel(int64_t index) const {
-    return {state.at(index, 0), x.at(index, 0), state.stride, x.stride, span, length};
+  Line<T, circular> channel(int64_t index) const {
+    return {
+        state.at(index, 0), x.at(index, 0), state.stride, x.stride, entries, oldest, span, length};
   }
 };
 
 // Calls step(sample, stream, channel, count) for groups of up to `width` adjacent channels, the
 // stream null where it is not to be touched, then replaces the states.
-template <class T, class Step>
+template <class T, bool circular, class Step>
 void for_each_stream(const CausalConv1dStreams& args, int width, const Step& step) {
-  const int64_t groups = (args.channels + width - 1) / width, span = args.span();
-  const int64_t work = width * (span + args.length * args.taps) + 1;
+  const int64_t groups = (args.channels + width - 1) / width;
+  const int64_t moved = circular ? args.length : args.entries, span = args.span();
+  const int64_t work = width * (moved + args.length * args.taps) + 1;
   parallel_for(args.batch * groups, 16384 / work + 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t sample = i / groups, channel = i % groups * width;
       const int64_t row = args.row(sample);
       const int count = int(std::min<int64_t>(width, args.channels - channel));
       if (row < 0) {
-        step(sample, static_cast<const Stream<T>*>(nullptr), channel, count);
+        step(sample, static_cast<const Stream<T, circular>*>(nullptr), channel, count);
         continue;
       }
-      const Stream<T> stream{{args.state, row}, {args.x, sample}, span, args.length};
+      const Stream<T, circular> stream{
+          {args.state, row}, {args.x, sample}, args.entries, args.oldest(sample), span,
+          args.length};
       step(sample, &stream, channel, count);
       for (int c = 0; c < count; ++c) stream.channel(channel + c).advance();
     }
   });
+}
+
+template <class T, class Step>
+void for_each_stream(const CausalConv1dStreams& args, int width, const Step& step) {
+  args.seen.data ? for_each_stream<T, true>(args, width, step)
+                 : for_each_stream<T, false>(args, width, step);
 }
 
 }  // namespace
@@ -89,9 +109,8 @@ GMFAST_DEFINE_CPU_KERNEL(causal_conv1d_update, CausalConv1dUpdate) {
     using S = Compute<T>;
     using V = Native<S>;
     const int64_t taps = args.streams.taps, dilation = args.streams.dilation;
-    const T *weight = static_cast<const T*>(args.weight), *bias = static_cast<const T*>(args.bias);
     for_each_stream<T>(args.streams, lanes<V>,
-                       [&](int64_t sample, const Stream<T>* stream, int64_t first, int count) {
+                       [&](int64_t sample, const auto* stream, int64_t first, int count) {
                          const Sample<T> y(args.y, sample);
                          for (int64_t t = 0; t < args.streams.length; ++t) {
                            // A channel's taps and inputs adjoin, so that only the activation is
@@ -99,10 +118,10 @@ GMFAST_DEFINE_CPU_KERNEL(causal_conv1d_update, CausalConv1dUpdate) {
                            S sums[lanes<V>] = {};
                            for (int i = 0; stream && i < count; ++i) {
                              const int64_t channel = first + i;
-                             const Line<T> line = stream->channel(channel);
-                             S sum = bias ? load<S>(bias + channel) : S(0);
+                             const auto line = stream->channel(channel);
+                             S sum = args.bias.data ? load_weight<T>(args.bias, channel) : S(0);
                              for (int64_t j = 0; j < taps; ++j) {
-                               sum = fma(load<S>(weight + channel * taps + j),
+                               sum = fma(load_weight<T>(args.weight, channel * taps + j),
                                          load<S>(line.at(t + j * dilation)), sum);
                              }
                              sums[i] = sum;
@@ -120,7 +139,7 @@ GMFAST_DEFINE_CPU_KERNEL(causal_conv1d_window, CausalConv1dWindow) {
     const CausalConv1dStreams& streams = args.streams;
     constexpr int width = 16;
     for_each_stream<T>(
-        streams, width, [&](int64_t sample, const Stream<T>* stream, int64_t first, int count) {
+        streams, width, [&](int64_t sample, const auto* stream, int64_t first, int count) {
           for (int64_t t = 0; t < streams.length; ++t) {
             T* to = static_cast<T*>(args.window) +
                     ((sample * streams.length + t) * streams.channels + first) * streams.taps;

@@ -83,20 +83,32 @@ GMFAST_DEVICE void load_inputs(const CausalConv1d& args, const Place& place, int
   }
 }
 
-// The taps of a thread's channel; K > 0: at most K, in registers.
-template <class T, class S, int K>
+// The taps of a thread's channel; K > 0: at most K, in registers. `packed`: see
+// CausalConv1d::packed().
+template <class T, class S, int K, bool packed>
 struct Filter {
-  const T* weight;
+  const CausalConv1d& args;
+  int64_t sample, first;
   int taps;
   S bias, kept[K > 0 ? K : 1];
 
   GMFAST_DEVICE Filter(const CausalConv1d& args, const Place& place)
-      : weight(static_cast<const T*>(args.weight) + place.channel * args.taps),
+      : args(args),
+        sample(place.sample),
+        first(place.channel * args.taps),
         taps(place.inside ? int(args.taps) : 0),
-        bias(place.inside && args.bias ? load<S>(static_cast<const T*>(args.bias) + place.channel)
-                                       : S(0)) {
+        bias(place.inside && args.bias.data ? load_weight<T>(args.bias, place.channel) : S(0)) {
     GMFAST_UNROLL
-    for (int j = 0; j < K; ++j) kept[j] = j < taps ? load<S>(weight + j) : S(0);
+    for (int j = 0; j < K; ++j) kept[j] = j < taps ? load_weight<T>(args.weight, first + j) : S(0);
+  }
+
+  // The sequence of an input; that of all of them where sequences are not packed.
+  GMFAST_DEVICE int64_t sequence(int64_t time) const {
+    return packed ? args.sequence(sample, time) : 0;
+  }
+  // Whether tap j of the output at `time`, in sequence `own`, sees its input.
+  GMFAST_DEVICE bool sees(int j, int64_t time, int64_t own) const {
+    return !packed || sequence(time - (args.taps - 1 - j) * args.dilation) == own;
   }
 
   // Calls body(j, tap j) in order.
@@ -108,25 +120,28 @@ struct Filter {
         if (j < taps) body(j, kept[j]);
       }
     } else {
-      for (int j = 0; j < taps; ++j) body(j, load<S>(weight + j));
+      for (int j = 0; j < taps; ++j) body(j, load_weight<T>(args.weight, first + j));
     }
   }
 
-  // Before the activation, from the first tap's input on.
-  GMFAST_DEVICE S linear(const S* from, int distance) const {
+  // Before the activation, from the first tap's input on; the output is of sequence `own`.
+  GMFAST_DEVICE S linear(const S* from, int distance, int64_t time, int64_t own) const {
+    if (packed && own < 0) return S(0);
     S z = bias;
-    for_each([&](int j, S tap) { z = fma(tap, from[j * distance], z); });
+    for_each([&](int j, S tap) {
+      if (sees(j, time, own)) z = fma(tap, from[j * distance], z);
+    });
     return z;
   }
 };
 
-template <class T, int K>
+template <class T, int K, bool packed>
 __global__ void __launch_bounds__(conv_threads, 3) forward_kernel(CausalConv1d args, int width) {
   using S = Compute<T>;
   const Place place(args, width);
   S* const tile = dynamic_shared<S>();
   load_inputs<T>(args, place, place.begin - args.span(), place.end, tile);
-  const Filter<T, S, K> filter(args, place);
+  const Filter<T, S, K, packed> filter(args, place);
   __syncthreads();
   if (!place.inside) return;
 
@@ -134,7 +149,8 @@ __global__ void __launch_bounds__(conv_threads, 3) forward_kernel(CausalConv1d a
   T* const y = line<T>(args.y, place);
   GMFAST_UNROLL_BY(4)
   for (int64_t time = place.begin + place.row; time < place.end; time += place.rows) {
-    const S z = filter.linear(tile + (time - place.begin) * width + place.lane, distance);
+    const S z = filter.linear(tile + (time - place.begin) * width + place.lane, distance, time,
+                              filter.sequence(time));
     store(y + time * args.y.pixel_stride, args.silu ? silu(z) : z);
   }
 }
@@ -165,8 +181,8 @@ GMFAST_DEVICE void sum_over_rows(const Place& place, S (&values)[count], const W
   }
 }
 
-template <class T, int K>
-__global__ void __launch_bounds__(conv_threads)
+template <class T, int K, bool packed>
+__global__ void __launch_bounds__(conv_threads, packed ? 2 : 0)
     backward_kernel(CausalConv1dBackward backward, int width) {
   using S = Compute<T>;
   const CausalConv1d& args = backward.forward;
@@ -177,7 +193,7 @@ __global__ void __launch_bounds__(conv_threads)
   S* const x = dynamic_shared<S>();
   S* const g = x + (steps + 2 * span) * width;
   load_inputs<T>(args, place, place.begin - span, last, x);
-  const Filter<T, S, K> filter(args, place);
+  const Filter<T, S, K, packed> filter(args, place);
   __syncthreads();
 
   // The gradient by the convolution's value: zero before, where no output is this block's concern,
@@ -194,13 +210,16 @@ __global__ void __launch_bounds__(conv_threads)
     for (int64_t time = place.begin + place.row; time < place.end + span; time += place.rows) {
       const int64_t at = (time - place.begin) * width + place.lane;
       S grad = 0;
-      if (time < last) {
+      const int64_t own = filter.sequence(time);
+      if (time < last && own >= 0) {
         grad = load<S>(grad_y + time * args.y.pixel_stride);
-        if (args.silu) grad *= silu_derivative(filter.linear(x + at, distance));
+        if (args.silu) grad *= silu_derivative(filter.linear(x + at, distance, time, own));
         if (K > 0 && time < place.end) {
           GMFAST_UNROLL
           for (int j = 0; j < K; ++j) {
-            if (j < filter.taps) sums[j] = fma(grad, x[at + j * distance], sums[j]);
+            if (j < filter.taps && filter.sees(j, time, own)) {
+              sums[j] = fma(grad, x[at + j * distance], sums[j]);
+            }
           }
           sums[sums_at_once - 1] += grad;
         }
@@ -213,8 +232,12 @@ __global__ void __launch_bounds__(conv_threads)
   if (place.inside) {
     const auto by_input = [&](int64_t time) {
       const S* from = g + (time - place.begin + 2 * span) * width + place.lane;
+      const int64_t own = filter.sequence(time);
       S sum = 0;
-      filter.for_each([&](int j, S tap) { sum = fma(tap, from[-j * distance], sum); });
+      filter.for_each([&](int j, S tap) {
+        const int64_t output = time + span - j * args.dilation;
+        if (!packed || filter.sequence(output) == own) sum = fma(tap, from[-j * distance], sum);
+      });
       return sum;
     };
     if (backward.grad_state.data && place.begin == 0) {
@@ -253,6 +276,8 @@ __global__ void __launch_bounds__(conv_threads)
       if (place.inside) {
         for (int64_t time = place.row; time < steps; time += place.rows) {
           const int64_t at = time * width + place.lane;
+          const int64_t output = place.begin + time;
+          if (packed && j < args.taps && !filter.sees(j, output, filter.sequence(output))) continue;
           const S by = j < args.taps ? x[at + j * distance] : S(1);
           sum[0] = fma(g[at + span * width], by, sum[0]);
         }
@@ -275,21 +300,24 @@ __global__ void __launch_bounds__(total_threads) total_kernel(CausalConv1dBackwa
   double sum = 0;
   for (int64_t i = thread_index(); i < columns; i += total_threads) sum += row[i];
   sum = block_sum<total_threads>(sum);
-  void* const total = j < taps ? backward.grad_weight : backward.grad_bias;
-  if (total && thread_index() == 0) {
-    store(static_cast<T*>(total) + (j < taps ? channel * taps + j : channel), S(sum));
+  const Weights& total = j < taps ? backward.grad_weight : backward.grad_bias;
+  if (total.data && thread_index() == 0) {
+    store_weight<T>(total, j < taps ? channel * taps + j : channel, S(sum));
   }
 }
 
-// Calls body(type, K) for the arguments' dtype and taps.
+// Calls body(type, K, packed) for the arguments' dtype and taps, and whether sequences are packed.
 template <class Body>
 void with_kernel(const CausalConv1d& args, const Body& body) {
   with_type<double>(args.dtype, [&](auto* type) {
-    if (args.taps <= few_taps) {
-      body(type, std::integral_constant<int, few_taps>{});
-    } else {
-      body(type, std::integral_constant<int, 0>{});
-    }
+    const auto of_taps = [&](auto packed) {
+      if (args.taps <= few_taps) {
+        body(type, std::integral_constant<int, few_taps>{}, packed);
+      } else {
+        body(type, std::integral_constant<int, 0>{}, packed);
+      }
+    };
+    args.packed() ? of_taps(std::true_type{}) : of_taps(std::false_type{});
   });
 }
 
@@ -298,10 +326,10 @@ void with_kernel(const CausalConv1d& args, const Body& body) {
 void causal_conv1d_cuda(const CausalConv1d& args, void* stream) {
   const int width = tile_width(args);
   const int64_t times = std::min(args.steps(), args.length) + args.span();
-  with_kernel(args, [&](auto* type, auto K) {
+  with_kernel(args, [&](auto* type, auto K, auto packed) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch(forward_kernel<T, decltype(K)::value>, blocks_of(args, width), conv_threads,
-           times * width * sizeof(Compute<T>), stream, args, width);
+    launch(forward_kernel<T, decltype(K)::value, decltype(packed)::value>, blocks_of(args, width),
+           conv_threads, times * width * sizeof(Compute<T>), stream, args, width);
   });
 }
 
@@ -309,10 +337,11 @@ void causal_conv1d_backward_cuda(const CausalConv1dBackward& args, void* stream)
   const int width = tile_width(args.forward);
   const int64_t times =
       std::min(args.forward.steps(), args.forward.length) + 2 * args.forward.span();
-  with_kernel(args.forward, [&](auto* type, auto K) {
+  with_kernel(args.forward, [&](auto* type, auto K, auto packed) {
     using T = std::remove_pointer_t<decltype(type)>;
-    launch(backward_kernel<T, decltype(K)::value>, blocks_of(args.forward, width), conv_threads,
-           2 * times * width * sizeof(Compute<T>), stream, args, width);
+    launch(backward_kernel<T, decltype(K)::value, decltype(packed)::value>,
+           blocks_of(args.forward, width), conv_threads, 2 * times * width * sizeof(Compute<T>),
+           stream, args, width);
     if (args.partial_sums) launch(total_kernel<T>, args.rows(), total_threads, 0, stream, args);
   });
 }

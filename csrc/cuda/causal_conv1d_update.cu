@@ -14,24 +14,24 @@ constexpr int64_t longest_of_one_thread = 16;
 constexpr int held = 4;
 
 int group_of(const CausalConv1dStreams& args) {
-  return args.span() <= longest_of_one_thread ? 1 : warp_size;
+  const int64_t moved = args.seen.data ? args.length : args.entries;
+  return moved <= longest_of_one_thread ? 1 : warp_size;
 }
 
 // A channel's state followed by its new inputs.
 template <class T>
 struct Stream {
-  int64_t sample, channel, span;
+  const CausalConv1dStreams& args;
+  int64_t sample, channel;
   const T* x;
   T* state = nullptr;  // null where it is not to be touched
-  int64_t x_stride, state_stride;
+  int64_t oldest = 0;
   bool inside;
 
   GMFAST_DEVICE Stream(const CausalConv1dStreams& args, int64_t index)
-      : sample(index / args.channels),
+      : args(args),
+        sample(index / args.channels),
         channel(index % args.channels),
-        span(args.span()),
-        x_stride(args.x.pixel_stride),
-        state_stride(args.state.pixel_stride),
         inside(index < args.batch * args.channels) {
     const int64_t row = inside ? args.row(sample) : -1;
     if (row < 0 || row >= args.rows) return;
@@ -39,15 +39,25 @@ struct Stream {
         channel * args.x.channel_stride;
     state = static_cast<T*>(args.state.data) + row * args.state.batch_stride +
             channel * args.state.channel_stride;
+    oldest = args.oldest(sample);
   }
 
-  GMFAST_DEVICE T at(int64_t index) const {
-    return index < span ? state[index * state_stride] : x[(index - span) * x_stride];
+  GMFAST_DEVICE T& entry(int64_t age) const {
+    return state[circular_entry(oldest, age, args.entries) * args.state.pixel_stride];
+  }
+  // The input that came `age` after the state's oldest.
+  GMFAST_DEVICE T at(int64_t age) const {
+    return age < args.entries ? entry(age) : x[(age - args.entries) * args.x.pixel_stride];
+  }
+  // What tap j of the output at a new time step sees.
+  GMFAST_DEVICE T input(int64_t time, int64_t j) const {
+    return at(args.entries - args.span() + time + j * args.dilation);
   }
 };
 
 // Calls output(stream, time) for the outputs of all streams, then makes the states their last
-// inputs. `group` threads share a channel.
+// inputs. `group` threads share a channel. A state that shifts is rewritten as a whole, of a
+// circular one the new inputs' entries alone.
 template <class T, class Output>
 GMFAST_DEVICE void advance(const CausalConv1dStreams& args, int group, const Output& output) {
   const int lane = thread_index() % group;
@@ -55,18 +65,26 @@ GMFAST_DEVICE void advance(const CausalConv1dStreams& args, int group, const Out
   if (stream.inside) {
     for (int64_t time = lane; time < args.length; time += group) output(stream, time);
   }
-  for (int64_t first = lane; first - lane < stream.span; first += held * group) {
+  if (args.seen.data) {
+    __syncthreads();  // all has been read that is overwritten now
+    const int64_t begin = args.length > args.entries ? args.length - args.entries : 0;
+    for (int64_t time = begin + lane; stream.state && time < args.length; time += group) {
+      stream.entry(time % args.entries) = stream.at(args.entries + time);
+    }
+    return;
+  }
+  for (int64_t first = lane; first - lane < args.entries; first += held * group) {
     T kept[held];
     GMFAST_UNROLL
     for (int i = 0; i < held; ++i) {
       const int64_t index = first + i * group;
-      if (stream.state && index < stream.span) kept[i] = stream.at(index + args.length);
+      if (stream.state && index < args.entries) kept[i] = stream.at(index + args.length);
     }
-    __syncthreads();  // all has been read that is overwritten now
+    __syncthreads();  // as above
     GMFAST_UNROLL
     for (int i = 0; i < held; ++i) {
       const int64_t index = first + i * group;
-      if (stream.state && index < stream.span) stream.state[index * stream.state_stride] = kept[i];
+      if (stream.state && index < args.entries) stream.entry(index) = kept[i];
     }
   }
 }
@@ -79,12 +97,11 @@ __global__ void __launch_bounds__(stream_threads, 6)
     S z = 0;
     if (stream.state) {
       const int64_t taps = args.streams.taps;
-      const T* const weight = static_cast<const T*>(args.weight) + stream.channel * taps;
-      if (args.bias) z = load<S>(static_cast<const T*>(args.bias) + stream.channel);
+      if (args.bias.data) z = load_weight<T>(args.bias, stream.channel);
       GMFAST_UNROLL_BY(4)
       for (int64_t j = 0; j < taps; ++j) {
-        const T in = stream.at(time + j * args.streams.dilation);
-        z = fma(load<S>(weight + j), load<S>(&in), z);
+        const T in = stream.input(time, j);
+        z = fma(load_weight<T>(args.weight, stream.channel * taps + j), load<S>(&in), z);
       }
       if (args.silu) z = silu(z);
     }
@@ -104,7 +121,7 @@ __global__ void __launch_bounds__(stream_threads, 6)
         ((stream.sample * args.streams.length + time) * args.streams.channels + stream.channel) *
             taps;
     for (int64_t j = 0; j < taps; ++j) {
-      to[j] = stream.state ? stream.at(time + j * args.streams.dilation) : T{};
+      to[j] = stream.state ? stream.input(time, j) : T{};
     }
   });
 }

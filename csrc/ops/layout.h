@@ -11,7 +11,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "../common/indices.h"
 #include "../common/tensor.h"
+#include "../common/weights.h"
 #include "error.h"
 
 namespace gmfast {
@@ -203,6 +205,26 @@ inline void check_operand(const char* name, const Tensor& tensor, const Tensor& 
                       compute_dtype(compute, dtype_of(tensor)) == compute &&
                       same_device(tensor, like),
                   name, ": expected another shape, dtype or device");
+}
+
+// A contiguous weight or bias beside tensors like another.
+inline Weights weights_of(const char* name, const Tensor& tensor, const Tensor& like,
+                          const Sizes& sizes) {
+  const ScalarType wide = scalar_type(compute_dtype(dtype_of(like)));
+  STD_TORCH_CHECK(sizes_of(tensor) == sizes && same_device(tensor, like) &&
+                      (tensor.scalar_type() == like.scalar_type() || tensor.scalar_type() == wide),
+                  name, ": expected another shape, dtype or device");
+  return {tensor.data_ptr(), tensor.scalar_type() == wide};
+}
+
+inline Indices indices_of(const char* name, const Tensor& tensor, const Tensor& like,
+                          const Sizes& sizes) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(sizes_of(tensor) == sizes && same_device(tensor, like) &&
+                      (type == ScalarType::Long || type == ScalarType::Int),
+                  name, ": expected another shape or device, or neither int32 nor int64");
+  return {tensor.data_ptr(), type == ScalarType::Long, tensor.stride(0),
+          sizes.size() > 1 ? tensor.stride(1) : 0};
 }
 
 }  // namespace gmfast

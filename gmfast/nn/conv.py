@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import functional as GF
 from .._conv_mask import conv_mask
-from ..ops.causal_conv1d import ACTIVATIONS
+from ..ops.causal_conv1d import ACTIVATIONS, SYNONYMS
 
 
 @dataclass
@@ -185,6 +185,7 @@ class CausalConv1d(nn.Conv1d):
             )
         if padding_mode != "zeros":
             raise ValueError(f'padding_mode: expected "zeros", got {padding_mode!r}')
+        activation = SYNONYMS.get(activation, activation) if isinstance(activation, str) else activation
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected None, 'silu' or 'gated', got {activation!r}")
         if activation == "gated" and out_channels % 2:
@@ -192,7 +193,13 @@ class CausalConv1d(nn.Conv1d):
         self.activation = activation
 
     def forward(
-        self, x: Tensor, initial_state: Tensor | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        initial_state: Tensor | None = None,
+        return_state: bool = False,
+        *,
+        seq_idx: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Convolve `x (B, C, T)`, as `gmfast.functional.causal_conv1d`.
 
@@ -200,6 +207,8 @@ class CausalConv1d(nn.Conv1d):
             x: the input.
             initial_state: of the samples before the first, as `init_state`; None: zeros.
             return_state: whether to return the state behind the last sample too.
+            seq_idx: (B, T), the sequence of each input, of several packed one behind the other.
+            lengths: (B,), the true lengths of a right-padded batch.
         """
         return GF.causal_conv1d(
             x,
@@ -210,14 +219,19 @@ class CausalConv1d(nn.Conv1d):
             activation=self.activation,
             initial_state=initial_state,
             return_state=return_state,
+            seq_idx=seq_idx,
+            lengths=lengths,
         )
 
     def init_state(self, batch: int) -> Tensor:
         """Return the state before the first sample, (B, C, (k-1)*dilation) zeros."""
         return self.weight.new_zeros(batch, self.in_channels, (self.kernel_size[0] - 1) * self.dilation[0])
 
-    def step(self, x: Tensor, state: Tensor) -> Tensor:
-        """Compute the output for the next sample `x` (B, C), or several (B, C, L); `state` is updated."""
+    def step(self, x: Tensor, state: Tensor, *, cache_seqlens: Tensor | None = None) -> Tensor:
+        """Compute the output for the next sample `x` (B, C), or several (B, C, L); `state` is updated.
+
+        With `cache_seqlens` (B,), the number of samples that came before, the state is a circular buffer.
+        """
         return GF.causal_conv1d_update(
             x,
             state,
@@ -226,6 +240,7 @@ class CausalConv1d(nn.Conv1d):
             dilation=self.dilation[0],
             groups=self.groups,
             activation=self.activation,
+            cache_seqlens=cache_seqlens,
         )
 
     def extra_repr(self) -> str:

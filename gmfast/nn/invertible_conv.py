@@ -120,13 +120,17 @@ class InvertibleConv1x1(Transform):
         """Multiply the channels of `z` by the inverse of W."""
         _check.channels("z", z, self.channels)
         with torch.autocast(z.device.type, enabled=False):
-            return self._apply_matrix(self._cached_inverse(z.dtype), z), -self._log_det(z)
+            weight = self._cached_inverse(torch.promote_types(z.dtype, torch.float32))
+            return self._apply_matrix(weight, z), -self._log_det(z)
 
     def _log_det(self, x: Tensor) -> Tensor:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         return (self.log_abs_det() * x.shape[2:].numel()).to(dtype).expand(len(x))
 
     def _apply_matrix(self, weight: Tensor, x: Tensor) -> Tensor:
+        if x.dtype in (torch.float16, torch.bfloat16):
+            # A matrix and its inverse that are both rounded to halves are not each other's inverse.
+            return self._apply_matrix(weight, x.float()).to(x.dtype)
         weight = weight.to(x.dtype)
         last = x.movedim(1, -1)
         if x.dim() == 2 or last.is_contiguous():  # channels_last: the result is laid out alike

@@ -13,14 +13,31 @@ def compute_dtype(*tensors):
 
 def convolution_dtype(x):
     """x's dtype, or under autocast the one that it prescribes, but for float64."""
+    return torch.get_autocast_dtype(x.device.type) if _is_autocast(x) else x.dtype
+
+
+def _is_autocast(x):
     device = x.device.type
-    if x.dtype == torch.float64 or device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
-        return x.dtype
-    return torch.get_autocast_dtype(device)
+    return x.dtype != torch.float64 and device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def cast(dtype, *tensors):
     return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
+
+
+def cast_parameters(x, *parameters):
+    """Weights and biases beside x, none rounded: in x's dtype, or in the one that x is computed in."""
+    dtype = x.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return [t if t is None or t.dtype in (dtype, wide) else t.to(wide) for t in parameters]
+
+
+def cast_for_convolution(x, weight, bias):
+    """As autocast prescribes where it is on, else x as it is, and parameters that are not rounded."""
+    dtype = convolution_dtype(x)
+    if _is_autocast(x):
+        return cast(dtype, x, weight, bias)
+    return [x, *cast_parameters(x, weight, bias)]
 
 
 def empty_as(tensor, shape, dtype=None):

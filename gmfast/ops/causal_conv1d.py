@@ -5,11 +5,20 @@ import torch.nn.functional as F
 
 from .. import _check, reference
 from .._library import has_kernel, operator
-from ._layout import cast, compute_dtype, convolution_dtype, empty_as
+from ._layout import (
+    cast,
+    cast_for_convolution,
+    cast_parameters,
+    compute_dtype,
+    convolution_dtype,
+    empty_as,
+)
 from .gated_activation import gated_activation
 from .masked_conv2d import Geometry, convolve
 
 ACTIVATIONS = (None, "silu", "gated")
+#: causal-conv1d's other name for SiLU.
+SYNONYMS = {"swish": "silu"}
 #: The depthwise kernel keeps what lies between the first tap and the last in the cache.
 LONGEST_SPAN = 1024
 
@@ -24,6 +33,9 @@ def causal_conv1d(
     activation=None,
     initial_state=None,
     return_state=False,
+    seq_idx=None,
+    lengths=None,
+    final_states_out=None,
 ):
     """A convolution along time that never looks ahead, with its bias and activation.
 
@@ -33,16 +45,26 @@ def causal_conv1d(
 
     Args:
         x: floating, (B, C, T).
-        weight: (O, C/groups, k); the last tap is that of the current time.
+        weight: (O, C/groups, k); the last tap is that of the current time. Depthwise also (O, k).
         bias: (O,) or None.
         dilation: time steps from one tap to the next.
         groups: C is depthwise, in one pass over memory; then O is usually C.
-        activation: None, "silu", or "gated": tanh of the first half of the channels times sigmoid of the
-            second, O/2 channels out (`gated_activation`).
+        activation: None, "silu" (or "swish"), or "gated": tanh of the first half of the channels times
+            sigmoid of the second, O/2 channels out (`gated_activation`).
         initial_state: (B, C, (k-1)*dilation), what came before x, oldest first. None: zeros.
         return_state: also return the state after x, a tensor of its own.
+        seq_idx: int32 or int64, (B, T): the sequence that each input belongs to, of several packed one behind
+            the other. Taps do not reach into another sequence; the initial state continues the first one, and
+            in the state returned inputs of other sequences than the last are zeros. Where it is negative
+            there is padding, and the output is 0.
+        lengths: int32 or int64, (B,), from 0 to T: the true lengths of a right-padded batch. Outputs beyond
+            are 0, whatever x has there, and its gradient is 0; the state is that at a sample's length. On a
+            GPU, which is not waited for, lengths beyond the range count as the nearest within it.
+        final_states_out: a tensor that the state is written to and that is returned for it.
 
-    Weight, bias and initial_state are cast to x's dtype; under autocast all are cast as `F.conv1d`'s are.
+    initial_state is cast to x's dtype. Weight and bias may be float32 beside a half-precision x; neither they
+    nor their gradients are rounded then. Under autocast all are cast as `F.conv1d`'s are, but a depthwise
+    convolution of an x that is half-precision already keeps float32 parameters.
 
     Returns:
         y (B, O, T) in x's dtype, or (y, state). Differentiable to any order.
@@ -56,27 +78,50 @@ def causal_conv1d(
         y = F.conv1d(padded, weight, bias, dilation=dilation, groups=groups)
         y = F.silu(y)                                    # or gated_activation(y)
         state = padded[:, :, T:]
+
+    With `seq_idx`, the same of each sequence alone; with `lengths`, of `x[i, :, :lengths[i]]`.
     """
     if not isinstance(x, torch.Tensor) or x.dim() != 3:
         _check.floating("x", x)
         raise ValueError(f"x: expected shape (B, C, T), got {tuple(x.shape)}")
-    check(x, weight, bias, dilation, groups, activation)
+    weight, activation = check(x, weight, bias, dilation, groups, activation)
+    batch, channels, length = x.shape
     span = (weight.shape[2] - 1) * dilation
     if initial_state is not None:
-        check_state("initial_state", initial_state, (*x.shape[:2], span))
-    x, weight, bias, initial_state = cast(convolution_dtype(x), x, weight, bias, initial_state)
-    if is_depthwise(weight, groups) and span <= LONGEST_SPAN:
-        y = _depthwise(x, weight, bias, dilation, activation, initial_state)
+        check_state("initial_state", initial_state, (batch, channels, span))
+    if seq_idx is not None:
+        _check.indices("seq_idx", seq_idx, (batch, length))
+    if lengths is not None:
+        _check.indices("lengths", lengths, (batch,))
+        _check.values("lengths", lengths, 0, length)
+    if final_states_out is not None:
+        check_state("final_states_out", final_states_out, (batch, channels, span))
+        if not return_state:
+            raise ValueError("final_states_out: expected return_state=True beside it, got False")
+    if (seq_idx is not None or lengths is not None) and length == 0:
+        seq_idx = lengths = None
+    depthwise = is_depthwise(weight, groups) and span <= LONGEST_SPAN
+    if depthwise and convolution_dtype(x) == x.dtype:
+        weight, bias = cast_parameters(x, weight, bias)
     else:
-        y = _dense(x, weight, bias, dilation, groups, activation, initial_state)
-    return (y, _final_state(x, initial_state, span)) if return_state else y
+        x, weight, bias = cast_for_convolution(x, weight, bias)
+    if initial_state is not None and initial_state.dtype != x.dtype:
+        initial_state = initial_state.to(x.dtype)
+    if depthwise:
+        y = _depthwise(x, weight, bias, dilation, activation, initial_state, seq_idx, lengths)
+    else:
+        y = _dense(x, weight, bias, dilation, groups, activation, initial_state, seq_idx, lengths)
+    if not return_state:
+        return y
+    state = _final_state(x, initial_state, span, seq_idx, lengths)
+    return y, state if final_states_out is None else final_states_out.copy_(state)
 
 
 # ---- Arguments, for causal_conv1d_update too ---------------------------------------------------------
 
 
 def check(x, weight, bias, dilation, groups, activation):
-    """Raises for what x (B, C, ...) cannot be convolved with."""
+    """Raises for what x (B, C, ...) cannot be convolved with; returns weight (O, C/groups, k), activation."""
     _check.floating("x", x)
     _check.floating("weight", weight)
     for name, value in (("dilation", dilation), ("groups", groups)):
@@ -84,10 +129,14 @@ def check(x, weight, bias, dilation, groups, activation):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if activation not in ACTIVATIONS:
+        if isinstance(activation, str) and activation in SYNONYMS:
+            return check(x, weight, bias, dilation, groups, SYNONYMS[activation])
         _check.one_of("activation", activation, ACTIVATIONS)
     channels = x.shape[1]
     if channels % groups:
         raise ValueError(f"groups: expected a divisor of x's {channels} channels, got {groups}")
+    if weight.dim() == 2 and channels == groups:
+        weight = weight.unsqueeze(1)
     if weight.dim() != 3 or weight.shape[1] != channels // groups or weight.shape[2] < 1:
         raise ValueError(f"weight: expected shape (O, {channels // groups}, k), got {tuple(weight.shape)}")
     multiple = 2 if activation == "gated" else 1
@@ -98,6 +147,7 @@ def check(x, weight, bias, dilation, groups, activation):
         _check.floating("bias", bias)
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"bias: expected shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    return weight, activation
 
 
 def check_state(name, state, expected):
@@ -119,30 +169,80 @@ def activate(y, activation):
 # ---- The ways to compute it --------------------------------------------------------------------------
 
 
-def _depthwise(x, weight, bias, dilation, activation, initial_state):
+def _depthwise(x, weight, bias, dilation, activation, initial_state, seq_idx, lengths):
     silu = activation == "silu"
-    if not has_kernel(*(t for t in (x, weight, bias, initial_state) if t is not None)):
-        *tensors, state = cast(compute_dtype(x), x, weight, bias, initial_state)
+    tensors = (x, weight, bias, initial_state, seq_idx, lengths)
+    if not has_kernel(*(t for t in tensors if t is not None)):
+        *inputs, state = cast(compute_dtype(x), *tensors[:4])
         options = {"dilation": dilation, "groups": x.shape[1], "activation": "silu" if silu else None}
-        y = reference.causal_conv1d(*tensors, **options, initial_state=state).to(x.dtype)
+        options |= {"initial_state": state, "seq_idx": seq_idx, "lengths": lengths}
+        y = reference.causal_conv1d(*inputs, **options).to(x.dtype)
     else:
-        y = _forward(x, weight, bias, initial_state, dilation, silu)
+        y = _forward(x, weight, bias, initial_state, dilation, silu, seq_idx, lengths)
     return gated_activation(y) if activation == "gated" else y
 
 
-def _dense(x, weight, bias, dilation, groups, activation, initial_state):
+def _dense(x, weight, bias, dilation, groups, activation, initial_state, seq_idx, lengths):
     """As a masked convolution of images of one row, whose kernel of 2k - 1 columns has k live ones."""
     taps, left = weight.shape[2], 0
+    sequence = _sequence(x, seq_idx, lengths)
+    if sequence is not None:
+        present = (sequence >= 0)[:, None]
+        x = torch.where(present, x, 0.0)  # 0 times an infinite input beyond a length would be a NaN
+    if seq_idx is not None:  # the inputs under each tap as channels of a convolution of one tap
+        batch, channels, length = x.shape
+        window = torch.stack(_under_taps(x, initial_state, taps, dilation, sequence), 2)
+        x, taps, initial_state = window.reshape(batch, channels * taps, length), 1, None
+        weight = weight.flatten(1).unsqueeze(2)
     if initial_state is not None:
         x, left = torch.cat([initial_state, x], 2), initial_state.shape[2]
     geometry = Geometry(2 * taps - 1, True, column_dilation=dilation, groups=groups, left=left)
     y = convolve(x.unsqueeze(2), weight.unsqueeze(2), bias, geometry)
-    return activate(y.squeeze(2), activation)
+    y = activate(y.squeeze(2), activation)
+    return y if sequence is None else torch.where(present, y, 0.0)
 
 
-def _final_state(x, initial_state, span):
-    """The last `span` of initial_state and x."""
+def _sequence(x, seq_idx, lengths):
+    """The sequence (B, T) of each input, negative for padding; None where there is one without padding."""
+    if lengths is None:
+        return seq_idx
+    inside = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
+    return torch.where(inside, 0 if seq_idx is None else seq_idx, -1)
+
+
+def _under_taps(x, initial_state, taps, dilation, sequence):
+    """The inputs that each output has under a tap, (B, C, T) a tap; zeros for those of another sequence."""
+    span, length = (taps - 1) * dilation, x.shape[2]
+    if initial_state is None:
+        initial_state = x.new_zeros(*x.shape[:2], span)
+    padded = torch.cat([initial_state, x], 2)
+    inputs = [padded.narrow(2, tap * dilation, length) for tap in range(taps)]
+    if sequence is None:
+        return inputs
+    of_input = torch.cat([sequence[:, :1].expand(-1, span), sequence], 1)
+    seen = [of_input.narrow(1, tap * dilation, length) == sequence for tap in range(taps)]
+    return [torch.where(s[:, None], i, 0.0) for s, i in zip(seen, inputs, strict=True)]
+
+
+def _final_state(x, initial_state, span, seq_idx, lengths):
+    """The last `span` of initial_state and x, to a sample's length, in its last sequence."""
     length = x.shape[2]
+    if seq_idx is not None or lengths is not None:
+        end = torch.full_like(seq_idx[:, 0], length) if lengths is None else lengths.clamp(0, length)
+        end = end.long()[:, None]
+        time = end + torch.arange(-span, 0, device=x.device)
+        within = time.clamp(min=0)
+        state = x.gather(2, within[:, None].expand(-1, x.shape[1], -1))
+        before = 0.0
+        if initial_state is not None:
+            index = (time + span).clamp(max=span - 1)[:, None]
+            before = initial_state.gather(2, index.expand(-1, x.shape[1], -1))
+        state = torch.where((time < 0)[:, None], before, state)
+        if seq_idx is None:
+            return state
+        last = seq_idx.gather(1, (end - 1).clamp(min=0))
+        same = (seq_idx.gather(1, within) == last) & (last >= 0)
+        return torch.where(same[:, None], state, 0.0)
     if length >= span:
         return x[:, :, length - span :].clone()
     if initial_state is None:
@@ -153,54 +253,55 @@ def _final_state(x, initial_state, span):
 # ---- The depthwise operator --------------------------------------------------------------------------
 
 
-def _plain(x, weight, bias, initial_state, dilation, silu):
+def _plain(x, weight, bias, initial_state, dilation, silu, seq_idx=None, lengths=None):
     """Tap by tap: torch 2.11's convolution has no second derivative for sizes that a compiler leaves open."""
-    length, taps = x.shape[2], weight.shape[2]
-    if initial_state is None:
-        initial_state = x.new_zeros(*x.shape[:2], (taps - 1) * dilation)
-    padded = torch.cat([initial_state, x], 2)
-    y = sum(weight[:, :, tap] * padded[:, :, tap * dilation :][:, :, :length] for tap in range(taps))
+    dtype = x.dtype
+    x, weight, bias, initial_state = cast(compute_dtype(x), x, weight, bias, initial_state)
+    sequence = _sequence(x, seq_idx, lengths)
+    inputs = _under_taps(x, initial_state, weight.shape[2], dilation, sequence)
+    y = sum(weight[:, :, tap] * part for tap, part in enumerate(inputs))
     y = y if bias is None else y + bias[:, None]
-    return F.silu(y) if silu else y
+    y = F.silu(y) if silu else y
+    return (y if sequence is None else torch.where((sequence >= 0)[:, None], y, 0.0)).to(dtype)
 
 
-def _fake(x, weight, bias, initial_state, dilation, silu):
+def _fake(x, weight, bias, initial_state, dilation, silu, seq_idx=None, lengths=None):
     return empty_as(x, x.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.dilation, ctx.silu = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.dilation, ctx.silu = inputs[4:6]
+    ctx.save_for_backward(*inputs[:4], *inputs[6:])
 
 
 def _backward(ctx, grad):
-    tensors = ctx.saved_tensors
+    x, weight, bias, initial_state, *indices = ctx.saved_tensors
     needed = ctx.needs_input_grad
     # In the order of the operator's results: x, weight, bias, initial_state.
-    grads = _gradient(grad, *tensors, ctx.dilation, ctx.silu, *needed[:4])
-    return *(g if need else None for g, need in zip(grads, needed, strict=False)), None, None
+    grads = _gradient(grad, x, weight, bias, initial_state, ctx.dilation, ctx.silu, *needed[:4], *indices)
+    return *(g if need else None for g, need in zip(grads, needed, strict=False)), *([None] * 4)
 
 
 def _gradient_fake(grad, x, weight, bias, initial_state, dilation, silu, *wanted):
-    want_x, want_weight, want_bias, want_state = wanted
+    want_x, want_weight, want_bias, want_state = wanted[:4]
     state = (*x.shape[:2], (weight.shape[2] - 1) * dilation)
     return (
         empty_as(x, x.shape if want_x else (0,)),
-        x.new_empty(weight.shape if want_weight else (0,)),
-        x.new_empty(x.shape[1:2] if want_bias else (0,)),
+        weight.new_empty(weight.shape if want_weight else (0,)),
+        (weight if bias is None else bias).new_empty(x.shape[1:2] if want_bias else (0,)),
         empty_as(x, state if want_state else (0,)),
     )
 
 
 def _gradient_setup_context(ctx, inputs, output):
-    grad, *tensors = inputs[:5]
-    ctx.options, ctx.wanted = inputs[5:7], inputs[7:]
-    ctx.save_for_backward(grad, *tensors)
+    ctx.options, ctx.wanted = inputs[5:7], inputs[7:11]
+    ctx.save_for_backward(*inputs[:5], *inputs[11:])
 
 
 def _gradient_backward(ctx, *grads):
     """Second derivatives, by way of plain PyTorch."""
     higher = torch.is_grad_enabled()
+    tensors, indices = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
     with torch.enable_grad():
         # Views, so that what is differentiated is a non-leaf whatever was saved.
         differentiated = (ctx.needs_input_grad[0], *ctx.wanted)
@@ -210,12 +311,12 @@ def _gradient_backward(ctx, *grads):
             else t.detach().requires_grad_()
             if t is not None and own
             else t
-            for t, own in zip(ctx.saved_tensors, differentiated, strict=True)
+            for t, own in zip(tensors, differentiated, strict=True)
         ]
         grad, *tensors = saved
         wanted = [t for t, want in zip(tensors, ctx.wanted, strict=True) if want]
         given = [g for want, g in zip(ctx.wanted, grads, strict=True) if want]
-        first = torch.autograd.grad(_plain(*tensors, *ctx.options), wanted, grad, create_graph=True)
+        first = torch.autograd.grad(_plain(*tensors, *ctx.options, *indices), wanted, grad, create_graph=True)
         needed = [t is not None and need for t, need in zip(saved, ctx.needs_input_grad, strict=False)]
         again = torch.autograd.grad(
             first,
@@ -225,7 +326,7 @@ def _gradient_backward(ctx, *grads):
             allow_unused=True,
         )
     again = iter(again)
-    return *(next(again) if need else None for need in needed), *([None] * 6)
+    return *(next(again) if need else None for need in needed), *([None] * 8)
 
 
 _forward = operator("causal_conv1d", fake=_fake, setup_context=_setup_context, backward=_backward)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from .. import _check, reference
 from .._library import has_kernel, operator
-from ._layout import cast, compute_dtype, convolution_dtype, empty_as
+from ._layout import cast, cast_parameters, compute_dtype, convolution_dtype, empty_as
 from .causal_conv1d import activate, check, is_depthwise
 from .gated_activation import gated_activation
 
@@ -15,7 +15,16 @@ SAMPLES_TOGETHER = 64
 
 @torch.no_grad()
 def causal_conv1d_update(
-    x, state, weight, bias=None, *, dilation=1, groups=1, activation=None, state_indices=None
+    x,
+    state,
+    weight,
+    bias=None,
+    *,
+    dilation=1,
+    groups=1,
+    activation=None,
+    state_indices=None,
+    cache_seqlens=None,
 ):
     """`causal_conv1d` continued by a few samples, its state updated in place.
 
@@ -25,14 +34,17 @@ def causal_conv1d_update(
 
     Args:
         x: floating, (B, C), or (B, C, L) for L samples at once.
-        state: (B, C, (k-1)*dilation), the last inputs, oldest first; of any strides, such as a slice of a
-            larger buffer. With `state_indices` it may have any number of rows.
+        state: (B, C, N), the last N >= (k-1)*dilation inputs, oldest first; of any strides, such as a slice
+            of a larger buffer. With `state_indices` it may have any number of rows.
         weight, bias, dilation, groups, activation: as for `causal_conv1d`.
         state_indices: int32 or int64, (B,): the row of `state` that each sample continues. Where it is
             negative the output is 0 and no row is touched. No row may be named twice. An index beyond the
             state is an error on the CPU; on a GPU, which is not waited for, it touches no row either.
+        cache_seqlens: int32 or int64, (B,): the number of inputs that came before. The state is then a
+            circular buffer, input number i at entry i modulo N, and only the new inputs' entries are written.
 
-    Computed in `state`'s dtype, whatever that of the others; under autocast a dense product in autocast's.
+    Computed in `state`'s dtype, whatever that of x, with parameters as for `causal_conv1d`; under autocast a
+    dense product in autocast's.
 
     Returns:
         (B, O) or (B, O, L) in x's dtype (under autocast in its), O halved by a gate. Not differentiable:
@@ -49,11 +61,15 @@ def causal_conv1d_update(
     if not isinstance(x, torch.Tensor) or x.dim() not in (2, 3):
         _check.floating("x", x)
         raise ValueError(f"x: expected shape (B, C) or (B, C, L), got {tuple(x.shape)}")
-    check(x, weight, bias, dilation, groups, activation)
+    weight, activation = check(x, weight, bias, dilation, groups, activation)
     _check_streams(x, state, (weight.shape[2] - 1) * dilation, state_indices)
+    if cache_seqlens is not None:
+        _check.indices("cache_seqlens", cache_seqlens, x.shape[:1])
     steps = x.unsqueeze(2) if x.dim() == 2 else x
-    steps, weight, bias = cast(state.dtype, steps, weight, bias)
-    if not has_kernel(*(t for t in (steps, state, weight, bias, state_indices) if t is not None)):
+    (steps,) = cast(state.dtype, steps)
+    weight, bias = cast_parameters(steps, weight, bias)
+    tensors = (steps, state, weight, bias, state_indices, cache_seqlens)
+    if not has_kernel(*(t for t in tensors if t is not None)):
         steps, weight, bias = cast(compute_dtype(state), steps, weight, bias)
         y = reference.causal_conv1d_update(
             steps,
@@ -64,15 +80,18 @@ def causal_conv1d_update(
             groups=groups,
             activation=activation,
             state_indices=state_indices,
+            cache_seqlens=cache_seqlens,
         )
     else:
         if not torch.compiler.is_compiling() and not state.is_inference():
             torch.autograd.graph.increment_version(state)  # who saved it for a gradient must find out
         if is_depthwise(weight, groups):
-            y = _update(steps, state, weight, bias, state_indices, dilation, activation == "silu")
+            silu = activation == "silu"
+            y = _update(steps, state, weight, bias, state_indices, dilation, silu, cache_seqlens)
             y = gated_activation(y) if activation == "gated" else y
         else:
-            y = _dense(steps, state, weight, bias, state_indices, dilation, groups, activation)
+            indices = state_indices, cache_seqlens
+            y = _dense(steps, state, weight, bias, indices, dilation, groups, activation)
     return (y.squeeze(2) if x.dim() == 2 else y).to(convolution_dtype(x))
 
 
@@ -80,35 +99,37 @@ def _check_streams(x, state, span, state_indices):
     _check.floating("state", state)
     rows = x.shape[0]
     if state_indices is not None:
-        if not isinstance(state_indices, torch.Tensor):
-            raise TypeError(f"state_indices: expected a torch.Tensor, got {type(state_indices).__name__}")
-        if state_indices.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"state_indices: expected int32 or int64, got {str(state_indices.dtype)[6:]}")
-        if state_indices.shape != x.shape[:1]:
-            raise ValueError(f"state_indices: expected shape ({rows},), got {tuple(state_indices.shape)}")
+        _check.indices("state_indices", state_indices, x.shape[:1])
         rows = "rows"
-        if state_indices.device.type == "cpu" and x.shape[0] and not torch.compiler.is_compiling():
+        if _check.readable(state_indices) and x.shape[0]:
             largest = int(state_indices.max())
             if largest >= state.shape[0]:
                 raise ValueError(f"state_indices: expected less than {state.shape[0]}, got {largest}")
     got = tuple(state.shape)
-    if len(got) != 3 or got[1:] != (x.shape[1], span) or (rows != "rows" and got[0] != rows):
-        raise ValueError(f"state: expected shape ({rows}, {x.shape[1]}, {span}), got {got}")
+    channels = x.shape[1]
+    if len(got) != 3 or got[1] != channels or got[2] < span or (rows != "rows" and got[0] != rows):
+        longer = " (its last size may be larger)"
+        raise ValueError(f"state: expected shape ({rows}, {channels}, {span}), got {got}{longer}")
     if state.numel() and any(
         size > 1 and stride == 0 for size, stride in zip(got, state.stride(), strict=True)
     ):
         raise ValueError("state: expected memory of its own for each element, got an expanded tensor")
 
 
-def _dense(x, state, weight, bias, state_indices, dilation, groups, activation):
+def _dense(x, state, weight, bias, indices, dilation, groups, activation):
     """A product of the weight with the inputs under its taps, gathered for a few samples at once."""
+    state_indices, seen = indices
     if x.shape[2] > SAMPLES_TOGETHER:
-        pieces = x.split(SAMPLES_TOGETHER, 2)
-        options = (state, weight, bias, state_indices, dilation, groups, activation)
-        return torch.cat([_dense(piece, *options) for piece in pieces], 2)
+        outputs, options = [], (dilation, groups, activation)
+        for piece in x.split(SAMPLES_TOGETHER, 2):
+            outputs.append(_dense(piece, state, weight, bias, (state_indices, seen), *options))
+            seen = seen if seen is None else seen + piece.shape[2]
+        return torch.cat(outputs, 2)
     batch, channels, length = x.shape
     taps = weight.shape[2]
-    window = _window(x, state, state_indices, taps, dilation)
+    window = _window(x, state, state_indices, taps, dilation, seen)
+    if any(t is not None and t.dtype != x.dtype for t in (weight, bias)):
+        window, weight, bias = cast(compute_dtype(x), window, weight, bias)
     if groups == 1:
         y = F.linear(window.flatten(2), weight.flatten(1), bias)
     else:
@@ -121,7 +142,7 @@ def _dense(x, state, weight, bias, state_indices, dilation, groups, activation):
 _update = operator("causal_conv1d_update", fake=lambda x, state, *_: empty_as(x, x.shape))
 _window = operator(
     "causal_conv1d_window",
-    fake=lambda x, state, state_indices, taps, dilation: x.new_empty(
+    fake=lambda x, state, state_indices, taps, dilation, cache_seqlens=None: x.new_empty(
         (x.shape[0], x.shape[2], x.shape[1], taps)
     ),
 )

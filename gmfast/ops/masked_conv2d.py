@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from .. import _check
 from .._conv_mask import conv_mask
 from .._library import has_kernel, operator
-from ._layout import cast, convolution_dtype, empty_as
+from ._layout import cast, cast_for_convolution, compute_dtype, empty_as
 
 
 def masked_conv2d(x, weight, bias=None, *, mask_type="B", channel_groups=1, dilation=1):
@@ -21,16 +21,17 @@ def masked_conv2d(x, weight, bias=None, *, mask_type="B", channel_groups=1, dila
         x: floating, (B, I, H, W).
         weight: (O, I, h, w), the full kernel, h and w odd. Masked entries are never read, whatever they
             hold, and get a gradient of exactly zero.
-        bias: (O,) or None. It and the weight are cast to x's dtype.
+        bias: (O,) or None. Beside a half-precision x, it and the weight may be float32: the convolution is
+            then computed in float32, and so are their gradients.
         mask_type: "A" or "B".
         channel_groups: with 3, input and output channels fall into three equal contiguous groups in the
             order R, G, B; at the current pixel a group sees the earlier groups (A), or also itself (B).
         dilation: one int, or two for rows and columns.
 
     Returns:
-        (B, O, H, W) in x's dtype; under autocast in autocast's. Differentiable to any order. The same bits
-        for any number of threads, but where torch's own convolution is faster and used: bfloat16 on a CPU
-        with AMX, and GPUs beyond 4 input channels.
+        (B, O, H, W) in x's dtype; under autocast, which casts all arguments, in autocast's. Differentiable to
+        any order. The same bits for any number of threads, but where torch's own convolution is faster and
+        used: bfloat16 on a CPU with AMX, and GPUs beyond 4 input channels.
 
     Raises:
         ValueError: for shapes and values. TypeError: for dtypes.
@@ -78,7 +79,7 @@ def check(x, weight, bias, mask_type, channel_groups, dilation):
             f"channels, got {channel_groups}"
         )
     down, right = _pair("dilation", dilation)
-    x, weight, bias = cast(convolution_dtype(x), x, weight, bias)
+    x, weight, bias = cast_for_convolution(x, weight, bias)
     return x, weight, bias, Geometry(weight.shape[3], mask_type == "B", channel_groups, down, right)
 
 
@@ -93,6 +94,8 @@ def _pair(name, value):
 
 def convolve(x, weight, bias, geometry):
     """The convolution of arguments that were checked."""
+    if any(t is not None and t.dtype != x.dtype for t in (weight, bias)):
+        return convolve(*cast(compute_dtype(x), x, weight, bias), geometry).to(x.dtype)
     if has_kernel(x, weight, *(() if bias is None else (bias,))) and not _torch_is_faster(weight):
         return _forward(x, weight, bias, *geometry)
     return plain(x, weight, bias, geometry)

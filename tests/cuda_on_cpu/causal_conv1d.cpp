@@ -8,6 +8,17 @@ using namespace gmfast;
 
 namespace {
 
+Weights weights(Cases& cases) {
+  void* data = cases.memory();
+  return {data, data && cases.integer()};
+}
+
+// (batch, columns), contiguous.
+Indices indices(Cases& cases, int64_t columns = 1) {
+  const void* data = cases.memory();
+  return {data, data && cases.integer(), columns, 1};
+}
+
 void run_pass(Cases& cases) {
   CausalConv1dBackward backward;
   CausalConv1d& args = backward.forward;
@@ -21,19 +32,21 @@ void run_pass(Cases& cases) {
   args.x = cases.image();
   args.dtype = args.x.dtype;
   args.initial_state = cases.image();
-  args.weight = cases.memory();
-  args.bias = cases.memory();
+  args.weight = weights(cases);
+  args.bias = weights(cases);
+  args.seq_idx = indices(cases, args.length);
+  args.lengths = indices(cases);
   args.y = cases.image();
   causal_conv1d_cuda(args, nullptr);
 
   args.y = cases.image();
   backward.grad_x = cases.image();
   backward.grad_state = cases.image();
-  backward.grad_weight = cases.memory();
-  backward.grad_bias = cases.memory();
+  backward.grad_weight = weights(cases);
+  backward.grad_bias = weights(cases);
   std::vector<char> partial_sums(backward.rows() * backward.columns() *
                                  (args.dtype == DType::float64 ? 8 : 4));
-  if (backward.grad_weight) backward.partial_sums = partial_sums.data();
+  if (backward.grad_weight.data) backward.partial_sums = partial_sums.data();
   causal_conv1d_backward_cuda(backward, nullptr);
 }
 
@@ -46,13 +59,14 @@ void run_update(Cases& cases) {
   streams.dilation = cases.integer();
   const bool silu = cases.integer();
   streams.rows = cases.integer();
-  streams.row_of = cases.memory();
-  streams.row_is_int64 = cases.integer();
+  streams.row_of = indices(cases);
+  streams.seen = indices(cases);
+  streams.entries = cases.integer();
   streams.x = cases.image();
   streams.dtype = streams.x.dtype;
   streams.state = cases.image();
   const Image window_state = cases.image();
-  CausalConv1dUpdate update{streams, silu, cases.memory(), cases.memory(), cases.image()};
+  CausalConv1dUpdate update{streams, silu, weights(cases), weights(cases), cases.image()};
   causal_conv1d_update_cuda(update, nullptr);
   streams.state = window_state;
   causal_conv1d_window_cuda({streams, cases.memory()}, nullptr);

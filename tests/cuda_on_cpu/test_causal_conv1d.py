@@ -36,21 +36,50 @@ def options(taps, dilation, silu, channels):
     return {"dilation": dilation, "groups": channels, "activation": "silu" if silu else None}
 
 
-def pass_case(shape, taps, dilation, dtype, inner, full, generator):
+def computed_in(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def weights(tensor, dtype):
+    """The items that make a parameter beside tensors of `dtype`."""
+    return [None] if tensor is None else [tensor, tensor.dtype == computed_in(dtype)]
+
+
+def indices(tensor):
+    return [None] if tensor is None else [tensor, tensor.dtype == torch.int64]
+
+
+def packing(shape, index_dtype, generator):
+    """Sequences that change often, come back and have padding among them, and lengths."""
+    batch, _, length = shape
+    changes = torch.rand(batch, length, generator=generator) < 0.2
+    seq_idx = (changes.cumsum(1) % 4 - 1 + torch.arange(batch)[:, None]).to(index_dtype)
+    return seq_idx, torch.randint(length + 1, (batch,), generator=generator)
+
+
+def pass_case(shape, taps, dilation, dtype, inner, full, packed, generator):
     """The items of a case, and pairs of (what is filled, what is to be in it).
 
-    `full`: with a bias and a state, SiLU, and every gradient.
+    `full`: with a bias and a state, SiLU, and every gradient. `packed`: 1 for float32 parameters, 2 for
+    sequences, 4 for lengths.
     """
     batch, channels, length = shape
     random = lambda *size: torch.randn(size, generator=generator).to(dtype)  # noqa: E731
     lay_out = channels_inner if inner else time_inner
     state_shape = (batch, channels, (taps - 1) * dilation)
-    x, weight, grad = lay_out(random(*shape)), random(channels, 1, taps), lay_out(random(*shape))
-    bias, state = (random(channels), lay_out(random(*state_shape))) if full else (None, None)
+    wide = computed_in(dtype) if packed & 1 else dtype
+    x, weight, grad = lay_out(random(*shape)), random(channels, 1, taps).to(wide), lay_out(random(*shape))
+    bias, state = (random(channels).to(wide), lay_out(random(*state_shape))) if full else (None, None)
+    seq_idx, lengths = packing(shape, torch.int32 if inner else torch.int64, generator)
+    seq_idx, lengths = seq_idx if packed & 2 else None, lengths if packed & 4 else None
     exact = [t if t is None else t.double().requires_grad_() for t in (x, weight, bias, state)]
     if length:
         y = reference.causal_conv1d(
-            *exact[:3], **options(taps, dilation, full, channels), initial_state=exact[3]
+            *exact[:3],
+            **options(taps, dilation, full, channels),
+            initial_state=exact[3],
+            seq_idx=seq_idx,
+            lengths=lengths,
         )
     else:
         y = sum(t.sum() for t in exact if t is not None) + exact[0]
@@ -62,18 +91,23 @@ def pass_case(shape, taps, dilation, dtype, inner, full, generator):
     results += [lay_out(torch.full_like(x, float("nan")))]
     results += [lay_out(nan(*state_shape, dtype=dtype)) if full else None]
     results += [
-        nan(*weight.shape, dtype=dtype) if full else None,
-        nan(channels, dtype=dtype) if full else None,
+        nan(*weight.shape, dtype=wide) if full else None,
+        nan(channels, dtype=wide) if full else None,
     ]
-    items = [PASS, *shape, taps, dilation, full, inner, *image(x), *image(state), weight, bias]
-    items += [*image(results[0]), *image(grad), *image(results[1]), *image(results[2]), *results[3:]]
+    items = [PASS, *shape, taps, dilation, full, inner, *image(x), *image(state)]
+    items += [*weights(weight, dtype), *weights(bias, dtype), *indices(seq_idx), *indices(lengths)]
+    items += [*image(results[0]), *image(grad), *image(results[1]), *image(results[2])]
+    items += [*weights(results[3], dtype), *weights(results[4], dtype)]
     expected = [y.detach(), truths[0], truths[3], truths[1], truths[2]]
     return items, [(r, e) for r, e in zip(results, expected, strict=True) if r is not None]
 
 
-def update_case(batch, channels, length, taps, dilation, dtype, index_dtype, generator):
+def update_case(batch, channels, length, taps, dilation, dtype, index_dtype, longer, generator):
     random = lambda *size: torch.randn(size, generator=generator).to(dtype)  # noqa: E731
     span = (taps - 1) * dilation
+    entries, seen = span + longer, None
+    if longer:  # a circular state
+        seen = torch.randint(3 * entries, (batch,), generator=generator).to(index_dtype or torch.int64)
     rows = batch + 2
     row_of = None
     if index_dtype is not None:
@@ -81,8 +115,9 @@ def update_case(batch, channels, length, taps, dilation, dtype, index_dtype, gen
         row_of[batch // 2] = -3
         row_of[batch - 1] = rows  # beyond
     x = time_inner(random(batch, channels, length))
-    states = [time_inner(random(rows if row_of is not None else batch, channels, span)) for _ in range(2)]
-    weight, bias = random(channels, 1, taps), random(channels)
+    states = [time_inner(random(rows if row_of is not None else batch, channels, entries)) for _ in range(2)]
+    wide = computed_in(dtype) if longer else dtype
+    weight, bias = random(channels, 1, taps).to(wide), random(channels).to(wide)
     y = nan(batch, channels, length, dtype=dtype)
     window = nan(batch, length, channels, taps, dtype=dtype)
 
@@ -97,16 +132,20 @@ def update_case(batch, channels, length, taps, dilation, dtype, index_dtype, gen
             bias.double(),
             **options(taps, dilation, True, channels),
             state_indices=index,
+            cache_seqlens=seen,
         )
         expected += [out, exact]
-    past = torch.cat([states[1][index.clamp(min=0).long()], x], 2)
-    seen = [past[:, :, j * dilation : j * dilation + length] for j in range(taps)]
-    seen = torch.stack(seen, -1).transpose(1, 2) * (index >= 0)[:, None, None, None]
-    items = [UPDATE, batch, channels, length, taps, dilation, True, len(states[0]), row_of]
-    items += [index_dtype == torch.int64, *image(x), *image(states[0]), *image(states[1])]
-    items += [weight, bias, *image(y), window]
+    past = states[1][index.clamp(min=0).long()]
+    if seen is not None:
+        past = torch.stack([p.roll(-int(n), 1) for p, n in zip(past, seen, strict=True)])
+    past = torch.cat([past[:, :, longer:], x], 2)
+    under = [past[:, :, j * dilation : j * dilation + length] for j in range(taps)]
+    under = torch.stack(under, -1).transpose(1, 2) * (index >= 0)[:, None, None, None]
+    items = [UPDATE, batch, channels, length, taps, dilation, True, len(states[0])]
+    items += [*indices(row_of), *indices(seen), entries, *image(x), *image(states[0]), *image(states[1])]
+    items += [*weights(weight, dtype), *weights(bias, dtype), *image(y), window]
     results = [y, states[0], states[1], window]
-    return items, list(zip(results, [*expected[:2], expected[3], seen.double()], strict=True))
+    return items, list(zip(results, [*expected[:2], expected[3], under.double()], strict=True))
 
 
 def check(cases):
@@ -131,7 +170,8 @@ def test_pass(sanitizer):
     for i, (shape, (taps, dilation)) in enumerate(pairs):
         dtype = DTYPES[i % 4]
         inner, full = (i // 4 + i) % 2 == 0, i % 3 != 0
-        cases.append(pass_case(shape, taps, dilation, dtype, inner, full, generator))
+        packed = (0, 7, 2, 4, 1)[i % 5]
+        cases.append(pass_case(shape, taps, dilation, dtype, inner, full, packed, generator))
     run("causal_conv1d", sanitizer, [items for items, _ in cases])
     check(cases)
 
@@ -140,7 +180,15 @@ def test_pass(sanitizer):
 def test_update(sanitizer):
     generator = torch.Generator().manual_seed(0)
     cases = [
-        update_case(*size, taps, dilation, DTYPES[i % 4], (None, torch.int32, torch.int64)[i % 3], generator)
+        update_case(
+            *size,
+            taps,
+            dilation,
+            DTYPES[i % 4],
+            (None, torch.int32, torch.int64)[i % 3],
+            (0, 1, 5)[i // 2 % 3],
+            generator,
+        )
         for i, (size, (taps, dilation)) in enumerate(
             itertools.product([(4, 3, 1), (5, 33, 3), (3, 2, 50)], [(4, 1), (1, 1), (2, 40), (3, 70)])
         )

@@ -97,6 +97,19 @@ def test_sample_by_sample(activation, groups, kernel, dilation):
     assert torch.equal(state, final)
 
 
+def test_causal_of_packed_and_padded_sequences():
+    layer = CausalConv1d(4, 4, 3, groups=4, activation="swish")
+    x = torch.randn(2, 4, 9)
+    seq_idx, lengths = torch.tensor([[0] * 4 + [1] * 5] * 2), torch.tensor([9, 6])
+    y, state = layer(x, return_state=True, seq_idx=seq_idx, lengths=lengths)
+    torch.testing.assert_close(y[:, :, 4:6], layer(x[:, :, 4:])[:, :, :2])
+    assert (y[1, :, 6:] == 0).all() and torch.equal(state[1], x[1, :, 4:6])
+    circular = layer.init_state(2)
+    seen = torch.zeros(2, dtype=torch.int64)
+    outputs = [layer.step(sample, circular, cache_seqlens=seen + i) for i, sample in enumerate(x.unbind(2))]
+    torch.testing.assert_close(torch.stack(outputs, 2), layer(x))
+
+
 def test_causal_takes_the_place_of_a_plain_convolution():
     torch.manual_seed(0)
     plain = nn.Conv1d(4, 8, 3, dilation=2)

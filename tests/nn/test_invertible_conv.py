@@ -202,3 +202,24 @@ def test_errors():
         InvertibleConv1x1(3)(torch.randn(5, 4))
     with pytest.raises(ValueError, match=r"z: expected 3 channels in dimension 1, got shape \(3,\)"):
         InvertibleConv1x1(3).inverse(torch.randn(3))
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_float32_matrix_of_half_inputs_is_not_rounded(lu, dtype):
+    """Nor is its gradient, and the inverse undoes it to x's rounding."""
+    torch.manual_seed(0)
+    module = InvertibleConv1x1(6, lu=lu)
+    x = torch.randn(4, 6, 5, 5).to(dtype)
+    y, _ = module(x)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    actual = [p.grad for p in module.parameters()]
+    exact = copy.deepcopy(module).double()
+    z, _ = exact(x.double())
+    expected = torch.autograd.grad(z, list(exact.parameters()), grad.double(), allow_unused=True)
+    torch.testing.assert_close(y, z.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
+    for a, e in zip(actual, expected, strict=True):
+        if e is not None:
+            torch.testing.assert_close(a, e.float(), rtol=1e-5, atol=1e-4)
+    assert (module.inverse(y)[0] - x).abs().max() <= 8 * torch.finfo(dtype).eps

@@ -70,6 +70,16 @@ def assert_same_but_sums(actual, expected):
             assert_same([a], [e])
 
 
+def packing(shape, seed, device):
+    """Sequences of a batch with padding among them, indices that come back, and lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, _, length = shape
+    changes = (torch.rand(batch, length, generator=generator) < 0.1).cumsum(1)
+    seq_idx = (changes + torch.arange(1, batch + 1)[:, None]) % 4 - 1
+    lengths = torch.randint(length + 1, (batch,), generator=generator)
+    return {"seq_idx": seq_idx.to(device, torch.int32), "lengths": lengths.to(device)}
+
+
 # ---- Numbers -----------------------------------------------------------------------------------------
 
 
@@ -131,6 +141,8 @@ def test_any_size_layout_and_dtype(device, data):
     tensors = inputs(shape, dtype, device, taps=taps, dilation=dilation)
     if data.draw(st.booleans(), "without a state"):
         tensors.pop()
+    if data.draw(st.booleans(), "packed"):
+        options |= packing(shape, data.draw(st.integers(0, 9), "seed"), device)
     expected = results(partial(depthwise, **options), tensors)
     exact = results(partial(plain, **options), [t.double() for t in tensors])
     tolerance = 40 * max(torch.finfo(dtype).eps, torch.finfo(torch.float64).eps)
@@ -409,7 +421,10 @@ def test_torch_opcheck(device, layout):
         torch.library.opcheck(backward, (grad, *some, 1, True, *wanted))
     leaves = [t.requires_grad_() for t in tensors]
     torch.library.opcheck(forward, (*leaves, 1, True), test_utils=OPCHECKS)
+    packed = tuple(packing((2, 3, 5), 0, device).values())
+    torch.library.opcheck(forward, (*leaves, 1, True, *packed), test_utils=OPCHECKS)
     arguments = (grad.requires_grad_(), *leaves, 1, True, True, True, True, True)
+    torch.library.opcheck(backward, (*arguments, *packed), test_utils=with_gradients(backward))
     torch.library.opcheck(backward, arguments, test_utils=with_gradients(backward))
 
 
@@ -461,10 +476,197 @@ def test_torch_autocast(device, groups):
         assert call(*(t.double() for t in tensors[:3])).dtype == torch.float64
 
 
-def test_parameters_of_another_dtype(device):
-    x, weight, bias, state = inputs((2, 4, 9), torch.float32, device)
-    y = depthwise(x.bfloat16(), weight, bias, state)
-    assert_same([y], [depthwise(*(t.bfloat16() for t in (x, weight, bias, state)))])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_float32_parameters_of_half_networks_are_not_rounded(device, groups, dtype):
+    """Nor are their gradients; also of a layer that autocast has given a half-precision input."""
+    x, weight, bias, state = inputs((2, 4, 300), torch.float32, device, per_group=4 // groups)
+    tensors = [x.to(dtype), weight, bias, state.to(dtype)]
+    call = lambda module, x, weight, bias, state: module.causal_conv1d(  # noqa: E731
+        x, weight, bias, groups=groups, initial_state=state
+    )
+    y, *grads = results(partial(call, GF), tensors, signs)
+    exact_y, *exact = results(partial(call, reference), [t.double() for t in tensors], signs)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), exact_y, rtol=torch.finfo(dtype).eps / 2, atol=1e-6)
+    for grad, truth in zip(grads[1:3], exact[1:3], strict=True):
+        torch.testing.assert_close(grad, truth.float(), rtol=2e-6, atol=2e-5)
+    bfloat16 = torch.bfloat16 if dtype == torch.float16 else torch.float16
+    others = [tensors[X], weight.to(bfloat16), bias.double(), tensors[STATE]]
+    assert_same([call(GF, *others)], [call(GF, *(t if t.dtype == dtype else t.float() for t in others))])
+    if groups == 4:
+        with torch.autocast(device.type, dtype):
+            assert_same([call(GF, *tensors)], [y])
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_silu_of_half_networks_within_the_tolerance_of_causal_conv1d(device, dtype):
+    """Outputs and gradients, float32 parameters, against float32 arithmetic throughout."""
+    x, weight, bias, state = inputs((2, 64, 372), torch.float32, device)
+    tensors = [4 * x.to(dtype), 2 * weight, bias, state.to(dtype)]
+    rtol, atol = (3e-3, 5e-3) if dtype == torch.float16 else (1e-2, 5e-2)
+    actual = results(partial(depthwise, activation="silu"), tensors)
+    expected = results(partial(plain, activation="silu"), [t.float() for t in tensors])
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        parameter = i in (1 + WEIGHT, 1 + BIAS)
+        tolerance = {"rtol": 1e-3, "atol": 1e-3} if parameter else {"rtol": rtol, "atol": atol}
+        torch.testing.assert_close(a, e.to(a.dtype), **tolerance)
+
+
+# ---- Packed sequences and padding --------------------------------------------------------------------
+
+ROW = torch.tensor([[7] * 3 + [2] * 9 + [5] * 70 + [9] * 1 + [-1] * 7])  # pieces of a packed row
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", [None, "silu", "gated"])
+def test_packed_sequences_are_each_alone(device, activation, layout, dtype):
+    x, weight, bias, state = inputs((1, 38, 90), dtype, device, taps=3, dilation=2)
+    x = LAYOUTS[layout](x)
+    call = partial(depthwise, weight=weight, bias=bias, dilation=2, activation=activation)
+    y = call(x, seq_idx=ROW.to(device), state=state)
+    pieces = x.split([3, 9, 70, 1, 7], 2)
+    alone = [call(pieces[0], state=state), *map(call, pieces[1:4])]
+    assert_same([y], [torch.cat([*alone, torch.zeros_like(alone[0][:, :, :1]).expand(-1, -1, 7)], 2)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("kinds", [["seq_idx"], ["lengths"], ["seq_idx", "lengths"]], ids=str)
+def test_accuracy_of_packed_sequences(device, kinds, layout, dtype):
+    shape = (4, 19, 130)
+    tensors = inputs(shape, dtype, device)
+    tensors[X] = LAYOUTS[layout](tensors[X])
+    packed = packing(shape, 1, device)
+    options = {"activation": "silu"} | {kind: packed[kind] for kind in kinds}
+    assert_accurate(partial(depthwise, **options), partial(plain, **options), tensors, block=None)
+
+
+@pytest.mark.parametrize("activation", [None, "silu", "gated"])
+@pytest.mark.parametrize("groups, out_channels", [(1, 4), (2, 8), (6, 12)])
+def test_dense_packed_sequences(device, groups, out_channels, activation):
+    shape = (4, 6, 50)
+    tensors = inputs(
+        shape, torch.float64, device, taps=3, dilation=2, per_group=6 // groups, out_channels=out_channels
+    )
+    packed = packing(shape, 2, device)
+
+    def call(module, options, x, weight, bias, state):
+        options = {"dilation": 2, "groups": groups, "activation": activation, **options}
+        return module.causal_conv1d(x, weight, bias, initial_state=state, **options)
+
+    for options in (packed, {"seq_idx": packed["seq_idx"]}, {"lengths": packed["lengths"]}):
+        actual = results(partial(call, GF, options), tensors)
+        for a, e in zip(actual, results(partial(call, reference, options), tensors), strict=True):
+            torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_right_padded_batches_are_each_alone(device, value, groups):
+    """Whatever the padding holds: outputs of 0, the state at each length, and gradients."""
+    x, weight, bias, state = inputs((4, 6, 20), torch.float64, device, per_group=6 // groups)
+    lengths = torch.tensor([20, 2, 7, 0], device=device)
+    x[torch.arange(20, device=device) >= lengths[:, None, None].expand(-1, 6, 1)] = value
+    options = {"groups": groups, "activation": "silu", "return_state": True}
+
+    def together(x, weight, bias, state, **lengths):
+        return torch.cat(GF.causal_conv1d(x, weight, bias, initial_state=state, **options, **lengths), 2)
+
+    def alone(x, weight, bias, state):
+        rows = []
+        for i, n in enumerate(lengths.tolist()):
+            part, before = x[i : i + 1, :, :n], state[i : i + 1]
+            y, final = GF.causal_conv1d(part, weight, bias, initial_state=before, **options)
+            rows.append(torch.cat([y, y.new_zeros(1, 6, 20 - n), final], 2))
+        return torch.cat(rows)
+
+    actual = results(partial(together, lengths=lengths), [x, weight, bias, state])
+    expected = results(alone, [x, weight, bias, state])
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 5])
+def test_chunks_of_packed_sequences_are_one_pass(device, groups):
+    """The state continues the sequence that a chunk ends in."""
+    x, weight, bias, state = inputs(
+        (2, 5, 90), torch.float64, device, taps=3, dilation=4, per_group=5 // groups
+    )
+    seq_idx = ROW.expand(2, -1).abs().to(device)
+    call = partial(GF.causal_conv1d, dilation=4, groups=groups, return_state=True)
+    whole, final = call(x, weight, bias, initial_state=state, seq_idx=seq_idx)
+    parts, carried = [], state
+    for begin, end in ((0, 3), (3, 5), (5, 60), (60, 84), (84, 90)):
+        if begin and seq_idx[0, begin] != seq_idx[0, begin - 1]:
+            carried = torch.zeros_like(carried)
+        y, carried = call(
+            x[:, :, begin:end], weight, bias, initial_state=carried, seq_idx=seq_idx[:, begin:end]
+        )
+        parts.append(y)
+    torch.testing.assert_close((torch.cat(parts, 2), carried), (whole, final))
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_second_derivative_of_packed_sequences(device, activation):
+    tensors = [t.requires_grad_() for t in inputs((2, 2, 5), torch.float64, device, taps=2)]
+    options = {
+        "seq_idx": torch.tensor([[0, 0, 1, 1, 1], [3, 3, 3, -1, 4]], device=device),
+        "lengths": torch.tensor([4, 5], device=device),
+    }
+    assert torch.autograd.gradgradcheck(partial(depthwise, activation=activation, **options), tensors)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_torch_compile_of_packed_sequences(device, groups):
+    torch._dynamo.reset()
+    call = partial(GF.causal_conv1d, groups=groups, activation="gated", return_state=True)
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in [(2, 4, 9), (3, 4, 17)]:
+        x, weight, bias, state = inputs(shape, torch.float32, device, per_group=4 // groups)
+        options = {"initial_state": state, **packing(shape, 3, device)}
+        assert_same(compiled(x, weight, bias, **options), call(x, weight, bias, **options))
+
+
+def test_packed_sequences_in_vmap_and_as_shapes(device):
+    tensors = inputs((2, 3, 7), torch.float64, device)
+    packed = packing((2, 3, 7), 1, device)
+
+    def call(x, seq_idx, lengths):
+        return depthwise(x, *tensors[1:3], seq_idx=seq_idx, lengths=lengths, return_state=True)
+
+    each = [torch.stack([t, t.flip(0)]) for t in (tensors[X], *packed.values())]
+    for actual, expected in zip(
+        torch.vmap(call)(*each), map(torch.stack, zip(*map(call, *each), strict=True)), strict=True
+    ):
+        torch.testing.assert_close(actual, expected)
+    with FakeTensorMode() as mode:
+        fake = depthwise(
+            *map(mode.from_tensor, tensors),
+            **{name: mode.from_tensor(t) for name, t in packed.items()},
+            return_state=True,
+        )
+    meta = depthwise(
+        *(t.to("meta") for t in tensors), **{n: t.to("meta") for n, t in packed.items()}, return_state=True
+    )
+    assert [t.shape for t in fake] == [t.shape for t in meta] == [(2, 3, 7), (2, 3, 3)]
+
+
+def test_names_of_causal_conv1d(device):
+    """Weight (C, k), "swish", and a tensor of the caller's for the state."""
+    x, weight, bias, state = inputs((2, 5, 9), torch.float32, device)
+    leaf = weight[:, 0].clone().requires_grad_()
+    out = torch.empty_like(state)
+    y, final = depthwise(x, leaf, bias, state, activation="swish", return_state=True, final_states_out=out)
+    assert final is out
+    assert_same([y, out], depthwise(x, weight, bias, state, activation="silu", return_state=True))
+    y.sum().backward()
+    assert leaf.grad.shape == leaf.shape
+    assert_same(
+        [GF.causal_conv1d_update(x[:, :, 0], state.clone(), leaf, bias, groups=5, activation="swish")],
+        [y[:, :, 0].detach()],
+    )
 
 
 # ---- Errors ------------------------------------------------------------------------------------------
@@ -507,6 +709,38 @@ X123 = ones(1, 2, 3)
             {"groups": 2},
             ValueError,
             r"one device, got cpu and meta",
+        ),
+        ((X123, ones(2, 2, 2)), {"seq_idx": [0] * 3}, TypeError, r"seq_idx: expected a torch\.Tensor, got"),
+        ((X123, ones(2, 2, 2)), {"seq_idx": ones(1, 3)}, TypeError, r"seq_idx: expected int32 or int64"),
+        (
+            (X123, ones(2, 2, 2)),
+            {"seq_idx": ones(3).int()},
+            ValueError,
+            r"seq_idx: expected shape \(1, 3\), got \(3,\)",
+        ),
+        (
+            (X123, ones(2, 2, 2)),
+            {"lengths": ones(2).int()},
+            ValueError,
+            r"lengths: expected shape \(1,\), got \(2,\)",
+        ),
+        (
+            (X123, ones(2, 2, 2)),
+            {"lengths": 4 * ones(1).long()},
+            ValueError,
+            r"lengths: expected values in \[0, 3\], got values from 4 to 4",
+        ),
+        (
+            (X123, ones(2, 2, 2)),
+            {"final_states_out": ones(1, 2, 1)},
+            ValueError,
+            r"final_states_out: expected return_state=True",
+        ),
+        (
+            (X123, ones(2, 2, 2)),
+            {"final_states_out": ones(1, 2, 2), "return_state": True},
+            ValueError,
+            r"final_states_out: expected shape \(1, 2, 1\), got \(1, 2, 2\)",
         ),
     ],
 )  # fmt: skip

@@ -104,6 +104,67 @@ def test_any_layout(device, data):
         assert buffer.isnan().sum() == buffer.numel() - state.numel(), "written beside the state"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("groups", [6, 1])
+def test_longer_states(device, groups, dtype):
+    """States of more inputs than the taps reach: shifted, and as circular buffers, by rows and in order."""
+    x, weight, bias, _ = inputs((3, 6, 40), dtype, device, dilation=2, groups=groups)
+    options = {"dilation": 2, "groups": groups, "activation": "silu"}
+    for entries in (6, 11):
+        past = torch.randn(3, 6, entries, device=device).to(dtype)
+        expected, _ = GF.causal_conv1d(
+            x, weight, bias, initial_state=past[:, :, -6:], return_state=True, **options
+        )
+        every = torch.cat([past, x], 2)
+        seen = torch.tensor([0, entries + 3, 1000], dtype=torch.int32, device=device)
+        shifted, circular = past.clone(), torch.zeros(5, 6, entries, dtype=dtype, device=device)
+        rows = torch.tensor([4, 0, 1], device=device)
+        number = torch.arange(-entries, 40, device=device)
+        for i in range(3):
+            circular[rows[i], :, (number[:entries] + seen[i]) % entries] = past[i]
+        untouched, begin = circular[2:4].clone(), 0
+        for size in (1, 2, 1, 9, 13, 14):
+            part = x[:, :, begin : begin + size]
+            in_order = GF.causal_conv1d_update(part, shifted, weight, bias, **options)
+            around = GF.causal_conv1d_update(
+                part, circular, weight, bias, state_indices=rows, cache_seqlens=seen + begin, **options
+            )
+            assert_same([around], [in_order])
+            tolerance = 0 if groups == 6 else 4 * TOLERANCE[dtype]
+            torch.testing.assert_close(
+                in_order, expected[:, :, begin : begin + size], rtol=tolerance, atol=tolerance
+            )
+            begin += size
+            assert torch.equal(shifted, every[:, :, begin : begin + entries])
+            for i in range(3):
+                entry = (number[begin : begin + entries] + seen[i]) % entries
+                assert torch.equal(circular[rows[i]][:, entry], shifted[i])
+        assert torch.equal(circular[2:4], untouched)
+
+
+def test_more_samples_than_a_circular_state_keeps(device):
+    x, weight, bias, _ = inputs((2, 6, 150), torch.float32, device)
+    seen = torch.tensor([5, 2], device=device)
+    for dense in (False, True):
+        w = weight.expand(-1, 6, -1) if dense else weight
+        options = {"groups": 1 if dense else 6, "cache_seqlens": seen}
+        state = torch.randn(2, 6, 7, device=device)
+        in_reference = state.clone()
+        y = GF.causal_conv1d_update(x, state, w, bias, **options)
+        z = reference.causal_conv1d_update(x, in_reference, w, bias, **options)
+        torch.testing.assert_close((y, state), (z, in_reference))
+
+
+@pytest.mark.parametrize("groups", [4, 1])
+def test_float32_parameters_are_not_rounded(device, groups):
+    x, weight, bias, state = inputs((2, 4, 9), torch.float32, device, groups=groups)
+    x, state = x.bfloat16(), state.bfloat16()
+    expected = GF.causal_conv1d(x, weight, bias, initial_state=state, groups=groups)
+    torch.testing.assert_close(
+        GF.causal_conv1d_update(x, state, weight, bias, groups=groups), expected, rtol=2**-8, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("groups", [38, 2, 1])
 def test_state_indices(device, groups, index_dtype):
@@ -226,6 +287,9 @@ def test_torch_opcheck(device):
         torch.library.opcheck(window, (*some, None, 4, 1))
     torch.library.opcheck(update, (x, state, weight, None, indices, 1, False))
     torch.library.opcheck(window, (x, state, indices, 4, 1))
+    longer = torch.randn(2, 3, 5, device=device)
+    torch.library.opcheck(update, (x, longer, weight, bias, None, 1, True, indices))
+    torch.library.opcheck(window, (x, longer, None, 4, 1, indices))
 
 
 @pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
@@ -270,7 +334,7 @@ X, STATE, WEIGHT = torch.ones(2, 3), torch.ones(2, 3, 1), torch.ones(3, 1, 2)
         ({"x": torch.ones(3)}, ValueError, r"x: expected shape \(B, C\) or \(B, C, L\), got \(3,\)"),
         ({"x": 1.0}, TypeError, r"x: expected a torch\.Tensor, got float"),
         ({"state": None}, TypeError, r"state: expected a torch\.Tensor, got NoneType"),
-        ({"state": torch.ones(2, 3, 2)}, ValueError, r"state: expected shape \(2, 3, 1\), got \(2, 3, 2\)"),
+        ({"state": torch.ones(2, 3, 0)}, ValueError, r"state: expected shape \(2, 3, 1\), got \(2, 3, 0\)"),
         ({"state": torch.ones(1, 3, 1)}, ValueError, r"state: expected shape \(2, 3, 1\), got \(1, 3, 1\)"),
         ({"dilation": 2}, ValueError, r"state: expected shape \(2, 3, 2\), got \(2, 3, 1\)"),
         ({"weight": torch.ones(3, 2, 2)}, ValueError, r"weight: expected shape \(O, 1, k\), got \(3, 2, 2\)"),
@@ -287,9 +351,15 @@ X, STATE, WEIGHT = torch.ones(2, 3), torch.ones(2, 3, 1), torch.ones(3, 1, 2)
             r"state_indices: expected shape \(2,\), got \(3,\)",
         ),
         (
-            {"state_indices": torch.zeros(2, dtype=torch.int64), "state": torch.ones(5, 3, 2)},
+            {"state_indices": torch.zeros(2, dtype=torch.int64), "state": torch.ones(5, 2, 1)},
             ValueError,
-            r"state: expected shape \(rows, 3, 1\), got \(5, 3, 2\)",
+            r"state: expected shape \(rows, 3, 1\), got \(5, 2, 1\)",
+        ),
+        ({"cache_seqlens": 3}, TypeError, r"cache_seqlens: expected a torch\.Tensor, got int"),
+        (
+            {"cache_seqlens": torch.zeros(3, dtype=torch.int32)},
+            ValueError,
+            r"cache_seqlens: expected shape \(2,\), got \(3,\)",
         ),
         ({"weight": torch.ones(3, 1, 2, device="meta")}, ValueError, r"one device, got cpu and meta"),
     ],

@@ -323,6 +323,18 @@ def test_mixed_dtypes(device):
     assert_same([grad_x, grad_weight], [expected[1], expected[2].bfloat16()])
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_float32_parameters_of_half_networks_are_not_rounded(device, dtype):
+    x, weight, bias = inputs(CASES["deep"], device=device)
+    tensors = [x.to(dtype), weight, bias]
+    y, grad_x, *grads = results(call(CASES["deep"]), tensors)
+    exact = results(plain(CASES["deep"]), [t.double() for t in tensors])
+    assert y.dtype == grad_x.dtype == dtype
+    torch.testing.assert_close(y.double(), exact[0], rtol=torch.finfo(dtype).eps, atol=1e-5)
+    for grad, truth in zip(grads, exact[2:], strict=True):
+        torch.testing.assert_close(grad, truth.float(), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_torch_convolution_that_is_used_where_it_is_faster(device, dtype):
     """`plain` agrees with the kernel's definition whether or not this machine prefers it, with and without
