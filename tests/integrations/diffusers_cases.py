@@ -360,7 +360,7 @@ OPTIONS = {
         **SIGMAS,
         **FLOW,
         "solver_order": [1, 2, 3],
-        "algorithm_type": ["dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"],
+        "algorithm_type": ["dpmsolver++", "dpmsolver"],
         "solver_type": ["midpoint", "heun"],
         "lower_order_final": [False],
         "euler_at_final": [True],
@@ -369,10 +369,11 @@ OPTIONS = {
     },
     "CosineDPMSolverMultistepScheduler": {
         **EDM,
+        "final_sigmas_type": ["zero"],
         "solver_order": [1, 2],
         "solver_type": ["midpoint", "heun"],
-        "lower_order_final": [{"lower_order_final": False, "final_sigmas_type": "sigma_min"}],
-        "euler_at_final": [{"euler_at_final": True, "final_sigmas_type": "sigma_min"}],
+        "lower_order_final": [False],
+        "euler_at_final": [True],
     },
     "SASolverScheduler": {
         **TRAINED,
@@ -508,7 +509,6 @@ TOGETHER = {
             solver_type=("midpoint", "heun"),
             prediction_type=_THREE,
         ),
-        *products(algorithm_type=("sde-dpmsolver++", "sde-dpmsolver"), solver_type=("midpoint", "heun")),
     ],
     "SASolverScheduler": [
         *products(
@@ -612,9 +612,11 @@ REFUSED = [
     ("UnCLIPScheduler", {"variance_type": "learned"}, "variance_type"),
     (
         "DPMSolverMultistepInverseScheduler",
-        {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
-        "solver_order",
+        {"algorithm_type": "sde-dpmsolver++"},
+        "algorithm_type",
     ),
+    ("DPMSolverMultistepInverseScheduler", {"algorithm_type": "sde-dpmsolver"}, "algorithm_type"),
+    ("CosineDPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
     ("CosineDPMSolverMultistepScheduler", {"solver_order": 3}, "solver_order"),
     ("CosineDPMSolverMultistepScheduler", {"prediction_type": "sample"}, "prediction_type"),
     ("SASolverScheduler", {"predictor_order": 4}, "predictor_order"),
@@ -648,10 +650,22 @@ def cases(scheduler):
 EVERY = [case for scheduler in OPTIONS for case in cases(scheduler)]
 
 
-def make(case):
-    import diffusers
+def class_of(name):
+    """diffusers' class of this name."""
+    from diffusers import schedulers
 
-    scheduler = getattr(diffusers, case.scheduler)(**case.config)
+    return getattr(schedulers, name)
+
+
+def missing(name):
+    """Whether this version of diffusers, or torchsde, lacks the class or its needs."""
+    from diffusers import schedulers
+
+    return not hasattr(schedulers, name) or hasattr(class_of(name), "_backends")
+
+
+def make(case):
+    scheduler = class_of(case.scheduler)(**case.config)
     begin(scheduler, case)
     return scheduler
 
@@ -673,11 +687,10 @@ def begin(scheduler, case, steps=6):
 
 def visited(scheduler):
     """The timesteps of a run's steps; some schedulers have a last one where there is no step."""
-    steps = getattr(scheduler, "sigmas", scheduler.timesteps)
     if type(scheduler).__name__ in ("SCMScheduler", "DDPMWuerstchenScheduler"):
         return scheduler.timesteps[:-1]
     if type(scheduler).__name__ == "LTXEulerAncestralRFScheduler":
-        return scheduler.timesteps[: len(steps) - 1]
+        return scheduler.timesteps[: len(scheduler.sigmas) - 1]
     return scheduler.timesteps
 
 

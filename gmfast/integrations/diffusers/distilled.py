@@ -112,6 +112,7 @@ class TCD(Distilled, scheduler="TCDScheduler"):
 class SCM(Rule, scheduler="SCMScheduler"):
     """Consistency models of TrigFlow (Lu and Song, 2024, arXiv:2410.11081)."""
 
+    watched = ("timesteps",)
     known = frozenset(("num_train_timesteps", "prediction_type", "sigma_data"))
 
     def check(self, config):

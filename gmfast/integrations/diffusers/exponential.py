@@ -330,9 +330,10 @@ class DPMSolverMultistepInverse(DPMSolverMultistep, scheduler="DPMSolverMultiste
 
     def check(self, config):
         """Raise ValueError for an algorithm, order or prediction type that diffusers does not implement."""
+        if "sde" in config["algorithm_type"]:
+            why = "diffusers' noise is NaN, as that of a step to more noise has a negative variance"
+            raise refused("algorithm_type", config["algorithm_type"], why)
         super().check(config)
-        if "sde" in config["algorithm_type"] and config["solver_order"] == 3:
-            raise refused("solver_order", 3, "diffusers has no third order of its SDE forms here")
 
     def step(
         self,
@@ -354,21 +355,13 @@ class DPMSolverMultistepInverse(DPMSolverMultistep, scheduler="DPMSolverMultiste
             m = m[:, :3]
         if not fits_kernel(m, sample):
             return NotImplemented
-        wide = m.dtype if plan.given else torch.promote_types(m.dtype, sample.dtype)
-        given = plan.noisy and variance_noise is not None
-        if given and (variance_noise.shape != m.shape or variance_noise.dtype != wide):
-            return NotImplemented
         if scheduler._step_index is None:  # it has no `index_for_timestep`
             index = state.index(scheduler, timestep)
             if index is None:
                 scheduler._init_step_index(timestep)
             else:
                 scheduler._step_index = index
-
-        def draw():
-            return {"noise": variance_noise} if given else state.draw(m, generator, wide)
-
-        return self.multistep(state, scheduler, m, sample, timestep, plan, draw, return_dict, False)
+        return self.multistep(state, scheduler, m, sample, timestep, plan, None, return_dict, False)
 
 
 class _Preconditioned(Converted):
@@ -448,6 +441,9 @@ class CosineDPMSolverMultistep(EDMDPMSolverMultistep, scheduler="CosineDPMSolver
         """Raise ValueError for an order or prediction type that diffusers does not implement."""
         if not 1 <= config["solver_order"] <= 2:
             raise refused("solver_order", config["solver_order"], "expected 1 or 2")
+        if config["final_sigmas_type"] == "sigma_min":
+            why = "its last step has no length, and so no increment of the path"
+            raise refused("final_sigmas_type", "sigma_min", why)
         check_prediction(config, ("epsilon", "v_prediction"))
 
     def step(self, state, scheduler, model_output, timestep, sample, generator=None, return_dict=True):

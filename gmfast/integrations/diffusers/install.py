@@ -78,11 +78,11 @@ def find(scheduler_class):
     Raises:
         ValueError: for a class without a rule, or a subclass that overrides methods.
     """
-    import diffusers
+    from diffusers import schedulers
 
     for cls in scheduler_class.__mro__:
         rule = RULES.get(cls.__name__)
-        if rule is not None and getattr(diffusers, cls.__name__, None) is cls:
+        if rule is not None and getattr(schedulers, cls.__name__, None) is cls:
             break
     else:
         why = WITHOUT_RULE.get(scheduler_class.__name__)
