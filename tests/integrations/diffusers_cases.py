@@ -694,7 +694,7 @@ def visited(scheduler):
     return scheduler.timesteps
 
 
-def step(scheduler, m, t, x, old=None, **options):
+def step(scheduler, m, t, x, index, old=None, **options):
     """Take a step with the arguments that this class's `step` has.
 
     Args:
@@ -702,25 +702,18 @@ def step(scheduler, m, t, x, old=None, **options):
         m: the model's output.
         t: the timestep.
         x: the sample.
-        old: results of the step before, for CogVideoX's DPM-Solver.
+        index: the timestep's index in a whole run.
+        old: the data prediction of the step before, if there was one, for CogVideoX's DPM-Solver.
         options: further arguments of `step`.
     """
-    name = type(scheduler).__name__
+    name, timesteps = type(scheduler).__name__, scheduler.timesteps
     if name == "DDPMWuerstchenScheduler":
-        t = (
-            t.expand(len(x))
-            if isinstance(t, torch.Tensor) and t.dim() == 0
-            else torch.as_tensor(t).expand(len(x))
-        )
+        t = torch.as_tensor(t).reshape(1)[0].expand(len(x))
     if name == "UnCLIPScheduler":
-        numbers = scheduler.timesteps.tolist()
-        at = numbers.index(t) + 1 if t in numbers else len(numbers)
-        options["prev_timestep"] = scheduler.timesteps[at] if at < len(numbers) else None
+        options["prev_timestep"] = timesteps[index + 1] if index + 1 < len(timesteps) else None
     if name == "CogVideoXDPMScheduler":
-        numbers = scheduler.timesteps.tolist()
-        back = scheduler.timesteps[numbers.index(t) - 1] if old is not None else None
-        results = scheduler.step(m, old, t, back, x, **{"return_dict": True, **options})
-        return results
+        before = (m, old, t, None if old is None else timesteps[index - 1], x)
+        return scheduler.step(*before, **{"return_dict": True, **options})
     return scheduler.step(m, t, x, **options)
 
 
@@ -743,7 +736,7 @@ def run(case, dtype, accelerate, shape=(2, 3, 6, 5), seed=0):
     normal = lambda shape: torch.randn(shape, generator=random, dtype=torch.float64)  # noqa: E731
     learned = "learned" in str(case.config.get("variance_type")) and case.scheduler != "SASolverScheduler"
     x, old, results = normal(shape).to(dtype), None, ([], [], [])
-    for t in visited(theirs):
+    for index, t in enumerate(visited(theirs)):
         m = normal((shape[0], shape[1] * (1 + learned), *shape[2:]))
         if learned:
             m[:, shape[1] :] = m[:, shape[1] :].tanh()
@@ -757,9 +750,9 @@ def run(case, dtype, accelerate, shape=(2, 3, 6, 5), seed=0):
             module.randn_tensor = lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1]
         try:
             torch.manual_seed(seed)
-            expected = step(theirs, m, t, x, old, **options(generators[0]))
+            expected = step(theirs, m, t, x, index, old, **options(generators[0]))
             torch.manual_seed(seed)
-            given = step(ours, m, t, x, old, **options(generators[1]))
+            given = step(ours, m, t, x, index, old, **options(generators[1]))
             torch.manual_seed(seed)
             if hasattr(theirs, "noise_sampler"):
                 exact.noise_sampler = lambda *levels: theirs.noise_sampler(*levels).double()
@@ -767,7 +760,13 @@ def run(case, dtype, accelerate, shape=(2, 3, 6, 5), seed=0):
                 noise = iter(drawn)
                 module.randn_tensor = lambda *a, noise=noise, **k: next(noise).double()
             truth = step(
-                exact, m.double(), t, x.double(), None if old is None else old.double(), **options(None)
+                exact,
+                m.double(),
+                t,
+                x.double(),
+                index,
+                None if old is None else old.double(),
+                **options(None),
             )
         finally:
             if draw is not None:

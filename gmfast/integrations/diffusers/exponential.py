@@ -16,6 +16,7 @@ from .rule import (
     check_prediction,
     fits_kernel,
     is_index,
+    on_host,
     refused,
     step_index,
 )
@@ -36,7 +37,7 @@ class Levels:
     """alpha, sigma and λ (`log_snr`) of a scheduler's sigmas, as the scheduler computes them."""
 
     def __init__(self, scheduler):
-        self.sigmas = scheduler.sigmas
+        self.sigmas = on_host(scheduler, "sigmas")
         self.alpha, self.sigma = scheduler._sigma_to_alpha_sigma_t(self.sigmas)
         if self.alpha.dim() == 0:  # EDM's
             self.alpha = self.alpha.expand_as(self.sigma)
@@ -780,6 +781,7 @@ class Helios(UniPC, scheduler="HeliosScheduler"):
         *("lower_order_final", "disable_corrector", "solver_p", "use_flow_sigmas"),
         *("use_dynamic_shifting", "time_shift_type"),
     } | {"shift", "stages", "stage_range", "gamma", "thresholding", "scheduler_type"}
+    reads = ("sigmas", "timesteps")
 
     def check(self, config):
         """Raise ValueError for what diffusers does not implement."""
@@ -793,7 +795,7 @@ class Helios(UniPC, scheduler="HeliosScheduler"):
         """Make the plan of Euler's method for the key "euler", else UniPC's."""
         if key != "euler":
             return super().step_plan(state, scheduler, key)
-        sigmas = scheduler.sigmas.cpu()
+        sigmas = Levels(scheduler).sigmas
         return Plan(rows(len(sigmas) - 1, x=1.0, m=sigmas[1:] - sigmas[:-1]))
 
     def step(

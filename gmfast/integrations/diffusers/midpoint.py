@@ -6,9 +6,8 @@ scheduler, x before the first stage, says which is due.
 
 import torch
 
-from . import state as _state
 from .plan import Plan, rows, run
-from .rule import fits_kernel, step_index
+from .rule import fits_kernel, on_host, step_index
 from .sigma import Sigmas, slope_weights, x0_columns
 
 
@@ -43,14 +42,6 @@ def _table(first, second):
     return torch.stack([first, second], 1).flatten(0, 1)
 
 
-def _read(scheduler, name):
-    """Return a tensor of the scheduler on the host; a device's was read after `set_timesteps`."""
-    tensor = getattr(scheduler, name)
-    if _state.on_host(tensor):
-        return tensor
-    return torch.tensor(scheduler._gmfast.numbers(scheduler, name), dtype=tensor.dtype)
-
-
 class KDPM2(TwoStages, scheduler="KDPM2DiscreteScheduler"):
     """DPM-Solver-2 (Karras et al., 2022, arXiv:2206.00364, algorithm 2)."""
 
@@ -59,12 +50,12 @@ class KDPM2(TwoStages, scheduler="KDPM2DiscreteScheduler"):
 
     def middle(self, scheduler):
         """Return the sigma of the second stage for each index of it."""
-        return _read(scheduler, "sigmas_interpol")
+        return on_host(scheduler, "sigmas_interpol")
 
     def step_plan(self, state, scheduler, key):
         """Make the plan."""
         prediction, sigmas = scheduler.config["prediction_type"], scheduler.sigmas[:-1]
-        middle = _read(scheduler, "sigmas_interpol")
+        middle = on_host(scheduler, "sigmas_interpol")
         first = rows(
             len(sigmas),
             **x0_columns(prediction, sigmas),
@@ -96,12 +87,12 @@ class KDPM2Ancestral(TwoStages, scheduler="KDPM2AncestralDiscreteScheduler"):
 
     def middle(self, scheduler):
         """Return the sigma of the second stage for each index of it."""
-        return _read(scheduler, "sigmas_interpol").roll(1)
+        return on_host(scheduler, "sigmas_interpol").roll(1)
 
     def step_plan(self, state, scheduler, key):
         """Make the plan; its `lengths` are those of the first stages."""
         prediction, sigmas = scheduler.config["prediction_type"], scheduler.sigmas
-        middle, up, down = (_read(scheduler, f"sigmas_{s}") for s in ("interpol", "up", "down"))
+        middle, up, down = (on_host(scheduler, f"sigmas_{s}") for s in ("interpol", "up", "down"))
         length = middle - sigmas
         first = rows(
             len(sigmas), **x0_columns(prediction, sigmas), **slope_weights(prediction, length, sigmas)

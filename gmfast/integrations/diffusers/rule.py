@@ -202,6 +202,14 @@ def step_index(scheduler, timestep):
     return index
 
 
+def on_host(scheduler, name):
+    """Return a tensor of the scheduler on the host; a device's, one of `reads`, is not read again."""
+    tensor = getattr(scheduler, name)
+    if _state.on_host(tensor):
+        return tensor
+    return torch.tensor(scheduler._gmfast.numbers(scheduler, name), dtype=tensor.dtype)
+
+
 def timesteps_on(state, scheduler, device):
     """Return the scheduler's timesteps, int64, on the device where its tables are computed."""
     if device.type == "cpu":
