@@ -145,7 +145,7 @@ class SCM(Rule, scheduler="SCMScheduler"):
 class ConsistencyDecoder(Rule, scheduler="ConsistencyDecoderScheduler"):
     """The two steps of DALL-E 3's consistency decoder (Song et al., 2023, arXiv:2303.01469)."""
 
-    watched = ("c_skip", "c_out", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "timesteps")
+    watched = ("c_skip", "c_out", "c_in", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "timesteps")
     known = frozenset(("num_train_timesteps", "sigma_data"))
 
     def step_plan(self, state, scheduler, key):
@@ -162,14 +162,30 @@ class ConsistencyDecoder(Rule, scheduler="ConsistencyDecoderScheduler"):
         columns = dict(x0_x=skip[times], x0_m=out[times], x0=x0, noise=noise)
         return Plan(rows(len(times), skip.device, **columns))
 
+    def scale_plan(self, scheduler):
+        """Make the plan of `scale_model_input`, with a factor of each step on the device of the tables."""
+        table = scheduler.c_in
+        times = timesteps_on(scheduler._gmfast, scheduler, table.device)
+        return Plan(torch.empty(0), factors=table[times].unbind())
+
+    def scale_model_input(self, state, scheduler, sample, timestep=None):
+        """Multiply the sample by the timestep's factor."""
+        index = self._index(state, scheduler, timestep)
+        return NotImplemented if index is None else sample * state.plan(scheduler, "scale").factors[index]
+
+    def _index(self, state, scheduler, timestep):
+        """Return the index in `timesteps` of a timestep, or None."""
+        t, numbers = state.value(scheduler, timestep), state.numbers(scheduler)
+        return numbers.index(t) if t in numbers else None
+
     def step(self, state, scheduler, model_output, timestep, sample, generator=None, return_dict=True):
         """Step as `ConsistencyDecoderScheduler.step`."""
-        t = state.value(scheduler, timestep) if fits_kernel(model_output, sample) else None
-        numbers = state.numbers(scheduler)
-        if t not in numbers:
+        index, noise = None, {}
+        if fits_kernel(model_output, sample):
+            index = self._index(state, scheduler, timestep)
+        if index is None:
             return NotImplemented
-        index, noise = numbers.index(t), {}
-        if index < len(numbers) - 1:
+        if index < len(scheduler.timesteps) - 1:
             noise = state.draw(sample, generator, torch.promote_types(model_output.dtype, sample.dtype))
         result = run(state.plan(scheduler), index, sample, model_output, **noise)
         return state.finish(return_dict, result)

@@ -766,7 +766,7 @@ class UniPC(ExponentialRule, scheduler="UniPCMultistepScheduler"):
         outputs.append(model_output if plan.given else results[1])
         scheduler.timestep_list.append(timestep)
         scheduler.this_order = order
-        scheduler.last_sample = results[-1] if correct else sample
+        scheduler.last_sample = results[-1].to(sample.dtype) if correct else sample
         if scheduler.lower_order_nums < most:
             scheduler.lower_order_nums += 1
         scheduler._step_index = index + 1

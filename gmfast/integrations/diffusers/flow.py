@@ -169,7 +169,7 @@ class MiniMaxH3(Rule, scheduler="MiniMaxH3Scheduler"):
         """Make the plan, on the device of the sigmas."""
         sigmas = scheduler.sigmas
         rest = 1.0 - sigmas[1:] / sigmas[:-1]
-        m = rest.double() * (1 - scheduler.timesteps.to(sigmas.device)).double()
+        m = rest.double() * (1 - scheduler.timesteps).double()
         return Plan(rows(len(rest), sigmas.device, x=1.0, m=m))
 
     def step(self, state, scheduler, model_output, timestep, sample, return_dict=True):

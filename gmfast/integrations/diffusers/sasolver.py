@@ -132,7 +132,10 @@ class SASolver(TimestepRule, scheduler="SASolverScheduler"):
         outputs[-1], scheduler.timestep_list[-1] = m if plan.given else results[1], timestep
         scheduler.this_predictor_order = predictor
         scheduler.this_corrector_order = min(next_corrector, scheduler.lower_order_nums + 2)
-        scheduler.last_sample, scheduler.last_noise = results[-1] if correct else sample, noise
+        scheduler.last_sample, scheduler.last_noise = (
+            results[-1].to(sample.dtype) if correct else sample,
+            noise,
+        )
         if scheduler.lower_order_nums < max(p, c - 1):
             scheduler.lower_order_nums += 1
         scheduler._step_index = index + 1
