@@ -664,8 +664,16 @@ def missing(name):
     return not hasattr(schedulers, name) or hasattr(class_of(name), "_backends")
 
 
+_made = {}
+
+
 def make(case):
-    scheduler = class_of(case.scheduler)(**case.config)
+    """A scheduler with its timesteps set; some take long to construct, and are copied from the last one."""
+    key = case.scheduler, repr(case.config)
+    if key not in _made:
+        _made.clear()
+        _made[key] = class_of(case.scheduler)(**case.config)
+    scheduler = copy.deepcopy(_made[key])
     begin(scheduler, case)
     return scheduler
 
