@@ -94,6 +94,26 @@ EDM = {
     **FINAL,
 }
 
+COGVIDEOX = {
+    **TRAINED,
+    **CLIP,
+    **PREDICTIONS,
+    **SPACING,
+    "sample_max_value": [1.7],
+    "set_alpha_to_one": [False],
+    "rescale_betas_zero_snr": [
+        {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": p}
+        for p in ("v_prediction", "sample")
+    ],
+    "snr_shift_scale": [1.5],
+}
+
+
+def TAU(t):
+    """The scale of SA-Solver's noise at a timestep."""
+    return 0.4 if t > 300 else 0.0
+
+
 #: of each scheduler, each option's values (or whole configurations that have it), ...
 OPTIONS = {
     "DDPMScheduler": {
@@ -303,7 +323,103 @@ OPTIONS = {
         "clip_denoised": [False],
     },
     "EDMEulerScheduler": EDM,
+    "KDPM2DiscreteScheduler": {
+        **TRAINED,
+        **SPACING,
+        **SIGMAS,
+        "prediction_type": ["epsilon", "v_prediction"],
+    },
+    "KDPM2AncestralDiscreteScheduler": {
+        **TRAINED,
+        **SPACING,
+        **SIGMAS,
+        "prediction_type": ["epsilon", "v_prediction"],
+    },
+    "DPMSolverSDEScheduler": {
+        **TRAINED,
+        **SPACING,
+        **SIGMAS,
+        "prediction_type": ["epsilon", "v_prediction"],
+        "noise_sampler_seed": [{"noise_sampler_seed": 5}],
+    },
+    "CogVideoXDDIMScheduler": COGVIDEOX,
+    "CogVideoXDPMScheduler": COGVIDEOX,
+    "UnCLIPScheduler": {
+        **CLIP,
+        "num_train_timesteps": [400],
+        "variance_type": ["fixed_small_log", "learned_range"],
+        "prediction_type": ["epsilon", "sample"],
+        "beta_schedule": ["squaredcos_cap_v2"],
+    },
+    "DDPMWuerstchenScheduler": {"scaler": [1.5, 0.7], "s": [0.02]},
+    "DPMSolverMultistepInverseScheduler": {
+        **TRAINED,
+        **THRESHOLD,
+        **PREDICTIONS,
+        **SPACING,
+        **SIGMAS,
+        **FLOW,
+        "solver_order": [1, 2, 3],
+        "algorithm_type": ["dpmsolver++", "dpmsolver"],
+        "solver_type": ["midpoint", "heun"],
+        "lower_order_final": [False],
+        "euler_at_final": [True],
+        "lambda_min_clipped": [-5.1],
+        "variance_type": ["learned", "learned_range"],
+    },
+    "CosineDPMSolverMultistepScheduler": {
+        **EDM,
+        "final_sigmas_type": ["zero"],
+        "solver_order": [1, 2],
+        "solver_type": ["midpoint", "heun"],
+        "lower_order_final": [False],
+        "euler_at_final": [True],
+    },
+    "SASolverScheduler": {
+        **TRAINED,
+        **THRESHOLD,
+        **PREDICTIONS,
+        **SPACING,
+        **SIGMAS,
+        **FLOW,
+        "predictor_order": [1, 2, 3],
+        "corrector_order": [1, 2, 3],
+        "tau_func": [TAU],
+        "algorithm_type": ["data_prediction", "noise_prediction"],
+        "lower_order_final": [False],
+        "lambda_min_clipped": [-5.1],
+        "variance_type": ["learned", "learned_range"],
+    },
+    "IPNDMScheduler": {"num_train_timesteps": [400], "trained_betas": [BETAS]},
+    "SCMScheduler": {"num_train_timesteps": [400], "prediction_type": ["trigflow"], "sigma_data": [1.0]},
+    "ConsistencyDecoderScheduler": {"num_train_timesteps": [1100], "sigma_data": [1.0]},
+    "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": [400], "shift": [3.0]},
+    "LTXEulerAncestralRFScheduler": {"num_train_timesteps": [400], "eta": [0.0, 0.6], "s_noise": [0.0, 0.9]},
+    "MiniMaxH3Scheduler": {"shift": [3.0]},
+    "FlowMapEulerDiscreteScheduler": {"num_train_timesteps": [400], "shift": [3.0]},
+    "HeliosScheduler": {
+        "num_train_timesteps": [400],
+        "shift": [{"stages": 1, "shift": 3.0}],
+        "stages": [1],
+        "stage_range": [{"stage_range": [0, 0.2, 0.5, 1]}],
+        "gamma": [0.5],
+        "solver_order": [1, 2, 3],
+        "predict_x0": [{"predict_x0": False, "prediction_type": "epsilon"}],
+        "prediction_type": ["epsilon", "sample", "v_prediction", "flow_prediction"],
+        "solver_type": ["bh1", "bh2"],
+        "lower_order_final": [False],
+        "disable_corrector": [[0, 2]],
+        "use_flow_sigmas": [False],
+        "scheduler_type": ["euler"],
+        "use_dynamic_shifting": [True],
+        "time_shift_type": [{"use_dynamic_shifting": True, "time_shift_type": "linear"}],
+    },
 }
+OPTIONS["DDIMParallelScheduler"] = OPTIONS["DDIMScheduler"]
+OPTIONS["DDPMParallelScheduler"] = OPTIONS["DDPMScheduler"]
+_MATCHED = OPTIONS["FlowMatchEulerDiscreteScheduler"].copy()
+del _MATCHED["stochastic_sampling"]
+OPTIONS["FlowMatchLCMScheduler"] = {**_MATCHED, "upscale_mode": ["bilinear"]}
 
 
 def products(**values):
@@ -380,8 +496,34 @@ TOGETHER = {
     "HeunDiscreteScheduler": products(prediction_type=_THREE, clip_sample=(True, False)),
     "LCMScheduler": products(prediction_type=_THREE, clip_sample=(True, False)),
     "PNDMScheduler": products(prediction_type=("epsilon", "v_prediction"), skip_prk_steps=(True, False)),
-    "CMStochasticIterativeScheduler": [],
+    "KDPM2DiscreteScheduler": products(
+        prediction_type=("epsilon", "v_prediction"), use_karras_sigmas=(True,), timestep_spacing=("trailing",)
+    ),
+    "UnCLIPScheduler": products(
+        prediction_type=("epsilon", "sample"), variance_type=("learned_range",), clip_sample=(False,)
+    ),
+    "DPMSolverMultistepInverseScheduler": [
+        *products(
+            algorithm_type=("dpmsolver++", "dpmsolver"),
+            solver_order=(2, 3),
+            solver_type=("midpoint", "heun"),
+            prediction_type=_THREE,
+        ),
+    ],
+    "SASolverScheduler": [
+        *products(
+            predictor_order=(1, 2, 3),
+            corrector_order=(1, 2, 3),
+            algorithm_type=("data_prediction", "noise_prediction"),
+        ),
+        *products(algorithm_type=("noise_prediction",), prediction_type=_THREE, predictor_order=(3,)),
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "predictor_order": 3},
+    ],
+    "HeliosScheduler": products(
+        predict_x0=(False,), prediction_type=_THREE, solver_order=(1, 2, 3), solver_type=("bh1", "bh2")
+    ),
 }
+_FLOW_CHURN = {"s_churn": 1.0, "s_tmin": 0.1, "s_tmax": 0.9, "s_noise": 1.1}
 _CHURN = {"s_churn": 4.0, "s_tmin": 0.1, "s_tmax": 10.0, "s_noise": 1.1}
 #: ... the arguments of `step` ...
 CALLS = {
@@ -395,7 +537,10 @@ CALLS = {
     "EDMEulerScheduler": [({"prediction_type": p}, _CHURN) for p in ("epsilon", "v_prediction")],
     "LMSDiscreteScheduler": [({}, {"order": order}) for order in (1, 2, 3, 5)],
     "TCDScheduler": [({"prediction_type": p}, {"eta": eta}) for p in _THREE for eta in (0.0, 0.7, 1.0)],
+    "DPMSolverSDEScheduler": [({}, {"s_noise": 0.8})],
+    "FlowMatchHeunDiscreteScheduler": [({}, _FLOW_CHURN)],
 }
+CALLS["DDIMParallelScheduler"] = CALLS["DDIMScheduler"]
 #: ... and of `set_timesteps`.
 TIMESTEPS = {
     "DDPMScheduler": [{"timesteps": [900, 601, 300, 33, 0]}],
@@ -409,6 +554,12 @@ TIMESTEPS = {
     "DPMSolverSinglestepScheduler": [{"timesteps": [900, 601, 300, 33]}],
     "FlowMatchEulerDiscreteScheduler": [{"sigmas": [1.0, 0.7, 0.3, 0.1]}],
     "CMStochasticIterativeScheduler": [{"timesteps": [30, 17, 5]}],
+    "SCMScheduler": [{"num_inference_steps": 2, "max_timesteps": 1.57, "intermediate_timesteps": 1.3}],
+    "DDPMWuerstchenScheduler": [{"timesteps": [1.0, 0.6, 0.3, 0.0]}],
+    "FlowMatchLCMScheduler": [{"sigmas": [1.0, 0.7, 0.3, 0.1]}],
+    "LTXEulerAncestralRFScheduler": [{"sigmas": [1.0, 0.7, 0.3, 0.1, 0.0]}],
+    "MiniMaxH3Scheduler": [{"sigmas": [1.0, 0.7, 0.3, 0.0]}],
+    "FlowMapEulerDiscreteScheduler": [{"sigmas": [1.0, 0.7, 0.3, 0.1]}],
 }
 
 #: What is refused, and by which option: diffusers cannot do it either, or it is not a linear step.
@@ -452,6 +603,35 @@ REFUSED = [
         "prediction_type",
     ),
     ("LMSDiscreteScheduler", {"prediction_type": "flow"}, "prediction_type"),
+    ("KDPM2DiscreteScheduler", {"prediction_type": "sample"}, "prediction_type"),
+    ("KDPM2AncestralDiscreteScheduler", {"prediction_type": "sample"}, "prediction_type"),
+    ("DPMSolverSDEScheduler", {"prediction_type": "sample"}, "prediction_type"),
+    ("CogVideoXDDIMScheduler", {"prediction_type": "flow"}, "prediction_type"),
+    ("CogVideoXDPMScheduler", {"prediction_type": "flow"}, "prediction_type"),
+    ("UnCLIPScheduler", {"prediction_type": "v_prediction"}, "prediction_type"),
+    ("UnCLIPScheduler", {"variance_type": "learned"}, "variance_type"),
+    (
+        "DPMSolverMultistepInverseScheduler",
+        {"algorithm_type": "sde-dpmsolver++"},
+        "algorithm_type",
+    ),
+    ("DPMSolverMultistepInverseScheduler", {"algorithm_type": "sde-dpmsolver"}, "algorithm_type"),
+    ("CosineDPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
+    ("CosineDPMSolverMultistepScheduler", {"solver_order": 3}, "solver_order"),
+    ("CosineDPMSolverMultistepScheduler", {"prediction_type": "sample"}, "prediction_type"),
+    ("SASolverScheduler", {"predictor_order": 4}, "predictor_order"),
+    ("SASolverScheduler", {"corrector_order": 4}, "corrector_order"),
+    ("SASolverScheduler", {"algorithm_type": "noise_prediction", "thresholding": True}, "thresholding"),
+    (
+        "SASolverScheduler",
+        {"algorithm_type": "noise_prediction", "prediction_type": "flow_prediction"},
+        "prediction_type",
+    ),
+    ("SCMScheduler", {"prediction_type": "epsilon"}, "prediction_type"),
+    ("FlowMatchLCMScheduler", {"scale_factors": [0.5]}, "scale_factors"),
+    ("HeliosScheduler", {"scheduler_type": "dmd"}, "scheduler_type"),
+    ("HeliosScheduler", {"thresholding": True}, "thresholding"),
+    ("HeliosScheduler", {"solver_p": "a scheduler"}, "solver_p"),
 ]
 
 
@@ -470,10 +650,30 @@ def cases(scheduler):
 EVERY = [case for scheduler in OPTIONS for case in cases(scheduler)]
 
 
-def make(case):
-    import diffusers
+def class_of(name):
+    """diffusers' class of this name."""
+    from diffusers import schedulers
 
-    scheduler = getattr(diffusers, case.scheduler)(**case.config)
+    return getattr(schedulers, name)
+
+
+def missing(name):
+    """Whether this version of diffusers, or torchsde, lacks the class or its needs."""
+    from diffusers import schedulers
+
+    return not hasattr(schedulers, name) or hasattr(class_of(name), "_backends")
+
+
+_made = {}
+
+
+def make(case):
+    """A scheduler with its timesteps set; some take long to construct, and are copied from the last one."""
+    key = case.scheduler, repr(case.config)
+    if key not in _made:
+        _made.clear()
+        _made[key] = class_of(case.scheduler)(**case.config)
+    scheduler = copy.deepcopy(_made[key])
     begin(scheduler, case)
     return scheduler
 
@@ -482,9 +682,47 @@ def begin(scheduler, case, steps=6):
     options = dict(case.timesteps) or {"num_inference_steps": steps}
     if case.config.get("use_dynamic_shifting"):
         options["mu"] = 0.8
+    if case.scheduler == "HeliosScheduler" and case.config.get("stages") != 1:
+        options["stage_index"] = 1
+    if case.scheduler == "ConsistencyDecoderScheduler":
+        options["num_inference_steps"] = 2
+    if case.scheduler == "SCMScheduler" and not case.timesteps:
+        options["intermediate_timesteps"] = None
     if case.scheduler in ("LCMScheduler", "TCDScheduler") and not case.timesteps:
         options["num_inference_steps"] = 4
     scheduler.set_timesteps(**options)
+
+
+def visited(scheduler):
+    """The timesteps of a run's steps; some schedulers have a last one where there is no step."""
+    if type(scheduler).__name__ in ("SCMScheduler", "DDPMWuerstchenScheduler"):
+        return scheduler.timesteps[:-1]
+    if type(scheduler).__name__ == "LTXEulerAncestralRFScheduler":
+        return scheduler.timesteps[: len(scheduler.sigmas) - 1]
+    return scheduler.timesteps
+
+
+def step(scheduler, m, t, x, index, old=None, **options):
+    """Take a step with the arguments that this class's `step` has.
+
+    Args:
+        scheduler: the scheduler.
+        m: the model's output.
+        t: the timestep.
+        x: the sample.
+        index: the timestep's index in a whole run.
+        old: the data prediction of the step before, if there was one, for CogVideoX's DPM-Solver.
+        options: further arguments of `step`.
+    """
+    name, timesteps = type(scheduler).__name__, scheduler.timesteps
+    if name == "DDPMWuerstchenScheduler":
+        t = torch.as_tensor(t).reshape(1)[0].expand(len(x))
+    if name == "UnCLIPScheduler":
+        options["prev_timestep"] = timesteps[index + 1] if index + 1 < len(timesteps) else None
+    if name == "CogVideoXDPMScheduler":
+        before = (m, old, t, None if old is None else timesteps[index - 1], x)
+        return scheduler.step(*before, **{"return_dict": True, **options})
+    return scheduler.step(m, t, x, **options)
 
 
 def run(case, dtype, accelerate, shape=(2, 3, 6, 5), seed=0):
@@ -504,9 +742,9 @@ def run(case, dtype, accelerate, shape=(2, 3, 6, 5), seed=0):
 
     random = torch.Generator().manual_seed(seed + 1)
     normal = lambda shape: torch.randn(shape, generator=random, dtype=torch.float64)  # noqa: E731
-    learned = "learned" in str(case.config.get("variance_type"))
-    x, results = normal(shape).to(dtype), ([], [], [])
-    for t in theirs.timesteps:
+    learned = "learned" in str(case.config.get("variance_type")) and case.scheduler != "SASolverScheduler"
+    x, old, results = normal(shape).to(dtype), None, ([], [], [])
+    for index, t in enumerate(visited(theirs)):
         m = normal((shape[0], shape[1] * (1 + learned), *shape[2:]))
         if learned:
             m[:, shape[1] :] = m[:, shape[1] :].tanh()
@@ -520,25 +758,42 @@ def run(case, dtype, accelerate, shape=(2, 3, 6, 5), seed=0):
             module.randn_tensor = lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1]
         try:
             torch.manual_seed(seed)
-            expected = theirs.step(m, t, x, **options(generators[0]))
+            expected = step(theirs, m, t, x, index, old, **options(generators[0]))
             torch.manual_seed(seed)
-            given = ours.step(m, t, x, **options(generators[1]))
+            given = step(ours, m, t, x, index, old, **options(generators[1]))
             torch.manual_seed(seed)
+            if hasattr(theirs, "noise_sampler"):
+                exact.noise_sampler = lambda *levels: theirs.noise_sampler(*levels).double()
             if draw is not None:
                 noise = iter(drawn)
                 module.randn_tensor = lambda *a, noise=noise, **k: next(noise).double()
-            truth = exact.step(m.double(), t, x.double(), **options(None))
+            truth = step(
+                exact,
+                m.double(),
+                t,
+                x.double(),
+                index,
+                None if old is None else old.double(),
+                **options(None),
+            )
         finally:
             if draw is not None:
                 module.randn_tensor = draw
             drawn.clear()
-        assert type(given) is type(expected) and list(given) == list(expected)
+        assert type(given) is type(expected)
+        if isinstance(expected, tuple):
+            given, expected, truth = (dict(enumerate(o)) for o in (given, expected, truth))
+        assert list(given) == list(expected)
         for name in expected:
+            if not isinstance(expected[name], torch.Tensor):
+                assert given[name] == expected[name]
+                continue
             assert given[name].dtype == expected[name].dtype, name
             assert given[name].shape == expected[name].shape
             for values, output in zip(results, (expected, given, truth), strict=True):
                 values.append(output[name].double())
-        x = expected.prev_sample
+        x, *others = expected.values()
+        old = others[0] if others else None
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
     same = {name: v for name, v in vars(theirs).items() if isinstance(v, (int, float, str, type(None)))}
     for name, value in same.items():

@@ -79,7 +79,7 @@ def unaccelerate(scheduler_or_pipeline: _SchedulerOrPipeline) -> _SchedulerOrPip
 
 def _scheduler(given: Any) -> Any:
     scheduler = getattr(given, "scheduler", given)
-    if isinstance(given, type) or not (hasattr(scheduler, "step") and hasattr(scheduler, "config")):
+    if isinstance(given, type) or not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "config")):
         raise TypeError(
             f"scheduler_or_pipeline: expected a scheduler of diffusers or an object with one as `scheduler`, "
             f"got {_check.kind(given)}"

@@ -15,6 +15,8 @@ from .rule import (
     SigmaRule,
     check_prediction,
     fits_kernel,
+    is_index,
+    on_host,
     refused,
     step_index,
 )
@@ -35,7 +37,7 @@ class Levels:
     """alpha, sigma and λ (`log_snr`) of a scheduler's sigmas, as the scheduler computes them."""
 
     def __init__(self, scheduler):
-        self.sigmas = scheduler.sigmas
+        self.sigmas = on_host(scheduler, "sigmas")
         self.alpha, self.sigma = scheduler._sigma_to_alpha_sigma_t(self.sigmas)
         if self.alpha.dim() == 0:  # EDM's
             self.alpha = self.alpha.expand_as(self.sigma)
@@ -63,7 +65,11 @@ def x0_columns(prediction, levels):
 
 
 def epsilon_columns(prediction, levels):
-    """Return the columns of the predicted noise, which then stands in the place of x0."""
+    """Return the columns of the predicted noise, which then stands in the place of x0.
+
+    A flow's (DEIS only) is (x - alpha·x0)/sigma with the raw sigma, as diffusers has it: that is not the
+    level's sigma unless the sigmas are a flow's too.
+    """
     a, s = levels.now("alpha").double(), levels.now("sigma").double()
     if prediction == "sample":
         return dict(x0_x=1 / s, x0_m=-a / s)
@@ -71,7 +77,7 @@ def epsilon_columns(prediction, levels):
         return dict(x0_x=s, x0_m=a)
     if prediction == "flow_prediction":
         flow = levels.now("sigmas").double()
-        return dict(x0_x=(1 - a) / s, x0_m=a * flow / s)
+        return dict(x0_x=(1 - a) / flow, x0_m=a)
     return dict(x0_x=0.0, x0_m=1.0)
 
 
@@ -97,7 +103,8 @@ class Converted:
             self.given = prediction == "sample" and not self.limits
             self.weights = dict(x0=1.0)
             if noise:
-                a, s = levels.now("alpha").double(), levels.now("sigma").double()
+                a = levels.now("alpha").double()
+                s = levels.now("sigmas" if prediction == "flow_prediction" else "sigma").double()
                 self.weights = dict(x=1 / s, x0=-a / s)
                 self.kept = {f"kept_{name}": w for name, w in self.weights.items()}
 
@@ -189,6 +196,10 @@ class ExponentialRule(SigmaRule):
 class Multistep(ExponentialRule):
     """Rule of DPM-Solver's multistep solvers, and what the other DPM solvers share with them."""
 
+    def algorithm(self, config):
+        """Return the algorithm type."""
+        return config["algorithm_type"]
+
     def convert(self, scheduler, levels):
         """Make the `Converted` that the scheduler keeps."""
         return Converted(scheduler.config, levels, "++" not in scheduler.config["algorithm_type"])
@@ -197,7 +208,7 @@ class Multistep(ExponentialRule):
         """Make the plan."""
         config, levels = scheduler.config, Levels(scheduler)
         converted, order = self.convert(scheduler, levels), config["solver_order"]
-        kind, solver = config["algorithm_type"], config["solver_type"]
+        kind, solver = self.algorithm(config), config["solver_type"]
         table = _multistep_rows(kind, solver, levels, converted, order)
         return self.solver_plan(scheduler, table, converted, order)
 
@@ -216,7 +227,7 @@ class Multistep(ExponentialRule):
             ],
             given=converted.given,
             kept=bool(converted.kept),
-            noisy="sde" in config["algorithm_type"],
+            noisy="sde" in self.algorithm(config),
             learned=config.get("variance_type") in ("learned", "learned_range")
             and config["prediction_type"] == "epsilon",
         )
@@ -310,6 +321,50 @@ class DPMSolverMultistep(Multistep, scheduler="DPMSolverMultistepScheduler"):
         return self.multistep(state, scheduler, m, sample, timestep, plan, draw, return_dict, True)
 
 
+class DPMSolverMultistepInverse(DPMSolverMultistep, scheduler="DPMSolverMultistepInverseScheduler"):
+    """DPM-Solver(++) from data to noise."""
+
+    known = DPMSolverMultistep.known - {
+        *("use_lu_lambdas", "final_sigmas_type", "rescale_betas_zero_snr"),
+        *("use_dynamic_shifting", "time_shift_type"),
+    }
+
+    def check(self, config):
+        """Raise ValueError for an algorithm, order or prediction type that diffusers does not implement."""
+        if "sde" in config["algorithm_type"]:
+            why = "diffusers' noise is NaN, as that of a step to more noise has a negative variance"
+            raise refused("algorithm_type", config["algorithm_type"], why)
+        super().check(config)
+
+    def step(
+        self,
+        state,
+        scheduler,
+        model_output,
+        timestep,
+        sample,
+        generator=None,
+        variance_noise=None,
+        return_dict=True,
+    ):
+        """Step as `DPMSolverMultistepInverseScheduler.step`."""
+        m = model_output
+        if scheduler.num_inference_steps is None or not isinstance(m, torch.Tensor):
+            return NotImplemented
+        plan = state.plan(scheduler)
+        if plan.learned:
+            m = m[:, :3]
+        if not fits_kernel(m, sample):
+            return NotImplemented
+        if scheduler._step_index is None:  # it has no `index_for_timestep`
+            index = state.index(scheduler, timestep)
+            if index is None:
+                scheduler._init_step_index(timestep)
+            else:
+                scheduler._step_index = index
+        return self.multistep(state, scheduler, m, sample, timestep, plan, None, return_dict, False)
+
+
 class _Preconditioned(Converted):
     """EDM's denoised output (Karras et al., 2022, arXiv:2206.00364)."""
 
@@ -364,6 +419,58 @@ class EDMDPMSolverMultistep(Multistep, scheduler="EDMDPMSolverMultistepScheduler
         def draw():
             dtype = torch.promote_types(model_output.dtype, sample.dtype)
             return state.draw(model_output, generator, dtype)
+
+        plan = state.plan(scheduler)
+        return self.multistep(
+            state, scheduler, model_output, sample, timestep, plan, draw, return_dict, False
+        )
+
+
+class CosineDPMSolverMultistep(EDMDPMSolverMultistep, scheduler="CosineDPMSolverMultistepScheduler"):
+    """The SDE form of DPM-Solver++ with EDM's preconditioning and increments of a Brownian path as its noise.
+
+    Steps do not share their increments, so that keyed noise has the same distribution.
+    """
+
+    known = EDM_SIGMAS | {"solver_order", "solver_type", "lower_order_final", "euler_at_final"}
+
+    def algorithm(self, config):
+        """Return the algorithm type."""
+        return "sde-dpmsolver++"
+
+    def check(self, config):
+        """Raise ValueError for an order or prediction type that diffusers does not implement."""
+        if not 1 <= config["solver_order"] <= 2:
+            raise refused("solver_order", config["solver_order"], "expected 1 or 2")
+        if config["final_sigmas_type"] == "sigma_min":
+            why = "its last step has no length, and so no increment of the path"
+            raise refused("final_sigmas_type", "sigma_min", why)
+        check_prediction(config, ("epsilon", "v_prediction"))
+
+    def step(self, state, scheduler, model_output, timestep, sample, generator=None, return_dict=True):
+        """Step as `CosineDPMSolverMultistepScheduler.step`."""
+        if scheduler.num_inference_steps is None or not fits_kernel(model_output, sample):
+            return NotImplemented
+        dtype = torch.promote_types(model_output.dtype, sample.dtype)
+
+        def draw():
+            if state.noise.keyed:
+                return state.draw(model_output, generator, dtype)
+            if scheduler.noise_sampler is None:
+                seed = None
+                if generator is not None:
+                    several = isinstance(generator, list)
+                    seed = [g.initial_seed() for g in generator] if several else generator.initial_seed()
+                config = scheduler.config
+                scheduler.noise_sampler = state.target.module.BrownianTreeNoiseSampler(
+                    torch.empty_like(model_output, dtype=dtype),
+                    sigma_min=config["sigma_min"],
+                    sigma_max=config["sigma_max"],
+                    seed=seed,
+                )
+            index = scheduler._step_index
+            noise = scheduler.noise_sampler(scheduler.sigmas[index], scheduler.sigmas[index + 1])
+            return {"noise": noise.to(model_output.device)}
 
         plan = state.plan(scheduler)
         return self.multistep(
@@ -583,15 +690,19 @@ class UniPC(ExponentialRule, scheduler="UniPCMultistepScheduler"):
 
     def check(self, config):
         """Raise ValueError for another predictor, order or prediction type, or a last step that is NaN."""
+        self.check_solver(config)
+        if config.get("final_sigmas_type", "zero") == "zero":
+            for name, value in ("predict_x0", False), ("solver_type", "bh1"):
+                if config[name] == value:
+                    raise refused(name, value, "diffusers' last step is NaN at final_sigmas_type zero")
+
+    def check_solver(self, config):
+        """Raise ValueError for another predictor, order or prediction type."""
         if config["solver_p"] is not None:
             raise refused("solver_p", config["solver_p"], "the predictor must be UniP")
         if not 1 <= config["solver_order"] <= 3:
             raise refused("solver_order", config["solver_order"], "expected 1 to 3")
         check_prediction(config, _PREDICTIONS if config["predict_x0"] else _PREDICTIONS[:3])
-        if config.get("final_sigmas_type", "zero") == "zero":
-            for name, value in ("predict_x0", False), ("solver_type", "bh1"):
-                if config[name] == value:
-                    raise refused(name, value, "diffusers' last step is NaN at final_sigmas_type zero")
 
     def step_plan(self, state, scheduler, predict_x0):
         """Make the plan: rows for each step, order of the corrector (0 for none) and order of the predictor.
@@ -655,8 +766,66 @@ class UniPC(ExponentialRule, scheduler="UniPCMultistepScheduler"):
         outputs.append(model_output if plan.given else results[1])
         scheduler.timestep_list.append(timestep)
         scheduler.this_order = order
-        scheduler.last_sample = results[-1] if correct else sample
+        scheduler.last_sample = results[-1].to(sample.dtype) if correct else sample
         if scheduler.lower_order_nums < most:
             scheduler.lower_order_nums += 1
         scheduler._step_index = index + 1
         return state.finish(return_dict, result)
+
+
+class Helios(UniPC, scheduler="HeliosScheduler"):
+    """UniPC or Euler's method for flows in stages of growing resolution; a run is of one stage."""
+
+    known = UniPC.known & {
+        *("num_train_timesteps", "prediction_type", "solver_order", "predict_x0", "solver_type"),
+        *("lower_order_final", "disable_corrector", "solver_p", "use_flow_sigmas"),
+        *("use_dynamic_shifting", "time_shift_type"),
+    } | {"shift", "stages", "stage_range", "gamma", "thresholding", "scheduler_type"}
+    reads = ("sigmas", "timesteps")
+
+    def check(self, config):
+        """Raise ValueError for what diffusers does not implement."""
+        if config["scheduler_type"] not in ("unipc", "euler"):
+            raise refused("scheduler_type", config["scheduler_type"], "expected unipc or euler")
+        if config["thresholding"]:
+            raise refused("thresholding", True, "diffusers has no options of it here")
+        self.check_solver(config)
+
+    def step_plan(self, state, scheduler, key):
+        """Make the plan of Euler's method for the key "euler", else UniPC's."""
+        if key != "euler":
+            return super().step_plan(state, scheduler, key)
+        sigmas = Levels(scheduler).sigmas
+        return Plan(rows(len(sigmas) - 1, x=1.0, m=sigmas[1:] - sigmas[:-1]))
+
+    def step(
+        self,
+        state,
+        scheduler,
+        model_output,
+        timestep=None,
+        sample=None,
+        generator=None,
+        return_dict=True,
+    ):
+        """Step as `HeliosScheduler.step`."""
+        if scheduler.num_inference_steps is None or not fits_kernel(model_output, sample):
+            return NotImplemented
+        euler = scheduler.config["scheduler_type"] == "euler"
+        if euler and is_index(timestep):
+            return NotImplemented
+        if scheduler._step_index is None:
+            scheduler._step_index = 0
+        if not euler:
+            result = super().step(state, scheduler, model_output, timestep, sample, False)
+            if result is NotImplemented:
+                return result
+            results = (*result, None, scheduler.last_sample, scheduler.this_order)
+            return state.finish(return_dict, *results)
+        index = scheduler._step_index
+        if index + 1 >= len(scheduler.sigmas):
+            return NotImplemented
+        sample = sample.to(torch.promote_types(torch.float32, model_output.dtype))
+        result = run(state.plan(scheduler, "euler"), index, sample, model_output)
+        scheduler._step_index = index + 1
+        return state.finish(return_dict, result.to(model_output.dtype))

@@ -9,8 +9,18 @@ import inspect
 import logging
 import types
 
-from . import ancestral, distilled, exponential, pndm, sigma  # noqa: F401  (they register their rules)
-from .rule import METHODS, RULES, refused
+from . import (  # noqa: F401  (they register their rules)
+    ancestral,
+    cogvideox,
+    distilled,
+    exponential,
+    flow,
+    midpoint,
+    pndm,
+    sasolver,
+    sigma,
+)
+from .rule import METHODS, RULES, WITHOUT_RULE, refused
 from .state import State
 
 
@@ -24,7 +34,7 @@ class Target:
     """
 
     def __init__(self, rule, cls, scheduler_class):
-        module = importlib.import_module(cls.__module__)
+        module = self.module = importlib.import_module(cls.__module__)
         self.rule = rule
         self.name = cls.__name__
         self.options = inspect.signature(cls.__init__).parameters
@@ -68,14 +78,18 @@ def find(scheduler_class):
     Raises:
         ValueError: for a class without a rule, or a subclass that overrides methods.
     """
-    import diffusers
+    from diffusers import schedulers
 
     for cls in scheduler_class.__mro__:
         rule = RULES.get(cls.__name__)
-        if rule is not None and getattr(diffusers, cls.__name__, None) is cls:
+        if rule is not None and getattr(schedulers, cls.__name__, None) is cls:
             break
     else:
-        raise ValueError(f"scheduler: expected one of {', '.join(RULES)}, got {scheduler_class.__name__}")
+        why = WITHOUT_RULE.get(scheduler_class.__name__)
+        raise ValueError(
+            f"scheduler: expected one of {', '.join(RULES)}, got {scheduler_class.__name__}"
+            + (f": {why}" if why else "")
+        )
     if cls is not scheduler_class:
         changed = [
             name
@@ -113,6 +127,11 @@ def install(scheduler, noise):
     """
     target = find(type(scheduler))
     target.check_config(scheduler.config)
+    if noise.keyed and target.rule.path:
+        raise ValueError(
+            f"noise: expected 'generator' for {target.name}, whose two stages draw from one Brownian path, "
+            "got 'keyed'"
+        )
     for name in target.methods:
         own = vars(scheduler).get(name)
         if own is not None and getattr(own, "__func__", None) is not target.original[name]:

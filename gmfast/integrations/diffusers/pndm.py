@@ -1,9 +1,9 @@
-"""PNDM: Runge-Kutta steps, then linear multistep ones, on the model's outputs (arXiv:2202.09778)."""
+"""PNDM and IPNDM: Runge-Kutta steps, and linear multistep ones, on the model's outputs (arXiv:2202.09778)."""
 
 import torch
 
 from .plan import Plan, rows, run
-from .rule import BETAS, TimestepRule, check_prediction, fits_kernel
+from .rule import BETAS, Rule, TimestepRule, check_prediction, fits_kernel, step_index
 
 #: Adams-Bashforth weights of the newest output and of those before it, by their number.
 _MULTISTEP = (
@@ -137,3 +137,39 @@ def _multistep(scheduler, model_output, at, sample, plan):
     if not before:
         scheduler.cur_sample = sample
     return result
+
+
+class IPNDM(Rule, scheduler="IPNDMScheduler"):
+    """Linear multistep steps on the angle between data and noise (v-diffusion; Zhang and Chen, 2023)."""
+
+    watched = ("alphas", "betas", "timesteps")
+    known = frozenset(("num_train_timesteps", "trained_betas"))
+
+    def step_plan(self, state, scheduler, key):
+        """Make the plan: for each timestep a row of the multistep of 1, 2, 3 and 4 kept outputs."""
+        a, s = scheduler.alphas.cpu(), scheduler.betas.cpu()
+        # Of the prediction of data, (x - sigma·e)/alpha, and of the kept e = sigma·x + alpha·m.
+        data = (a[1:] / a[:-1].clamp(min=1e-8)).double()
+        a, s, end = a[:-1].double(), s[:-1].double(), s[1:].double()
+        of_e = end - data * s
+        forms = []
+        for newest, *before in _MULTISTEP:
+            columns = {f"h{i}": of_e * w for i, w in enumerate(before, 1)}
+            columns.update(x=data + of_e * newest * s, m=of_e * newest * a, kept_x=s, kept_m=a)
+            forms.append(rows(len(a), **columns))
+        return Plan(torch.stack(forms, 1).flatten(0, 1))
+
+    def step(self, state, scheduler, model_output, timestep, sample, return_dict=True):
+        """Step as `IPNDMScheduler.step`."""
+        if scheduler.num_inference_steps is None or not fits_kernel(model_output, sample):
+            return NotImplemented
+        index = step_index(scheduler, timestep)
+        if index >= len(scheduler.timesteps):
+            return NotImplemented
+        before = scheduler.ets[-3:]
+        row = len(_MULTISTEP) * index + len(before)
+        plan = state.plan(scheduler)
+        result, kept = run(plan, row, sample, model_output, kept=True, history=before[::-1])
+        scheduler.ets.append(kept)
+        scheduler._step_index = index + 1
+        return state.finish(return_dict, result)

@@ -10,7 +10,27 @@ from .plan import Plan, rows, run
 RULES = {}
 
 #: Methods of a scheduler that a rule may replace, each by its method of the same name.
-METHODS = ("step", "add_noise", "scale_noise", "set_timesteps", "index_for_timestep", "scale_model_input")
+METHODS = (
+    *("step", "batch_step_no_noise", "add_noise", "scale_noise"),
+    *("set_timesteps", "index_for_timestep", "scale_model_input"),
+)
+
+_TOKENS = "its samples are discrete tokens"
+#: Why each other class of schedulers of diffusers has no rule.
+WITHOUT_RULE = {
+    "AmusedScheduler": _TOKENS,
+    "BlockRefinementScheduler": _TOKENS,
+    "DiscreteDDIMScheduler": _TOKENS,
+    "EntropyBoundScheduler": _TOKENS,
+    "VQDiffusionScheduler": _TOKENS,
+    "HeliosDMDScheduler": "the coefficients of a step are computed from tensors that the step is given",
+    "KarrasVeScheduler": "the coefficients of a step are computed from numbers that the step is given",
+    "PiflowScheduler": "a step integrates a policy over a grid of model outputs",
+    "RePaintScheduler": "its steps are not linear: they multiply by a mask",
+    "RFD4ProteinaScheduler": "its steps are not linear: they multiply by a mask",
+    "ScoreSdeVeScheduler": "its corrector is not linear: the step size is computed from norms",
+    "ScoreSdeVpScheduler": "it has no step(), and its step_pred() is given scores and times of no schedule",
+}
 
 #: Options of a scheduler's constructor that several rules know.
 BETAS = frozenset(("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"))
@@ -35,7 +55,9 @@ class Rule:
     """
 
     watched = ("sigmas", "timesteps")  #: the scheduler's tensors that its coefficients are computed from
+    reads = ("timesteps",)  #: those of them that are read after `set_timesteps`, if they are on a device
     known = frozenset()  #: names of the constructor's options that the rule implements or refuses
+    path = False  #: whether the noise of several steps is one path, so that it cannot be keyed by the step
 
     def __init_subclass__(cls, scheduler=None, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -46,7 +68,9 @@ class Rule:
         """Raise `refused(option, value, why)` for a configuration that is not implemented."""
 
     def plan(self, state, scheduler, key):
-        """Make the plan for `key`: "add_noise", "scale" (of the model's input), or what `step` asks for."""
+        """Make the plan for `key`: "add_noise", "noise", "scale" (of the model's input), or `step`'s own."""
+        if key == "noise":  # alone, for `noise_tensor`
+            return Plan(rows(len(scheduler.timesteps), noise=1.0))
         if key == "add_noise":
             return self.noise_plan(scheduler)
         if key == "scale":
@@ -68,8 +92,9 @@ class Rule:
     def set_timesteps(self, state, scheduler, *args, **kwargs):
         """Run the scheduler's method, then read the timesteps here, where diffusers synchronises as well."""
         result = state.original["set_timesteps"](scheduler, *args, **kwargs)
-        if not _state.on_host(scheduler.timesteps):
-            state.numbers(scheduler)
+        for name in self.reads:
+            if not _state.on_host(getattr(scheduler, name)):
+                state.numbers(scheduler, name)
         return result
 
     def index_for_timestep(self, state, scheduler, timestep, schedule_timesteps=None):
@@ -87,17 +112,13 @@ class TimestepRule(Rule):
 
     def add_noise(self, state, scheduler, original_samples, noise, timesteps):
         """√ᾱ·x + √(1 - ᾱ)·noise at each sample's training timestep."""
-        if (
-            not fits_kernel(noise, original_samples)
-            or timesteps.dtype not in (torch.int64, torch.int32)
-            or timesteps.dim() != 1
-            or timesteps.shape[0] not in (1, original_samples.shape[0])
-            or (_state.on_host(timesteps) and not _inside(timesteps, scheduler.alphas_cumprod))
-        ):
+        at = None
+        if fits_kernel(noise, original_samples):
+            at = sample_rows(timesteps, scheduler.alphas_cumprod, original_samples.shape[0])
+        if at is None:
             return NotImplemented
         plan = state.plan(scheduler, "add_noise")
-        device = original_samples.device
-        return run(plan, timesteps.to(device, torch.int64), original_samples, noise)
+        return run(plan, at.to(original_samples.device), original_samples, noise)
 
     def noise_plan(self, scheduler):
         """Make the plan of `add_noise`: a row for each training timestep."""
@@ -142,15 +163,51 @@ def fits_kernel(model_output, sample):
     )
 
 
+def noise_tensor(state, scheduler, row, like, generator):
+    """Return the noise of a step of index `row` as a tensor, also where it is keyed."""
+    drawn = state.draw(like, generator)
+    return (
+        drawn["noise"] if "noise" in drawn else run(state.plan(scheduler, "noise"), row, like, like, **drawn)
+    )
+
+
+def sample_rows(timesteps, table, size):
+    """Return the rows of samples' training timesteps, (B,), for their device; None if `table` lacks them."""
+    if (
+        not isinstance(timesteps, torch.Tensor)
+        or timesteps.dtype not in (torch.int64, torch.int32)
+        or timesteps.dim() != 1
+        or timesteps.shape[0] not in (1, size)
+        or (_state.on_host(timesteps) and not _inside(timesteps, table))
+    ):
+        return None
+    return timesteps.to(torch.int64)
+
+
+def is_index(timestep):
+    """True for an integer: an index instead of a timestep, which diffusers refuses."""
+    if isinstance(timestep, torch.Tensor):
+        return timestep.dtype in (torch.int32, torch.int64)
+    return isinstance(timestep, int)
+
+
 def step_index(scheduler, timestep):
     """Return the scheduler's counter of steps, initialised by the first timestep as diffusers does."""
     index = scheduler._step_index
     if index is None:
-        index = scheduler._begin_index
+        index = getattr(scheduler, "_begin_index", None)  # inverse DPM-Solver has none
         if index is None:
             index = scheduler.index_for_timestep(timestep)
         scheduler._step_index = index
     return index
+
+
+def on_host(scheduler, name):
+    """Return a tensor of the scheduler on the host; a device's, one of `reads`, is not read again."""
+    tensor = getattr(scheduler, name)
+    if _state.on_host(tensor):
+        return tensor
+    return torch.tensor(scheduler._gmfast.numbers(scheduler, name), dtype=tensor.dtype)
 
 
 def timesteps_on(state, scheduler, device):
@@ -172,7 +229,7 @@ def sigma_indices(scheduler, timesteps, size):
         An int (within a run that has begun, the due step's), a tensor (B,), or None where a timestep is not
         one of the scheduler's.
     """
-    if scheduler._begin_index is not None:
+    if getattr(scheduler, "_begin_index", None) is not None:
         return scheduler._begin_index if scheduler._step_index is None else scheduler._step_index
     schedule = scheduler.timesteps
     if timesteps.dim() != 1 or timesteps.shape[0] not in (1, size) or timesteps.dtype != schedule.dtype:

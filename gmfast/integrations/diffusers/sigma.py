@@ -14,6 +14,7 @@ from .rule import (
     SigmaRule,
     check_prediction,
     fits_kernel,
+    is_index,
     refused,
     sigma_indices,
     step_index,
@@ -29,22 +30,18 @@ _UNSCALED = (
 )
 
 
-def is_index(timestep):
-    """True for an integer: an index instead of a timestep, which diffusers refuses."""
-    if isinstance(timestep, torch.Tensor):
-        return timestep.dtype in (torch.int32, torch.int64)
-    return isinstance(timestep, int)
-
-
 def run_wide(plan, row, sample, model_output, **options):
-    """`run` in float32 at least, as diffusers upcasts the sample; the result is in the model's dtype."""
+    """`run` for several results in float32 at least, as diffusers upcasts the sample.
+
+    The first result is in the model's dtype.
+    """
     wide = torch.promote_types(torch.float32, model_output.dtype)
     if sample.dtype != wide:
         sample = sample.to(wide)
-    result, x0 = run(plan, row, sample, model_output, **options)
+    result, *others = run(plan, row, sample, model_output, **options)
     if result.dtype != model_output.dtype:
         result = result.to(model_output.dtype)
-    return result, x0
+    return result, *others
 
 
 def x0_columns(prediction, sigma, scaled=None):

@@ -89,7 +89,7 @@ class State:
             if version is None and on_host(tensor):
                 copy = tensor.clone()  # inference tensors have no version counter
             self._inputs.append((name, tensor, version, copy))
-            if name in ("sigmas", "timesteps") and (on_host(tensor) or self._known(name, tensor)):
+            if name in ("sigmas", *self.rule.reads) and (on_host(tensor) or self._known(name, tensor)):
                 contents += tensor.shape[:1], tensor.dtype, *self.numbers(scheduler, name)
             else:
                 contents += id(tensor), version
