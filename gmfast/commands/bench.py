@@ -5,16 +5,19 @@ from typing import Annotated
 
 import typer
 
-from ._shared import check_folder
+from ._shared import check_folder, given_path
 
 
 def bench(
     operations: Annotated[
         list[str] | None, typer.Argument(help="Words of their names, such as conv; by default all.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the table, the CSV and the picture.")] = Path(
-        "out/bench"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=given_path, metavar="PATH", help="Folder for the table, the CSV and the picture."
+        ),
+    ] = Path("out/bench"),
     quick: Annotated[
         bool, typer.Option("--quick", help="A case of each operation, within 90 seconds.")
     ] = False,
