@@ -54,7 +54,7 @@ sdist: $(VENV)/.installed
 	@ls dist/*.tar.gz
 
 bench: $(VENV)/.built
-	$(VENV)/bin/gmfast bench --out out/bench
+	$(VENV)/bin/gmfast bench --targets --out out/bench
 
 clean:
 	rm -rf build dist out gmfast/*.so $(VENV)/.built

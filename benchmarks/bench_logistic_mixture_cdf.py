@@ -67,7 +67,7 @@ CASES = [
     *cdf(shape=(256, 64), options={"K": 4}),
     inverse(shape=(16, 6, 32, 32), options={"K": 32}, targets={"cpu": Target(eager=200)}),
     inverse(shape=(4, 6, 32, 32), options={"K": 32, "convolution": True}),
-    inverse(shape=(256, 64), options={"K": 4}),
+    inverse(shape=(256, 64), options={"K": 4}, quick=True),
     *cdf(
         shape=(64, 12, 32, 32),
         options={"K": 32},

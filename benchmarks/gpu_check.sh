@@ -136,7 +136,8 @@ bench() {
 import os
 from gmfast.benchmark import main
 device = "cuda" if os.environ["gpu"] else "cpu"
-main(out=os.environ["out"], device=device, quick=device == "cpu", seconds=0.7 * float(os.environ["limit"]))'
+main(out=os.environ["out"], device=device, quick=device == "cpu", seconds=0.7 * float(os.environ["limit"]),
+     targets=True)'
 }
 
 export -f skip enter machine build tests sanitizer graphs decode bench

@@ -411,14 +411,16 @@ def measure_rounding(steps: dict[str, int]) -> list[dict]:
 
 # ---- Results -----------------------------------------------------------------------------------------
 
+#: Columns of the project's own targets.
+TARGETS = ("target", "target_over_naive", "target_over_loop", "reached")
 HEADINGS = (
     "work", "weights", "batch", "threads", "naive", "Python loop", "gmfast", "× naive", "× loop", "kHz",
-    "floor", "share", "target", "",
+    "floor", "share",
 )  # fmt: skip
 
 
-def cells(row: dict) -> tuple[str, ...]:
-    """One line of the table, as text; ~ before what is estimated."""
+def cells(row: dict, targets: bool = False) -> tuple[str, ...]:
+    """One line of the table, as text; ~ before what is estimated. With the project's targets or without."""
 
     def seconds(name, known="measured"):
         if row[name] is None:
@@ -443,16 +445,17 @@ def cells(row: dict) -> tuple[str, ...]:
         number("kHz"),
         f"{seconds('floor_s')} {row['floor_is']}",
         f"{row['share']:.0%}",
-        row["target"],
-        {"yes": "reached", "no": "MISSED", "": ""}[row["reached"]],
+        *([row["target"], {"yes": "reached", "no": "MISSED", "": ""}[row["reached"]]] if targets else []),
     )
 
 
-def print_table(rows: list[dict], file=None) -> None:
-    print("", *benchmark.aligned([HEADINGS, *map(cells, rows)]), sep="\n", file=file or sys.stdout)
+def print_table(rows: list[dict], targets: bool = False, file=None) -> None:
+    headings = (*HEADINGS, "target", "") if targets else HEADINGS
+    lines = benchmark.aligned([headings, *(cells(row, targets) for row in rows)])
+    print("", *lines, sep="\n", file=file or sys.stdout)
 
 
-def write_png(rows: list[dict], where: dict, path: Path) -> None:
+def write_png(rows: list[dict], where: dict, path: Path, targets: bool = False) -> None:
     """Bars of how many times faster gmfast is; of works without baselines, what a second yields by batch."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -475,7 +478,7 @@ def write_png(rows: list[dict], where: dict, path: Path) -> None:
         for place, name in ((-0.2, "over_naive"), (0.2, "over_loop")):
             for y, row in enumerate(bars):
                 panel.barh(y + place, row[name] - 1, left=1, height=0.38, color=colours[name], zorder=2)
-                if goal := row[f"target_{name}"]:
+                if goal := targets and row[f"target_{name}"]:
                     panel.plot(goal, y + place, marker="D", ms=4, mfc="white", mec="#222222", zorder=4)
                 panel.text(
                     1.01,
@@ -523,11 +526,12 @@ def write_png(rows: list[dict], where: dict, path: Path) -> None:
         panel.grid(color="#dddddd", lw=0.6)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize=8)
+    diamond = Line2D([], [], ls="", marker="D", ms=4, mfc="white", mec="#222222", label="target")
     figure.legend(
         handles=[
             Patch(color=colours["over_naive"], label="than a full pass for each value"),
             Patch(color=colours["over_loop"], label="than a cached loop in PyTorch"),
-            Line2D([], [], ls="", marker="D", ms=4, mfc="white", mec="#222222", label="target"),
+            *([diamond] if targets else []),
             Line2D([], [], ls="--", color="#444444", label="the machine's limit"),
         ],
         loc="outside upper left",
@@ -550,6 +554,7 @@ def main(
     *,
     works: list[Work] | None = None,
     rounding: dict[str, int] | None = None,
+    targets: bool = False,
 ) -> list[dict]:
     """Measure, print, and write `sampling.csv`, `sampling.png` and, of the rounding, `bfloat16.csv` into
     folder `out`. Returns the rows of the first.
@@ -558,6 +563,7 @@ def main(
         quick: only a few works, in less than a minute, and no rounding.
         works: what to measure, by default all of `load_works`.
         rounding: training steps of the models that `measure_rounding` looks at.
+        targets: show the project's own targets, too.
     """
     if works is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -580,14 +586,16 @@ def main(
         for count, work in enumerate(works, 1):
             print(f"{count}/{len(works)} {work}", file=sys.stderr, flush=True)
             rows.append(measure(work, 1.0 if quick else 3.0, known))
-            benchmark.write_csv(rows, own, out / "sampling.csv")
+            hidden = () if targets else TARGETS
+            shown = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+            benchmark.write_csv(shown, own, out / "sampling.csv")
     except KeyboardInterrupt:
         print(f"interrupted: {len(works) - len(rows)} of {len(works)} works left out")
         rounding = {}
-    print_table(rows)
+    print_table(rows, targets)
     if rows:
         try:
-            write_png(rows, where, out / "sampling.png")
+            write_png(rows, where, out / "sampling.png", targets)
         except ModuleNotFoundError as error:
             print(f"no picture: {error.name} is not installed")
     if rounding:
@@ -602,8 +610,9 @@ def main(
                     f"{row['model']} after {row['steps']} steps on {row['data']}: {row['float32']:.5f} bits "
                     f"per dimension, {row['difference']:+.5f} with bfloat16 weights"
                 )
-    with_target = [row for row in rows if row["reached"]]
-    reached = sum(row["reached"] == "yes" for row in with_target)
     print(f"\nwritten to {out} after {time.perf_counter() - start:.0f} s")
-    print(f"{reached} of {len(with_target)} targets reached")
+    if targets:
+        with_target = [row for row in rows if row["reached"]]
+        reached = sum(row["reached"] == "yes" for row in with_target)
+        print(f"{reached} of {len(with_target)} targets reached")
     return rows

@@ -1,7 +1,14 @@
 """Argument checks that operations share. Each raises one sentence: the name, what was expected, what came."""
 
+import contextlib
+import inspect
 import math
+import numbers
 import operator
+from collections.abc import Sequence
+from functools import cache
+from types import NoneType, UnionType
+from typing import Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -46,8 +53,79 @@ def one_of(name, value, choices):
 
 def integer(name, value):
     # The type first: torch.compile knows that of its symbolic sizes, but not their attributes.
-    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if not _is_integer(value):
+        raise TypeError(f"{name}: expected an int, got {kind(value)}")
+
+
+def _is_integer(value):
+    if isinstance(value, torch.Tensor):
+        return value.dim() == 0 and not (value.is_floating_point() or value.dtype == torch.bool)
+    return not isinstance(value, bool | type) and (isinstance(value, int) or hasattr(value, "__index__"))
+
+
+#: What annotations are called in error messages, and what has the type.
+_NAMES = {int: "an int", float: "a number", bool: "True or False", str: "a string", NoneType: "None"}
+_IS = {
+    int: _is_integer,
+    float: lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool),
+    bool: lambda value: isinstance(value, bool),
+    str: lambda value: isinstance(value, str),
+    NoneType: lambda value: value is None,
+}
+
+
+def arguments(cls, given):
+    """Check arguments of a class's constructor, by name, against its annotations and those of its bases.
+
+    Only what is annotated as numbers, strings, booleans, None, sequences of those and unions is looked at.
+
+    Raises:
+        TypeError: For the first one of another type.
+    """
+    hints = _annotations(cls)
+    for name, value in given.items():
+        hint = hints.get(name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if all(map(_described, kinds)) and not any(_has_type(value, one) for one in kinds):
+            expected = " or ".join(dict.fromkeys(map(_described, kinds)))
+            raise TypeError(f"{name}: expected {expected}, got {_got(value)}")
+
+
+def _described(annotation):
+    """What an annotation is called in error messages; None for one that is not looked at."""
+    if annotation in _NAMES:
+        return _NAMES[annotation]
+    if (get_origin(annotation) or annotation) not in (tuple, list, Sequence):
+        return None
+    of = {int: " of ints", float: " of numbers", str: " of strings"}
+    return f"a sequence{of.get((get_args(annotation) or (None,))[0], '')}"
+
+
+def _has_type(value, annotation):
+    if annotation in _IS:
+        return _IS[annotation](value)
+    if not isinstance(value, Sequence | torch.Size) or isinstance(value, str | bytes):
+        return False
+    element = (get_args(annotation) or (None,))[0]
+    element = float if element is int else element  # a fraction is a wrong value, which the class names
+    return element not in _IS or all(map(_IS[element], value))
+
+
+def _got(value):
+    return repr(value) if isinstance(value, tuple | list) else kind(value)
+
+
+@cache
+def _annotations(cls):
+    """Annotations of the constructors of a class and its bases, the nearest one's first."""
+    hints = {}
+    for base in reversed(cls.__mro__):
+        if "__init__" in vars(base):
+            own = inspect.signature(base.__init__).parameters
+            hints = {name: hint for name, hint in hints.items() if name not in own}
+            with contextlib.suppress(NameError):  # a name for type checkers alone
+                hints |= get_type_hints(base.__init__)
+    return hints
 
 
 def axis(name, dim, ndim):
@@ -61,7 +139,7 @@ def axis(name, dim, ndim):
 
 def real(name, value):
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected a number, got {kind(value)}")
 
 
 def number(name, value, low, high):

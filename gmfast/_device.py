@@ -7,7 +7,8 @@ def find_device(name: str | None) -> torch.device:
     """Device called `name`; None: a GPU where there is one, else the CPU.
 
     Raises:
-        ValueError: For a name that is none, and for CUDA where there is none.
+        ValueError: For a name that is none, for a device that this machine or torch's build has not, and for
+            one that holds no values.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -17,6 +18,10 @@ def find_device(name: str | None) -> torch.device:
         raise ValueError(f"device: expected a name such as cpu or cuda, got {name!r}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device: expected one that this machine has, got cuda, but torch finds no CUDA device"
+            f"device: expected one that this machine has, got {name}, but torch finds no CUDA device"
         )
+    try:
+        torch.zeros(1, device=device).item()  # which meta tensors have not
+    except Exception:  # of any kind, by what is missing: torch's own, AssertionError, ModuleNotFoundError
+        raise ValueError(f"device: expected one that this machine and torch have, got {name}") from None
     return device

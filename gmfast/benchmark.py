@@ -39,6 +39,10 @@ from . import _library
 
 SAMPLE_SECONDS = 1e-3  # a timed sample repeats a call until it lasts this long
 SMALLEST_COPY = 1 << 20  # bytes; below, a copy measures the call and not the memory
+SLOW = 0.02  # seconds; a call that takes longer is not repeated to warm up
+QUICK_SECONDS = 60  # of `quick`, beside importing torch and drawing the picture
+#: Columns of the project's own targets.
+TARGETS = ("target", "target_over_eager", "target_over_compile", "reached")
 
 
 # ---- What is measured --------------------------------------------------------------------------------
@@ -97,6 +101,7 @@ class Case:
     devices: tuple[str, ...] = ("cpu", "cuda")
     host_clock: bool = False  # time the call itself, on a GPU too
     compiled: bool = True  # False: a baseline whose loop is unrolled takes minutes to compile
+    quick: bool = False  # for `--quick`, rather than the operation's first case with a target
 
     def __str__(self):
         shape = "(" + ",".join(map(str, self.shape)) + ")"
@@ -176,9 +181,7 @@ def host_clock(calls):
         return (time.perf_counter() - start) / repeats
 
     call = calls[0]
-    for _ in range(2):
-        call()
-    repeats = _repeats(timed(3), most=1000)
+    repeats = _repeats(timed(3), most=1000) if timed(1) < SLOW or timed(1) < SLOW else 1
     return lambda: timed(repeats)
 
 
@@ -309,8 +312,8 @@ def fastest(samplers):
     return min(times, key=lambda name: median(times[name]))
 
 
-def measure(case, device, *, seconds=3.0, compile_all=True):
-    """One row of the results. `compile_all`: compile every baseline, or only the fastest eager one."""
+def measure(case, device, *, seconds=3.0, compiling="all"):
+    """One row of the results. `compiling`: "all" baselines, the "fastest" eager one alone, or "none"."""
     torch._dynamo.reset()
     sets = input_sets(case, device)
     notes = []
@@ -332,7 +335,9 @@ def measure(case, device, *, seconds=3.0, compile_all=True):
     columns = {"gmfast": clock([bind(case.gmfast, case, inputs) for inputs in sets])}
     eager = {name: sampler(function, f"eager {name}") for name, function in case.baselines.items()}
     eager_best = fastest(eager)
-    names = [] if not case.compiled else case.baselines if compile_all else [eager_best]
+    names = {"all": [*case.baselines], "fastest": [eager_best], "none": []}[
+        compiling if case.compiled else "none"
+    ]
     compiled = {name: sampler(fullgraph(case.baselines[name]), f"compile {name}") for name in names}
     compile_best = fastest(compiled)
     columns["eager"], columns["compile"] = eager.get(eager_best), compiled.get(compile_best)
@@ -384,11 +389,15 @@ def measure(case, device, *, seconds=3.0, compile_all=True):
     row |= {"target_over_eager": target and target.eager, "target_over_compile": target and target.compile}
     row["target"] = str(target or "")
     row["reached"] = "" if target is None else ("yes" if target.reached(row) else "no")
-    row["slower_than_compile"] = (
-        "yes" if row["over_compile"] is not None and row["over_compile"] < 1 else "no"
-    )
+    row["slower_than_compile"] = "yes" if "compile" in slower_than(row) else "no"
     row["note"] = "; ".join(notes)
     return row
+
+
+def slower_than(row):
+    """Names of the columns that gmfast is slower than in a row."""
+    columns = {"eager": row["over_eager"], "compile": row["over_compile"], row["peer"]: row["over_peer"]}
+    return [name for name, over in columns.items() if over is not None and over < 1]
 
 
 # ---- Where it was measured ---------------------------------------------------------------------------
@@ -451,11 +460,11 @@ def describe(environment):
 
 # ---- Results -----------------------------------------------------------------------------------------
 
-HEADINGS = ("case", "direction", "eager", "compile", "gmfast", "× eager", "× compile", "share", "target", "")
+HEADINGS = ("case", "direction", "eager", "compile", "gmfast", "× eager", "× compile", "share", "")
 
 
-def cells(row):
-    """One line of the table, as text."""
+def cells(row, targets=False):
+    """One line of the table, as text; with the project's targets or without."""
 
     def milliseconds(value):
         if value is None:
@@ -474,9 +483,15 @@ def cells(row):
         spread = (row[f"{name}_q3"] - row[f"{name}_q1"]) / row[name] / 2
         return f"{row[name]:.{0 if row[name] >= 100 else 1 if row[name] >= 9.95 else 2}f} ±{spread:.0%}"
 
-    peer = f"{row['over_peer']:.3g}× {row['peer']}" if row["peer"] else ""
-    reached = {"yes": "reached", "no": "MISSED", "": ""}[row["reached"]]
-    slower = "SLOWER THAN COMPILE" if row["slower_than_compile"] == "yes" else ""
+    slower = slower_than(row)
+    remarks = [
+        f"{row['over_peer']:.3g}× {row['peer']}" if row["peer"] else "",
+        f"slower than {' and '.join(slower)}" if slower else "",
+        f"{row['target']} {'reached' if row['reached'] == 'yes' else 'MISSED'}"
+        if targets and row["reached"]
+        else "",
+        f"({row['note']})" if row["note"] else "",
+    ]
     return (
         row["case"],
         row["direction"],
@@ -486,67 +501,63 @@ def cells(row):
         times("over_eager"),
         times("over_compile"),
         "" if row["share"] is None else f"{row['share']:.0%}",
-        row["target"],
-        ", ".join(part for part in (reached, slower, peer, row["note"] and "see note") if part),
+        ", ".join(remark for remark in remarks if remark),
     )
 
 
 def aligned(lines):
     """Lines of cells as text, the columns one below the other."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+    return [_line(cells, widths) for cells in lines]
 
 
-def print_table(rows, file=None):
-    """A rich table on a terminal, aligned text elsewhere (and where rich is not installed)."""
-    file = file or sys.stdout
-    groups = {}
-    for row in rows:
-        groups.setdefault(row["operation"], []).append(row)
-    try:
-        from rich.console import Console
-        from rich.table import Table
-
-        fancy = file.isatty()
-    except ModuleNotFoundError:
-        fancy = False
-
-    if fancy:
-        for operation, members in groups.items():
-            table = Table(title=operation, title_justify="left", title_style="bold")
-            for heading in HEADINGS:
-                table.add_column(
-                    heading, justify="left" if heading in ("case", "direction", "target", "") else "right"
-                )
-            for row in members:
-                bad = row["slower_than_compile"] == "yes" or row["reached"] == "no"
-                table.add_row(
-                    *cells(row), style="red" if bad else "green" if row["reached"] == "yes" else None
-                )
-            Console(file=file).print(table)
-    else:
-        headings, *lines = aligned([HEADINGS, *map(cells, rows)])
-        texts = dict(zip(map(id, rows), lines, strict=True))
-        for operation, members in groups.items():
-            print("", operation, headings, *(texts[id(row)] for row in members), sep="\n", file=file)
-    for row in rows:
-        if row["note"]:
-            print(f"note: {row['operation']} {row['case']} {row['direction']}: {row['note']}", file=file)
+def _line(cells, widths):
+    return "  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
-def summary(rows):
-    """One sentence: targets reached, and the cases that torch.compile wins."""
-    with_target = [row for row in rows if row["reached"]]
-    slower = [row for row in rows if row["slower_than_compile"] == "yes"]
-    reached = sum(row["reached"] == "yes" for row in with_target)
-    text = f"{reached} of {len(with_target)} targets reached; "
-    if not slower:
-        return text + f"none of {len(rows)} cases slower than torch.compile"
-    names = "; ".join(f"{row['operation']} {row['case']} {row['direction']}" for row in slower)
-    return text + f"SLOWER THAN torch.compile: {names}"
+class Table:
+    """A table that is printed line by line, as results come.
+
+    Args:
+        cases: The cases whose rows may come: their names give the columns' widths.
+        targets: Whether the project's targets are shown.
+        file: Where to print; by default to stdout.
+    """
+
+    def __init__(self, cases, targets=False, file=None):
+        first = max([len(HEADINGS[0]), *(len(str(case)) for case in cases)])
+        self._widths = (
+            first,
+            *map(len, ("forward+backward", *["1.23e+03 ms"] * 3, *["12.3 ±45%"] * 2, "100%", "")),
+        )
+        self._targets, self._file, self._operation = targets, file or sys.stdout, None
+
+    def add(self, row):
+        """Print a row, under its operation's name unless that of the row before was the same."""
+        if row["operation"] != self._operation:
+            self._operation = row["operation"]
+            print("", self._operation, _line(HEADINGS, self._widths), sep="\n", file=self._file)
+        print(_line(cells(row, self._targets), self._widths), file=self._file, flush=True)
+
+
+def summary(rows, targets=False):
+    """One sentence: in how many cases gmfast is faster than each column, and which ones are not."""
+    counts, slower = [], []
+    for column in ("eager PyTorch", "torch.compile"):
+        over = f"over_{column.split()[0].removeprefix('torch.')}"
+        there = [row for row in rows if row[over] is not None]
+        counts.append(f"{column} in {sum(row[over] >= 1 for row in there)} of {len(there)} cases")
+        names = "; ".join(
+            f"{row['operation']} {row['case']} {row['direction']}" for row in there if row[over] < 1
+        )
+        if names:
+            slower.append(f"slower than {column}: {names}")
+    text = f"faster than {', '.join(counts)}"
+    if targets:
+        with_target = [row for row in rows if row["reached"]]
+        reached = sum(row["reached"] == "yes" for row in with_target)
+        text = f"{reached} of {len(with_target)} targets reached; {text}"
+    return "\n".join((text, *slower))
 
 
 def write_csv(rows, where, path):
@@ -559,7 +570,7 @@ def write_csv(rows, where, path):
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()})
 
 
-def write_png(rows, where, path):
+def write_png(rows, where, path, targets=False):
     """Bars of the speed-up over eager PyTorch and over torch.compile, on a logarithmic axis."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -586,7 +597,7 @@ def write_png(rows, where, path):
                 panel.plot(
                     [row[f"{name}_q1"], row[f"{name}_q3"]], [y + place] * 2, color="#222222", lw=1, zorder=3
                 )
-                if goal := row[f"target_{name}"]:
+                if goal := targets and row[f"target_{name}"]:
                     panel.plot(goal, y + place, marker="D", ms=4, mfc="white", mec="#222222", zorder=4)
                 panel.text(
                     1.01,
@@ -615,10 +626,11 @@ def write_png(rows, where, path):
     panel.set_xlabel(
         "times faster: median of the rounds; the line on a bar is the interquartile range", fontsize=8
     )
+    diamond = Line2D([], [], ls="", marker="D", ms=4, mfc="white", mec="#222222", label="target")
     figure.legend(
         handles=[
             *(Patch(color=colours[name], label=labels[name]) for name in colours),
-            Line2D([], [], ls="", marker="D", ms=4, mfc="white", mec="#222222", label="target"),
+            *([diamond] if targets else []),
         ],
         loc="outside upper left",
         ncols=3,
@@ -634,20 +646,25 @@ def write_png(rows, where, path):
 # ---- The command -------------------------------------------------------------------------------------
 
 
-def main(out="out/bench", quick=False, device=None, *, cases=None, seconds=None):
+def main(out="out/bench", quick=False, device=None, *, cases=None, seconds=None, targets=False):
     """Measure, print, and write `bench.csv` and `bench.png` into folder `out`. Returns the rows.
 
+    A row is printed and written as soon as it is measured.
+
     Args:
-        quick: only the cases that have a target, and few rounds.
+        quick: a case of each operation and direction, within `QUICK_SECONDS`.
         device: "cpu" or "cuda"; by default a GPU where there is one.
         cases: what to measure, by default every benchmarks/bench_*.py.
         seconds: start no case after this time; those with targets come first. To save time, this and
-            `quick` compile only the fastest eager formulation.
+            `quick` compile only the fastest eager formulation, and none where there is no time for it.
+        targets: show the project's own targets, too.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     cases = [case for case in (load_cases() if cases is None else cases) if device.type in case.devices]
     if quick:
-        cases = [case for case in cases if case.targets]
+        cases, seconds = _representative(cases), seconds or QUICK_SECONDS
+    if seconds:
+        cases = sorted(cases, key=lambda case: not case.targets)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     where = environment(device)
@@ -659,28 +676,85 @@ def main(out="out/bench", quick=False, device=None, *, cases=None, seconds=None)
 
     keep_freed_memory()
     start = time.perf_counter()
-    order = sorted(range(len(cases)), key=lambda i: not cases[i].targets) if seconds else range(len(cases))
-    measured = {}
+    budget = Budget(seconds, len(cases)) if seconds else None
+    if seconds and any(case.compiled for case in cases):
+        torch.compile(torch.sin, fullgraph=True, dynamic=False)(
+            torch.ones(9, device=device)
+        )  # loads Inductor
+    table, rows, left_out = Table(cases, targets), [], ""
     try:
-        for count, index in enumerate(order, 1):
-            case = cases[index]
-            if seconds and time.perf_counter() - start > seconds:
-                print(f"time is up: {len(cases) - len(measured)} of {len(cases)} cases left out")
+        for count, case in enumerate(cases, 1):
+            if budget and budget.spent():
+                left_out = "time is up"
                 break
-            progress = f"{count}/{len(cases)} {case.operation} {case} {case.direction}"
-            print(progress, file=sys.stderr, flush=True)
-            budget = 0.7 if quick else 2.0
-            measured[index] = measure(case, device, seconds=budget, compile_all=not (quick or seconds))
-            write_csv([measured[i] for i in sorted(measured)], where, out / "bench.csv")
+            if sys.stderr.isatty() or not sys.stdout.isatty():
+                print(
+                    f"{count}/{len(cases)} {case.operation} {case} {case.direction}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            if budget:
+                with budget.case() as options:
+                    rows.append(measure(case, device, **options))
+            else:
+                rows.append(measure(case, device, seconds=2.0))
+            shown = [row if targets else {k: v for k, v in row.items() if k not in TARGETS} for row in rows]
+            write_csv(shown, where, out / "bench.csv")
+            table.add(rows[-1])
     except KeyboardInterrupt:
-        print(f"interrupted: {len(cases) - len(measured)} of {len(cases)} cases left out")
-    rows = [measured[i] for i in sorted(measured)]
-    print_table(rows)
+        left_out = "interrupted"
+    print()
+    if left_out:
+        print(f"{left_out}: {len(cases) - len(rows)} of {len(cases)} cases left out")
     if rows:
         try:
-            write_png(rows, where, out / "bench.png")
+            write_png(rows, where, out / "bench.png", targets)
         except ModuleNotFoundError as error:
             print(f"no picture: {error.name} is not installed")
-    print(f"\nwritten to {out} after {time.perf_counter() - start:.0f} s")
-    print(summary(rows))
+    print(f"written to {out} after {time.perf_counter() - start:.0f} s")
+    print(summary(rows, targets))
     return rows
+
+
+def _representative(cases):
+    """A case of each operation and direction that has a target: those forward, then the others.
+
+    It is the first one, or one that is marked as quick.
+    """
+    first = {}
+    for case in sorted(cases, key=lambda case: not case.quick):
+        if case.targets or case.quick:
+            first.setdefault((case.operation, case.direction), case)
+    chosen = [case for case in cases if case is first.get((case.operation, case.direction))]
+    return sorted(chosen, key=lambda case: case.direction != "forward")
+
+
+class Budget:
+    """Time that cases share: each takes its part of what the ones before have left.
+
+    Args:
+        seconds: The time.
+        cases: Number of cases.
+    """
+
+    PLAIN = 0.5  # seconds of a case without compiling, about
+
+    def __init__(self, seconds, cases):
+        self._end, self._cases = time.perf_counter() + seconds, cases
+        self._compilations = [0.0]  # seconds of the cases that compiled
+
+    def spent(self):
+        """True if the time is up."""
+        return time.perf_counter() > self._end
+
+    @contextlib.contextmanager
+    def case(self):
+        """Yield the options of `measure` for the next case, which compiles if all others still fit."""
+        start = time.perf_counter()
+        left = self._end - start
+        fits = left - 2 * median(self._compilations) >= self.PLAIN * (self._cases - 1)
+        part = left / self._cases / 3
+        yield {"seconds": min(0.7, part), "compiling": "fastest" if fits else "none"}
+        self._cases -= 1
+        if fits:
+            self._compilations.append(time.perf_counter() - start)

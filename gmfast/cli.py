@@ -10,6 +10,9 @@ from . import commands
 from ._version import __version__
 from .commands._launch import report
 
+#: Extras that bring modules, other than `train`.
+EXTRAS = {"soundfile": "audio", "scipy": "audio", "datasets": "data", "pyarrow": "data"}
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -44,15 +47,25 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        if error.name.startswith("gmfast"):
+        missing = (error.name or "").split(".")[0]
+        if missing == "gmfast":
             raise
-        if error.name == "pyo":  # which no extra brings where it has no wheel
+        if missing in ("", "pyo"):  # which no extra brings where it has no wheel
             _fail(str(error))
-        extra = {"soundfile": "audio", "datasets": "data"}.get(error.name, "train")
-        _fail(f"{error.name} is missing: pip install 'gmfast[{extra}]' brings it")
-    except (ValueError, OSError, FloatingPointError) as error:
+        _fail(f"{missing} is missing: pip install 'gmfast[{EXTRAS.get(missing, 'train')}]' brings it")
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            _fail(str(error))
+        _fail(f"expected to read or write {os.fsdecode(error.filename)} ({error.strerror})")
+    except (ValueError, FloatingPointError, ImportError) as error:
         _fail(str(error))
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if _of_memory(error):
+            _fail(
+                "memory: expected enough for the model and the batch, but there is too little; a smaller "
+                "--batch-size or model needs less, and in training --accumulate or --checkpoint-activations "
+                f"({str(error).splitlines()[0] if str(error) else 'out of memory'})"
+            )
         if not _of_another_process(error):
             raise
         sentence = (
@@ -60,6 +73,13 @@ def main() -> None:
         )
         print(f"gmfast: {sentence}", file=sys.stderr)  # not for the launcher, which says why
         raise SystemExit(2) from None
+
+
+def _of_memory(error: MemoryError | RuntimeError) -> bool:
+    """True for what Python, NumPy and torch raise where memory does not suffice, on any device."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _of_another_process(error: RuntimeError) -> bool:

@@ -109,9 +109,14 @@ def test_slower_than_compile_is_loud(ledger):
     rows = [measured(ledger, gmfast=costing(4, ledger), targets={"cpu": Target(eager=1)})]
     assert rows[0]["slower_than_compile"] == "yes" and rows[0]["over_compile"] == 0.5
     text = io.StringIO()
-    benchmark.print_table(rows, text)
-    assert "SLOWER THAN COMPILE" in text.getvalue()
-    assert benchmark.summary(rows) == "1 of 1 targets reached; SLOWER THAN torch.compile: fake (2,3) forward"
+    benchmark.Table([fake_case(ledger)], file=text).add(rows[0])
+    assert "slower than compile" in text.getvalue() and "reached" not in text.getvalue()
+    assert benchmark.summary(rows).splitlines() == [
+        "faster than eager PyTorch in 1 of 1 cases, torch.compile in 0 of 1 cases",
+        "slower than torch.compile: fake (2,3) forward",
+    ]
+    assert benchmark.summary(rows, targets=True).startswith("1 of 1 targets reached; faster than")
+    assert benchmark.cells(rows[0], targets=True)[-1] == "slower than compile, ≥ 1× eager reached"
 
 
 def test_a_column_that_fails_is_noted(ledger, monkeypatch):
@@ -133,8 +138,10 @@ def test_quick_compiles_only_the_fastest_eager(ledger, monkeypatch):
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: compiled.append(f) or original(f, **options))
     case = fake_case(ledger)
-    row = benchmark.measure(case, torch.device("cpu"), seconds=0, compile_all=False)
+    row = benchmark.measure(case, torch.device("cpu"), seconds=0, compiling="fastest")
     assert compiled == [case.baselines["fast"]] and row["compile_variant"] == "fast"
+    row = benchmark.measure(case, torch.device("cpu"), seconds=0, compiling="none")
+    assert len(compiled) == 1 and row["over_compile"] is None
 
 
 def test_bytes_moved():
@@ -201,10 +208,13 @@ def test_main_writes_csv_and_png(ledger, tmp_path, capsys):
         assert int(line["threads"]) == torch.get_num_threads() and line["date"]
     assert (tmp_path / "out" / "bench.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     printed = capsys.readouterr().out
-    assert "1 of 1 targets reached; none of 3 cases slower than torch.compile" in printed
+    assert "faster than eager PyTorch in 2 of 3 cases" in printed and "target" not in printed
+    assert not {"target", "reached"} & set(lines[0])
 
-    (row,) = benchmark.main(tmp_path / "quick", quick=True, device="cpu", cases=cases)
+    (row,) = benchmark.main(tmp_path / "quick", quick=True, device="cpu", cases=cases, targets=True)
     assert row["operation"] == "one" and row["reached"] == "yes"
+    assert "1 of 1 targets reached" in capsys.readouterr().out
+    assert ",reached," in (tmp_path / "quick" / "bench.csv").read_text()
 
 
 def test_some_operations_are_chosen_by_a_word_of_their_names():
@@ -231,6 +241,19 @@ def test_main_stops_when_time_is_up(ledger, now, tmp_path, capsys):
     rows = benchmark.main(tmp_path, device="cpu", cases=cases, seconds=0.04)
     assert [row["operation"] for row in rows] == ["wanted"]  # those with a target come first
     assert "time is up: 2 of 3 cases left out" in capsys.readouterr().out
+
+
+def test_a_budget_is_shared_and_decides_what_is_compiled(now):
+    budget = benchmark.Budget(10, 4)
+    with budget.case() as options:
+        assert options == {"seconds": 0.7, "compiling": "fastest"}
+        now[0] += 6
+    with budget.case() as options:  # another such compilation would leave no time for the others
+        assert options == {"seconds": pytest.approx(4 / 9), "compiling": "none"}
+        now[0] += 1
+    assert not budget.spent()
+    now[0] += 3.1
+    assert budget.spent()
 
 
 def test_a_real_case(tmp_path):

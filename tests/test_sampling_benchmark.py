@@ -211,7 +211,7 @@ def test_main_writes_csv_and_png(book, tmp_path, capsys, monkeypatch):
             for name, count in steps.items()
         ],
     )
-    rows = sampling.main(tmp_path, works=works, rounding={"made": 3})
+    rows = sampling.main(tmp_path, works=works, rounding={"made": 3}, targets=True)
     assert [row["reached"] for row in rows] == ["no", "yes", "", ""]
     with open(tmp_path / "sampling.csv", newline="") as file:
         lines = list(csv.DictReader(file))
@@ -222,6 +222,8 @@ def test_main_writes_csv_and_png(book, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "bfloat16.csv").read_text().count("\n") == 2
     printed = capsys.readouterr().out
     assert "MISSED" in printed and "1 of 2 targets reached" in printed
+    sampling.main(tmp_path, works=works[2:], rounding={})
+    assert "target" not in capsys.readouterr().out + (tmp_path / "sampling.csv").read_text()
     assert "made after 3 steps on fake: 2.00000 bits per dimension, +0.12500 with bfloat16 weights" in printed
 
 

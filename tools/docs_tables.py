@@ -2,7 +2,7 @@
 
 `python tools/docs_tables.py benchmarks/results/NAME.csv`, where NAME is
 
-    cpu           written by `gmfast bench`, for docs/benchmarks.md
+    cpu           written by `gmfast bench --targets`, for docs/benchmarks.md
     sampling      written by `gmfast bench --sampling`, for the same page
     flows         written by benchmarks/flows.py, for the same page
     diffusion     written by benchmarks/diffusion.py, for the same page

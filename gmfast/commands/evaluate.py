@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._launch import ProcessCount, launch
-from ._shared import Device, progress_lines
+from ._shared import Device, check_folder, given_path, progress_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A folder that `gmfast train` wrote.")],
+    run: Annotated[
+        Path, typer.Argument(parser=given_path, metavar="RUN", help="A folder that `gmfast train` wrote.")
+    ],
     data: Annotated[str | None, typer.Option(help="Other data than the run's own.")] = None,
     per_sample: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="FILE",
             help="A .csv or .npz for each sample's figures, with its index and its label where it has one.",
         ),
@@ -47,6 +50,8 @@ def evaluate(
 
     if per_sample is not None and per_sample.suffix.lower() not in (".csv", ".npz"):
         raise ValueError(f"per_sample: expected a .csv or .npz file, got {per_sample}")
+    if per_sample is not None:
+        check_folder(per_sample.parent, "per_sample")
     team = join(device)
     model, settings, step = load_run(run)
     model.to(team.device)
@@ -89,7 +94,6 @@ def _write(path: Path, dataset: "Dataset", values: "dict[str, Tensor]") -> None:
     if label is not None:
         columns["label"] = label.numpy()
     columns |= {name: value.numpy() for name, value in values.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".npz":
         np.savez(path, **columns)
         return

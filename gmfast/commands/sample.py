@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._launch import ProcessCount, launch
-from ._shared import Device, progress_lines
+from ._shared import Device, check_folder, given_path, progress_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,9 @@ COMPLETIONS = 6
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(help="A folder that `gmfast train` wrote.")],
+    run: Annotated[
+        Path, typer.Argument(parser=given_path, metavar="RUN", help="A folder that `gmfast train` wrote.")
+    ],
     n: Annotated[
         int | None,
         typer.Option(
@@ -111,6 +113,8 @@ def sample(
     of data, samples and density beside it where they lie in the plane. Into a folder go samples of any
     number, as arrays.
     """
+    if out == "":
+        raise ValueError("out: expected a path, got ''")
     if launch(processes):
         return
     from .._processes import join
@@ -140,6 +144,8 @@ def sample(
     how = {name: value for name, value in how.items() if name in has and value is not None}
     drawing, terminal = Drawing(model, seed, label, how), sys.stderr.isatty()
     if folder:
+        if team.main:
+            check_folder(path)
         count = shards.write(
             path,
             drawing.request(run, settings, step) if team.main else {},
@@ -159,7 +165,7 @@ def sample(
             raise ValueError(f"{name}: expected a folder as --out, got {path}")
     output.check(path)
     if team.main:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_folder(path.parent)
     count, options = n, {"progress": terminal and team.main}
     if complete:
         originals, keep, completion = _completion(model, settings, n, label)

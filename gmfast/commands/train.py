@@ -10,7 +10,7 @@ import typer
 
 from ..models.registry import MODELS
 from ._launch import ProcessCount, launch
-from ._shared import Device
+from ._shared import Device, check_folder, given_path
 
 if TYPE_CHECKING:
     from ..training import Trainer
@@ -31,12 +31,17 @@ def train(
             "[default: what suits the model; `gmfast list MODEL` says which]"
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder. [default: runs/MODEL-DATA]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=given_path, metavar="PATH", help="The run's folder. [default: runs/MODEL-DATA]"),
+    ] = None,
     steps: Annotated[int, typer.Option(min=0, help="Train until this step.")] = 2000,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Settings from a TOML file, such as a run's settings.toml; other options go before."
+            parser=given_path,
+            metavar="FILE",
+            help="Settings from a TOML file, such as a run's settings.toml; other options go before.",
         ),
     ] = None,
     batch_size: Annotated[
@@ -158,6 +163,8 @@ def train(
     from ..training import Settings, Trainer, read_config
     from ..training.tracking import check_trackers
 
+    if resume and overwrite:
+        raise ValueError("overwrite: expected none with --resume, which continues the run")
     if launch(processes):
         return
     chosen = {} if config is None else read_config(config)
@@ -209,6 +216,7 @@ def train(
     if resume or again:
         trainer = Trainer.resume(out, device, workers=workers, shard=shard, **chosen)
     else:
+        check_folder(out)
         trainer = Trainer.start(
             Settings(**chosen), out, device, workers=workers, shard=shard, overwrite=overwrite
         )

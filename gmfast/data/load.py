@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .. import audio
-from .._check import one_of
+from .._check import integer, kind, one_of
 from . import arrays, images, published, shards, sound, vectors
 from .dataset import Dataset
 from .decoding import ImageDecoder
@@ -87,11 +87,17 @@ def load(
             For a missing package. Each says in one sentence what was looked for and where.
     """
     for name, value in (("size", size), ("rate", rate)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected a positive number, got {value}")
+        if value is not None:
+            integer(name, value)
+            if value < 1:
+                raise ValueError(f"{name}: expected a positive number, got {value}")
     if encoding is not None and encoding not in audio.ENCODINGS:
         raise ValueError(f"encoding: expected {' or '.join(audio.ENCODINGS)}, got {encoding!r}")
     one_of("on_error", on_error, ON_ERROR)
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(f"name_or_path: expected a name or a path, got {kind(name_or_path)}")
+    if not os.fspath(name_or_path):
+        raise ValueError("data: expected a name or a path, got ''")
     decoder = ImageDecoder(size or 32, grayscale, alpha)
     dataset = read(_load(name_or_path, decoder, size, rate, encoding or "mulaw"), in_memory, on_error)
     for name, value in (("rate", rate), ("encoding", encoding)):

@@ -138,6 +138,7 @@ class Model(nn.Module, ABC):
                 config |= {**cls._network_options(), **value}
             else:
                 config[name] = value
+        _check.arguments(cls, config)
         model.config = config
         return model
 

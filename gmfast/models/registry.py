@@ -70,6 +70,8 @@ class Registry(MutableMapping):
         Raises:
             ValueError: For a name that is none, with the nearest one where there is one.
         """
+        if not isinstance(name, str):
+            raise ValueError(f"model: expected one of {', '.join(self)}, got {name!r}")
         spellings = {_plain(cls): model for cls, model in self.class_names().items()}
         spellings |= {_plain(model): model for model in self}
         if _plain(name) in spellings:

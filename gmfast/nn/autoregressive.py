@@ -48,7 +48,7 @@ class MaskedAutoregressive(Transform):
         super().__init__()
         hidden = tuple(hidden)
         for size in (num_inputs, *hidden):
-            if size < 1:
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(
                     f"num_inputs, hidden: expected positive integers, got {num_inputs}, {hidden}"
                 )

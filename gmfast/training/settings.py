@@ -118,6 +118,8 @@ class Settings:
         cls = MODELS[self.model]
         if self.data is None:
             self.data = cls.data
+        if not str(self.data):
+            raise ValueError("data: expected a name or a path, got ''")
         if self.data not in data.BUILT_IN:
             self.data = str(Path(self.data).absolute())
         if self.teacher is not None:
@@ -135,6 +137,8 @@ class Settings:
         for name, choices in (("precision", PRECISIONS), ("lr_schedule", LR_SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected {' or '.join(choices)}, got {getattr(self, name)!r}")
+        if self.lr == math.inf:
+            raise ValueError("lr: expected a finite number, got inf")
         for name in ("batch_size", "accumulate", "checkpoint_every", "lr", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
@@ -200,6 +204,8 @@ def read_config(path: Path) -> dict[str, Any]:
         given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"config: expected a TOML file, but {path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"config: expected a TOML file, got {path} ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"config: expected TOML in {path} ({error})") from None
     names = [setting.name for setting in fields(Settings)]
@@ -249,7 +255,10 @@ def build_model(settings: Settings, dataset: Dataset) -> Model:
             expected = "a list such as [100]" if kind is tuple else kind.__name__
             raise ValueError(f"{name}: expected {expected}, got {value!r}")
     torch.manual_seed(seed_of(settings.seed, "weights"))
-    model = cls(**from_data, **settings.options)
+    try:
+        model = cls(**from_data, **settings.options)
+    except TypeError as error:  # of options, which come from the command line or a file
+        raise ValueError(str(error)) from None
     if dataset.modality == "vectors":
         model.standardize(dataset.mean, dataset.std)
     return model

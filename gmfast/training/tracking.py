@@ -35,4 +35,8 @@ def tracker(name: str, out: Path, step: int) -> Any:
         raise ValueError(
             f"trackers: expected one that is installed, but {name} needs the package {error.name}"
         ) from None
+    except Exception as error:  # of any kind: each tracker raises its own, such as wandb without a key
+        raise ValueError(
+            f"trackers: expected {name} to start, but it says: {' '.join(str(error).split())}"
+        ) from None
     return made
