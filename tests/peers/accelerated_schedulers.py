@@ -1,7 +1,7 @@
 """A pytest plugin for diffusers' own tests: every scheduler that they construct is accelerated.
 
-The outcome of each test, and how many schedulers of each class were accelerated or refused, are written to the
-file that GMFAST_OUTCOMES names. With GMFAST_ACCELERATE=0 nothing is accelerated.
+The outcome of each test, and how many schedulers of each class were accelerated or refused, are written to
+the file that GMFAST_OUTCOMES names. With GMFAST_ACCELERATE=0 nothing is accelerated.
 """
 
 import collections

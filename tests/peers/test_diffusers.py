@@ -1,8 +1,8 @@
 """diffusers' own tests of its schedulers, with every scheduler that they construct accelerated.
 
-They are not in its wheel: GMFAST_DIFFUSERS_TESTS is the folder `tests` of a checkout of diffusers. As a program,
-`python tests/peers/test_diffusers.py` also writes what they found to docs/results/diffusers_tests.csv and
-docs/diffusers.md.
+They are not in its wheel: GMFAST_DIFFUSERS_TESTS is the folder `tests` of a checkout of diffusers, whose
+version need not be the installed one. `python tests/peers/test_diffusers.py` also writes what they found to
+docs/results/diffusers_tests.csv and docs/diffusers.md.
 """
 
 import csv
