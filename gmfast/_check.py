@@ -5,8 +5,8 @@ import inspect
 import math
 import numbers
 import operator
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, wraps
 from types import NoneType, UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
@@ -63,14 +63,39 @@ def _is_integer(value):
     return not isinstance(value, bool | type) and (isinstance(value, int) or hasattr(value, "__index__"))
 
 
+def annotated(cls):
+    """Check the arguments of a class's constructor by its annotations (`arguments`), before it runs."""
+    init = cls.__init__
+    signature = inspect.signature(init)
+
+    @wraps(init)
+    def __init__(self, *args, **kwargs):
+        try:
+            given = signature.bind(self, *args, **kwargs).arguments
+        except TypeError:  # a missing or unknown argument, which Python names
+            given = {}
+        arguments(cls, given)
+        init(self, *args, **kwargs)
+
+    cls.__init__ = __init__
+
+
 #: What annotations are called in error messages, and what has the type.
-_NAMES = {int: "an int", float: "a number", bool: "True or False", str: "a string", NoneType: "None"}
+_NAMES = {
+    int: "an int",
+    float: "a number",
+    bool: "True or False",
+    str: "a string",
+    NoneType: "None",
+    torch.Tensor: "a tensor",
+}
 _IS = {
     int: _is_integer,
     float: lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool),
-    bool: lambda value: isinstance(value, bool),
+    bool: lambda value: hasattr(value, "__bool__") and not isinstance(value, type | torch.Tensor),
     str: lambda value: isinstance(value, str),
     NoneType: lambda value: value is None,
+    torch.Tensor: lambda value: isinstance(value, torch.Tensor),
 }
 
 
@@ -95,15 +120,27 @@ def _described(annotation):
     """What an annotation is called in error messages; None for one that is not looked at."""
     if annotation in _NAMES:
         return _NAMES[annotation]
-    if (get_origin(annotation) or annotation) not in (tuple, list, Sequence):
+    if _is_called(annotation):
+        return "a module"
+    if (get_origin(annotation) or annotation) not in (tuple, list, Sequence, Iterable):
         return None
     of = {int: " of ints", float: " of numbers", str: " of strings"}
     return f"a sequence{of.get((get_args(annotation) or (None,))[0], '')}"
 
 
+def _is_called(annotation):
+    return get_origin(annotation) is Callable or (
+        isinstance(annotation, type) and issubclass(annotation, torch.nn.Module)
+    )
+
+
 def _has_type(value, annotation):
     if annotation in _IS:
         return _IS[annotation](value)
+    if _is_called(annotation):
+        return callable(value)
+    if (get_origin(annotation) or annotation) is Iterable:  # whose elements reading may use up
+        return isinstance(value, Iterable) and not isinstance(value, str | bytes)
     if not isinstance(value, Sequence | torch.Size) or isinstance(value, str | bytes):
         return False
     element = (get_args(annotation) or (None,))[0]

@@ -1,5 +1,6 @@
 """Modules around the operations of `gmfast.functional`."""
 
+from .. import _check
 from .activation import ConcatELU, GatedActivation
 from .actnorm import ActNorm
 from .autoregressive import MaskedAffineAutoregressive, MaskedSplineAutoregressive, naive_inverse
@@ -33,3 +34,7 @@ __all__ = [
     "Transform",
     "naive_inverse",
 ]
+
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        _check.annotated(globals()[_name])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .. import _check
 from .. import functional as GF
 from .._conv_mask import conv_mask
 from ..ops.causal_conv1d import ACTIVATIONS, SYNONYMS
@@ -57,6 +58,7 @@ class MaskedConv2d(nn.Conv2d):
         mask_type: str = "B",
         channel_groups: int = 1,
     ):
+        _check_sizes(in_channels, out_channels, kernel_size, groups=groups, channel_groups=channel_groups)
         if stride not in (1, (1, 1)):
             raise ValueError(f"stride: expected 1, got {stride}")
         super().__init__(
@@ -164,6 +166,7 @@ class CausalConv1d(nn.Conv1d):
         *,
         activation: str | None = None,
     ):
+        _check_sizes(in_channels, out_channels, kernel_size, groups=groups)
         super().__init__(
             in_channels,
             out_channels,
@@ -246,3 +249,12 @@ class CausalConv1d(nn.Conv1d):
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
         return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+
+
+def _check_sizes(
+    in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], **groups: int
+) -> None:
+    """Check what torch would find when it makes the weight."""
+    _check.at_least(1, in_channels=in_channels, out_channels=out_channels, **groups)
+    for size in kernel_size if isinstance(kernel_size, tuple) else (kernel_size,):
+        _check.at_least(1, kernel_size=size)

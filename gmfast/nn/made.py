@@ -53,6 +53,8 @@ class MaskedMLP(nn.Module):
     ):
         super().__init__()
         _check.one_of("activation", activation, tuple(ACTIVATIONS))
+        _check.at_least(1, num_inputs=num_inputs, num_params=num_params)
+        _check.at_least(0, num_context=num_context)
         self.num_inputs, self.num_params, self.activation = num_inputs, num_params, activation
         sizes = [num_inputs, *hidden, num_inputs * num_params]
         self.layers = nn.ModuleList(MaskedLinear(below, size) for below, size in pairwise(sizes))
