@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from .. import _check
 from .. import functional as GF
+from ..ops._second_order import without_second_derivative
 from ..ops.made_inverse import ACTIVATIONS, made_inverse, made_invert, made_solve
-from .coupling import check_affine_options, check_spline_options
+from .coupling import check_affine_options, check_spline_options, spline_bias_
 from .made import MaskedMLP
 from .transform import Transform
 
@@ -192,7 +193,7 @@ class _Implicit(torch.autograd.Function):
         return torch.zeros_like(residual)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @without_second_derivative("inverse")
     def backward(ctx, grad):
         transform, (x, params, *sums) = ctx.transform, ctx.saved_tensors
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -294,7 +295,7 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
 class MaskedSplineAutoregressive(MaskedAutoregressive):
     """Autoregressive rational-quadratic spline, with linear tails (Durkan et al., 2019, arXiv:1906.04032).
 
-    The bins of each value's spline are functions of the values before it.
+    The bins of each value's spline are functions of the values before it. Slopes start near 1.
 
     Args:
         num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
@@ -339,6 +340,7 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
             direct=direct,
         )
         self.num_bins, self.options = num_bins, options
+        spline_bias_(self.net.layers[-1].bias.view(num_inputs, -1), min_derivative)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""

@@ -71,10 +71,12 @@ class MaskedMLP(nn.Module):
             self._start(num_context)
         self.first_degree = 0 if num_context else 1
 
+    @torch.no_grad()
     def _start(self, num_context: int) -> None:
-        first, bound = self.layers[0], (self.num_inputs + num_context) ** -0.5
-        for parameter in (first.weight, first.bias, self.context[0].weight):
-            nn.init.uniform_(parameter, -bound, bound)
+        first, size = self.layers[0], self.num_inputs + num_context
+        for parameter in (first.weight, first.bias):
+            parameter *= (self.num_inputs / size) ** 0.5
+        self.context[0].weight *= (num_context / size) ** 0.5
         for layer in self.context[1:]:
             nn.init.zeros_(layer.weight)
 
