@@ -1,7 +1,10 @@
 """Second derivatives of operations: autograd through the plain PyTorch form.
 
-They are rare (gradient penalties, Hessian-vector products), so they need to be right, not fast.
+They are rare (gradient penalties, Hessian-vector products), so they need to be right, not fast. What has none
+says so (`without_second_derivative`).
 """
+
+from functools import wraps
 
 import torch
 
@@ -43,6 +46,31 @@ def backward_operator(name, forward, fake, *, num_tensors=1, num_results=1, at=N
         return *again, *(None for _ in ctx.options)
 
     return operator(name, fake=fake, setup_context=setup_context, backward=backward)
+
+
+def without_second_derivative(name):
+    """Decorator of an `autograd.Function`'s `backward`, whose results raise RuntimeError when differentiated.
+
+    Unlike `once_differentiable` also where the incoming gradient is a constant: the results depend on what the
+    function saved too. `name` is what the error says has no second derivative.
+    """
+    message = f"{name}: expected one derivative (once_differentiable), got a second".encode()
+
+    def decorator(backward):
+        @wraps(backward)
+        def wrapped(ctx, *grads):
+            with torch.no_grad():
+                results = backward(ctx, *grads)
+            present = [r.detach().requires_grad_() for r in results if r is not None]
+            if not (torch.is_grad_enabled() and present):
+                return results
+            failing = torch._C._functions.DelayedError(message, len(present))(*present)
+            failing = iter(failing if isinstance(failing, tuple) else (failing,))
+            return tuple(None if r is None else next(failing) for r in results)
+
+        return wrapped
+
+    return decorator
 
 
 def _differentiate(results, tensors, grads, create_graph):
