@@ -3,6 +3,16 @@
 from .activation import ConcatELU, GatedActivation
 from .actnorm import ActNorm
 from .autoregressive import MaskedAffineAutoregressive, MaskedSplineAutoregressive, naive_inverse
+from .base_distribution import (
+    BaseDistribution,
+    BoxUniform,
+    ConditionalBase,
+    ConditionalDiagonalNormal,
+    DiagonalNormal,
+    DistributionBase,
+    GaussianMixture,
+    StandardNormal,
+)
 from .conv import CausalConv1d, MaskedConv2d
 from .coupling import AffineCoupling, LogisticMixtureCoupling, SplineCoupling
 from .flow import Flow
@@ -13,10 +23,17 @@ from .transform import Inverse, Permute, Sequential, Split, Squeeze2d, Transform
 __all__ = [
     "ActNorm",
     "AffineCoupling",
+    "BaseDistribution",
+    "BoxUniform",
     "CausalConv1d",
     "ConcatELU",
+    "ConditionalBase",
+    "ConditionalDiagonalNormal",
+    "DiagonalNormal",
+    "DistributionBase",
     "Flow",
     "GatedActivation",
+    "GaussianMixture",
     "Inverse",
     "InvertibleConv1x1",
     "LogisticMixtureCoupling",
@@ -30,6 +47,7 @@ __all__ = [
     "SplineCoupling",
     "Split",
     "Squeeze2d",
+    "StandardNormal",
     "Transform",
     "naive_inverse",
 ]
