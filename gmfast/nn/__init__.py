@@ -18,6 +18,14 @@ from .coupling import AffineCoupling, LogisticMixtureCoupling, SplineCoupling
 from .flow import Flow
 from .invertible_conv import InvertibleConv1x1
 from .made import MaskedLinear, MaskedMLP
+from .spline import (
+    PeriodicShift,
+    Spline,
+    SplineFunction,
+    cubic_spline,
+    linear_spline,
+    quadratic_spline,
+)
 from .transform import Inverse, Permute, Sequential, Split, Squeeze2d, Transform
 
 __all__ = [
@@ -42,12 +50,18 @@ __all__ = [
     "MaskedLinear",
     "MaskedMLP",
     "MaskedSplineAutoregressive",
+    "PeriodicShift",
     "Permute",
     "Sequential",
+    "Spline",
     "SplineCoupling",
+    "SplineFunction",
     "Split",
     "Squeeze2d",
     "StandardNormal",
     "Transform",
+    "cubic_spline",
+    "linear_spline",
     "naive_inverse",
+    "quadratic_spline",
 ]

@@ -1,6 +1,6 @@
 """Masked autoregressive transforms: the parameters of each value are functions of the values before it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from .. import _check
 from .. import functional as GF
 from ..ops.made_inverse import ACTIVATIONS, made_inverse, made_invert, made_solve
-from .coupling import check_affine_options, check_spline_options
+from .coupling import check_affine_options
 from .made import MaskedMLP
+from .spline import SplineFunction
 from .transform import Transform
 
 
@@ -144,12 +145,12 @@ class MaskedAutoregressive(Transform):
 
     def _steps(self, z, weights, direct, offsets) -> tuple[Tensor, Tensor]:
         """Return the inverse, in the order of the steps, and its log-determinant."""
+        return made_invert(z, weights, direct, offsets, self.net.activation, self.invert_step)
 
-        def invert(_, z, params):
-            x, log_derivative = self.transform(z[:, None], params[:, None], inverse=True)
-            return x[:, 0], log_derivative
-
-        return made_invert(z, weights, direct, offsets, self.net.activation, invert)
+    def invert_step(self, step: int, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Invert the transform of one value, (B,), given its parameters (B, P)."""
+        x, log_derivative = self.transform(z[:, None], params[:, None], inverse=True)
+        return x[:, 0], log_derivative
 
     def _invert_naively(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x = torch.zeros_like(z)
@@ -274,7 +275,7 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
 
 
 class MaskedSplineAutoregressive(MaskedAutoregressive):
-    """Autoregressive rational-quadratic spline, with linear tails (Durkan et al., 2019, arXiv:1906.04032).
+    """Autoregressive spline: rational-quadratic, with linear tails (Durkan et al., 2019, arXiv:1906.04032).
 
     The bins of each value's spline are functions of the values before it.
 
@@ -287,6 +288,9 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
         direct: whether there is also a linear connection from the values to the parameters.
         num_bins, bound, min_bin_width, min_bin_height, min_derivative: as in
             `gmfast.functional.rational_quadratic_spline`.
+        kind, tails, left, right, bottom, top: as in `SplineFunction`; a sequence of tails has one for each
+            value.
+        identity_init: whether to start as the identity, whatever the context.
     """
 
     def __init__(
@@ -303,6 +307,13 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
         num_context: int = 0,
         activation: str = "relu",
         direct: bool = False,
+        kind: str = "rational_quadratic",
+        tails: str | Sequence[str | None] | None = "linear",
+        left: float | None = None,
+        right: float | None = None,
+        bottom: float | None = None,
+        top: float | None = None,
+        identity_init: bool = False,
     ):
         options = {
             "bound": bound,
@@ -310,17 +321,20 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
             "min_bin_height": min_bin_height,
             "min_derivative": min_derivative,
         }
-        check_spline_options(num_bins, options)
+        box = {"left": left, "right": right, "bottom": bottom, "top": top}
+        spline = SplineFunction(num_bins, kind=kind, tails=tails, **options, **box)
         super().__init__(
             num_inputs,
-            3 * num_bins - 1,
+            spline.num_params,
             hidden,
             order=order,
             num_context=num_context,
             activation=activation,
             direct=direct,
         )
-        self.num_bins, self.options = num_bins, options
+        self.num_bins, self.options, self.spline = num_bins, options, spline
+        if identity_init:
+            self.net.start_at(spline.identity())
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -328,9 +342,13 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """Apply the spline."""
-        return GF.rational_quadratic_spline(
-            x, params, None, None, inverse=inverse, packed=True, **self.options
-        )
+        return self.spline(x, params, inverse)
+
+    def invert_step(self, step: int, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Invert the spline of the value of a step."""
+        columns = self.order[step : step + 1]
+        x, log_derivative = self.spline(z[:, None], params[:, None], inverse=True, columns=columns)
+        return x[:, 0], log_derivative
 
 
 @contextmanager

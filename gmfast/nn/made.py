@@ -71,6 +71,15 @@ class MaskedMLP(nn.Module):
         """
         return self.outputs_and_sums(x, self.masks(order), context)[0]
 
+    @torch.no_grad()
+    def start_at(self, params: Tensor) -> None:
+        """Set the last layer so that each value has the parameters `params`, (num_params,), for any input."""
+        last = [self.layers[-1], self.direct, None if self.context is None else self.context[-1]]
+        for layer in last:
+            if layer is not None:
+                layer.weight.zero_()
+        self.layers[-1].bias.copy_(params.repeat(self.num_inputs))
+
     def masks(self, order: Tensor) -> list[Tensor]:
         """Return the masks of the layers, from the first to the last, and of the direct connection."""
         rank = order.argsort()
