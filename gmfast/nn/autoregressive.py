@@ -33,6 +33,7 @@ class MaskedAutoregressive(Transform):
         num_context: number of features of the context (B, num_context); 0 for none.
         activation: of hidden units: "relu", "tanh", "elu" or "silu".
         direct: whether there is also a linear connection from the values to the parameters.
+        residual, dropout: of the network, as in `MaskedMLP`.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class MaskedAutoregressive(Transform):
         num_context: int = 0,
         activation: str = "relu",
         direct: bool = False,
+        residual: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
         hidden = tuple(hidden)
@@ -61,7 +64,14 @@ class MaskedAutoregressive(Transform):
             raise ValueError(f"order: expected a permutation of 0 to {num_inputs - 1}, got {order}")
         order = torch.tensor(order, dtype=torch.int64)
         self.net = MaskedMLP(
-            num_inputs, hidden, num_params, num_context, activation=activation, direct=direct
+            num_inputs,
+            hidden,
+            num_params,
+            num_context,
+            activation=activation,
+            direct=direct,
+            residual=residual,
+            dropout=dropout,
         )
         self.register_buffer("order", order)
         for i, mask in enumerate(self.net.masks(order)):
@@ -72,12 +82,17 @@ class MaskedAutoregressive(Transform):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform `x` in one pass of the network."""
         flat = self._flat("x", x, context)
-        z, log_det = self.transform(flat, self._run(flat, context)[0], inverse=False)
+        params, _ = self._run(flat, context, self._draw_kept(flat))
+        z, log_det = self.transform(flat, params, inverse=False)
         return z.view_as(x), log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform `z` back, one value after another."""
         flat = self._flat("z", z, context)
+        kept = self._draw_kept(flat)
+        if self.net.residual or kept is not None:
+            x, log_det = self._invert_naively(flat, context, kept)
+            return x.view_as(z), log_det
         wanted = (flat, context, *self.net.parameters())
         differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in wanted)
         with torch.no_grad():
@@ -94,13 +109,18 @@ class MaskedAutoregressive(Transform):
         """Transform `x (B, D)` elementwise, given its parameters (B, D, P)."""
         raise NotImplementedError
 
-    def _run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def _draw_kept(self, x: Tensor) -> list[Tensor] | None:
+        return self.net.draw_kept(x.detach().to(self.net.layers[0].weight.dtype))
+
+    def _run(
+        self, x: Tensor, context: Tensor | None, kept: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Return the parameters of each value, and the pre-activations of the hidden layers."""
         masks = [getattr(self, f"_mask{i}") for i in range(len(self.net.layers) + 1)]
         dtype = self.net.layers[0].weight.dtype
         context = context if context is None else context.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
-            return self.net.outputs_and_sums(x.to(dtype), masks, context)
+            return self.net.outputs_and_sums(x.to(dtype), masks, context, kept)
 
     def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
         _check.tensor(name, x)
@@ -152,12 +172,14 @@ class MaskedAutoregressive(Transform):
         x, log_derivative = self.transform(z[:, None], params[:, None], inverse=True)
         return x[:, 0], log_derivative
 
-    def _invert_naively(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = torch.zeros_like(z)
-        for index in self.order.tolist():
-            params = self._run(x, context)[0]
-            x[:, index] = self.transform(z, params, inverse=True)[0][:, index]
-        return x, self.transform(z, self._run(x, context)[0], inverse=True)[1]
+    def _invert_naively(
+        self, z: Tensor, context: Tensor | None, kept: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        x, columns = torch.zeros_like(z), torch.arange(z.shape[1], device=z.device)
+        for index in self.order:
+            params = self._run(x, context, kept)[0]
+            x = torch.where(columns == index, self.transform(z, params, inverse=True)[0], x)
+        return x, self.transform(z, self._run(x, context, kept)[0], inverse=True)[1]
 
 
 def _update_masks(transform: MaskedAutoregressive, _) -> None:
@@ -224,6 +246,7 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
         num_context: number of features of the context (B, num_context); 0 for none.
         activation: of hidden units: "relu", "tanh", "elu" or "silu".
         direct: whether there is also a linear connection from the values to the parameters.
+        residual, dropout: of the network, as in `MaskedMLP`.
         scale_map, clamp: as in `gmfast.functional.affine_coupling`.
     """
 
@@ -238,6 +261,8 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
         num_context: int = 0,
         activation: str = "relu",
         direct: bool = False,
+        residual: bool = False,
+        dropout: float = 0.0,
     ):
         check_affine_options(scale_map, clamp)
         super().__init__(
@@ -248,6 +273,8 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
             num_context=num_context,
             activation=activation,
             direct=direct,
+            residual=residual,
+            dropout=dropout,
         )
         self.scale_map, self.clamp = scale_map, clamp
 
@@ -286,6 +313,7 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
         num_context: number of features of the context (B, num_context); 0 for none.
         activation: of hidden units: "relu", "tanh", "elu" or "silu".
         direct: whether there is also a linear connection from the values to the parameters.
+        residual, dropout: of the network, as in `MaskedMLP`.
         num_bins, bound, min_bin_width, min_bin_height, min_derivative: as in
             `gmfast.functional.rational_quadratic_spline`.
         kind, tails, left, right, bottom, top: as in `SplineFunction`; a sequence of tails has one for each
@@ -307,6 +335,8 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
         num_context: int = 0,
         activation: str = "relu",
         direct: bool = False,
+        residual: bool = False,
+        dropout: float = 0.0,
         kind: str = "rational_quadratic",
         tails: str | Sequence[str | None] | None = "linear",
         left: float | None = None,
@@ -331,6 +361,8 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
             num_context=num_context,
             activation=activation,
             direct=direct,
+            residual=residual,
+            dropout=dropout,
         )
         self.num_bins, self.options, self.spline = num_bins, options, spline
         if identity_init:

@@ -152,6 +152,7 @@ def test_errors():
 class TestPeers:
     def test_nflows(self):
         theirs = pytest.importorskip("nflows.transforms")
+        nonlinearities = theirs.nonlinearities
         torch.manual_seed(0)
         x = torch.randn(5, 3)
         householder = theirs.HouseholderSequence(3, 4)
@@ -160,11 +161,10 @@ class TestPeers:
         ours.vectors.data.copy_(householder.q_vectors)
         pairs = [
             (ours, householder),
-            (gnn.LeakyReLU(0.2), theirs.LeakyReLU(0.2)),
-            (gnn.CauchyCDF(), theirs.nonlinearities.CauchyCDF()),
-            (gnn.Sigmoid(2.0), theirs.Sigmoid(2.0)),
-            (gnn.Exp(), theirs.Exp()),
-            (gnn.Tanh(), theirs.Tanh()),
+            (gnn.LeakyReLU(0.2), nonlinearities.LeakyReLU(0.2)),
+            (gnn.CauchyCDF(), nonlinearities.CauchyCDF()),
+            (gnn.Sigmoid(2.0), nonlinearities.Sigmoid(2.0)),
+            (gnn.Tanh(), nonlinearities.Tanh()),
         ]
         for a, b in pairs:
             z, log_det = b(x)
