@@ -1,5 +1,6 @@
 """Data by name or path."""
 
+import os
 from pathlib import Path
 
 from .. import audio

@@ -1,6 +1,6 @@
 """Masked autoregressive transforms: the parameters of each value are functions of the values before it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,8 +11,9 @@ from .. import _check
 from .. import functional as GF
 from ..ops._second_order import without_second_derivative
 from ..ops.made_inverse import ACTIVATIONS, made_inverse, made_invert, made_solve
-from .coupling import check_affine_options, check_spline_options, spline_bias_
+from .coupling import check_affine_options
 from .made import MaskedMLP
+from .spline import SplineFunction
 from .transform import Transform
 
 
@@ -34,6 +35,7 @@ class MaskedAutoregressive(Transform):
         num_context: number of features of the context (B, num_context); 0 for none.
         activation: of hidden units: "relu", "tanh", "elu" or "silu".
         direct: whether there is also a linear connection from the values to the parameters.
+        residual, dropout: of the network, as in `MaskedMLP`.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class MaskedAutoregressive(Transform):
         num_context: int = 0,
         activation: str = "relu",
         direct: bool = False,
+        residual: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
         hidden = tuple(hidden)
@@ -62,7 +66,14 @@ class MaskedAutoregressive(Transform):
             raise ValueError(f"order: expected a permutation of 0 to {num_inputs - 1}, got {order}")
         order = torch.tensor(order, dtype=torch.int64)
         self.net = MaskedMLP(
-            num_inputs, hidden, num_params, num_context, activation=activation, direct=direct
+            num_inputs,
+            hidden,
+            num_params,
+            num_context,
+            activation=activation,
+            direct=direct,
+            residual=residual,
+            dropout=dropout,
         )
         self.register_buffer("order", order)
         for i, mask in enumerate(self.net.masks(order)):
@@ -73,12 +84,17 @@ class MaskedAutoregressive(Transform):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform `x` in one pass of the network."""
         flat = self._flat("x", x, context)
-        z, log_det = self.transform(flat, self._run(flat, context)[0], inverse=False)
+        params, _ = self._run(flat, context, self._draw_kept(flat))
+        z, log_det = self.transform(flat, params, inverse=False)
         return z.view_as(x), log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform `z` back, one value after another."""
         flat = self._flat("z", z, context)
+        kept = self._draw_kept(flat)
+        if self.net.residual or kept is not None:
+            x, log_det = self._invert_naively(flat, context, kept)
+            return x.view_as(z), log_det
         wanted = (flat, context, *self.net.parameters())
         differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in wanted)
         with torch.no_grad():
@@ -95,13 +111,18 @@ class MaskedAutoregressive(Transform):
         """Transform `x (B, D)` elementwise, given its parameters (B, D, P)."""
         raise NotImplementedError
 
-    def _run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def _draw_kept(self, x: Tensor) -> list[Tensor] | None:
+        return self.net.draw_kept(x.detach().to(self.net.layers[0].weight.dtype))
+
+    def _run(
+        self, x: Tensor, context: Tensor | None, kept: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Return the parameters of each value, and the pre-activations of the hidden layers."""
         masks = [getattr(self, f"_mask{i}") for i in range(len(self.net.layers) + 1)]
         dtype = self.net.layers[0].weight.dtype
         context = context if context is None else context.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
-            return self.net.outputs_and_sums(x.to(dtype), masks, context)
+            return self.net.outputs_and_sums(x.to(dtype), masks, context, kept)
 
     def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
         _check.tensor(name, x)
@@ -163,19 +184,21 @@ class MaskedAutoregressive(Transform):
 
     def _steps(self, z, weights, direct, offsets) -> tuple[Tensor, Tensor]:
         """Return the inverse, in the order of the steps, and its log-determinant."""
+        return made_invert(z, weights, direct, offsets, self.net.activation, self.invert_step)
 
-        def invert(_, z, params):
-            x, log_derivative = self.transform(z[:, None], params[:, None], inverse=True)
-            return x[:, 0], log_derivative
+    def invert_step(self, step: int, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Invert the transform of one value, (B,), given its parameters (B, P)."""
+        x, log_derivative = self.transform(z[:, None], params[:, None], inverse=True)
+        return x[:, 0], log_derivative
 
-        return made_invert(z, weights, direct, offsets, self.net.activation, invert)
-
-    def _invert_naively(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = torch.zeros_like(z)
-        for index in self.order.tolist():
-            params = self._run(x, context)[0]
-            x[:, index] = self.transform(z, params, inverse=True)[0][:, index]
-        return x, self.transform(z, self._run(x, context)[0], inverse=True)[1]
+    def _invert_naively(
+        self, z: Tensor, context: Tensor | None, kept: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        x, columns = torch.zeros_like(z), torch.arange(z.shape[1], device=z.device)
+        for index in self.order:
+            params = self._run(x, context, kept)[0]
+            x = torch.where(columns == index, self.transform(z, params, inverse=True)[0], x)
+        return x, self.transform(z, self._run(x, context, kept)[0], inverse=True)[1]
 
 
 def _update_masks(transform: MaskedAutoregressive, _) -> None:
@@ -242,6 +265,7 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
         num_context: number of features of the context (B, num_context); 0 for none.
         activation: of hidden units: "relu", "tanh", "elu" or "silu".
         direct: whether there is also a linear connection from the values to the parameters.
+        residual, dropout: of the network, as in `MaskedMLP`.
         scale_map, clamp: as in `gmfast.functional.affine_coupling`.
     """
 
@@ -256,6 +280,8 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
         num_context: int = 0,
         activation: str = "relu",
         direct: bool = False,
+        residual: bool = False,
+        dropout: float = 0.0,
     ):
         check_affine_options(scale_map, clamp)
         super().__init__(
@@ -266,6 +292,8 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
             num_context=num_context,
             activation=activation,
             direct=direct,
+            residual=residual,
+            dropout=dropout,
         )
         self.scale_map, self.clamp = scale_map, clamp
 
@@ -293,7 +321,7 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
 
 
 class MaskedSplineAutoregressive(MaskedAutoregressive):
-    """Autoregressive rational-quadratic spline, with linear tails (Durkan et al., 2019, arXiv:1906.04032).
+    """Autoregressive spline: rational-quadratic, with linear tails (Durkan et al., 2019, arXiv:1906.04032).
 
     The bins of each value's spline are functions of the values before it. Slopes start near 1.
 
@@ -304,8 +332,12 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
         num_context: number of features of the context (B, num_context); 0 for none.
         activation: of hidden units: "relu", "tanh", "elu" or "silu".
         direct: whether there is also a linear connection from the values to the parameters.
+        residual, dropout: of the network, as in `MaskedMLP`.
         num_bins, bound, min_bin_width, min_bin_height, min_derivative: as in
             `gmfast.functional.rational_quadratic_spline`.
+        kind, tails, left, right, bottom, top: as in `SplineFunction`; a sequence of tails has one for each
+            value.
+        identity_init: whether to start as the identity, whatever the context.
     """
 
     def __init__(
@@ -322,6 +354,15 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
         num_context: int = 0,
         activation: str = "relu",
         direct: bool = False,
+        residual: bool = False,
+        dropout: float = 0.0,
+        kind: str = "rational_quadratic",
+        tails: str | Sequence[str | None] | None = "linear",
+        left: float | None = None,
+        right: float | None = None,
+        bottom: float | None = None,
+        top: float | None = None,
+        identity_init: bool = False,
     ):
         options = {
             "bound": bound,
@@ -329,18 +370,24 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
             "min_bin_height": min_bin_height,
             "min_derivative": min_derivative,
         }
-        check_spline_options(num_bins, options)
+        box = {"left": left, "right": right, "bottom": bottom, "top": top}
+        spline = SplineFunction(num_bins, kind=kind, tails=tails, **options, **box)
         super().__init__(
             num_inputs,
-            3 * num_bins - 1,
+            spline.num_params,
             hidden,
             order=order,
             num_context=num_context,
             activation=activation,
             direct=direct,
+            residual=residual,
+            dropout=dropout,
         )
-        self.num_bins, self.options = num_bins, options
-        spline_bias_(self.net.layers[-1].bias.view(num_inputs, -1), min_derivative)
+        self.num_bins, self.options, self.spline = num_bins, options, spline
+        if identity_init:
+            self.net.start_at(spline.identity())
+        else:
+            spline.start_near_identity(self.net.layers[-1].bias)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -348,9 +395,13 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
 
     def transform(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """Apply the spline."""
-        return GF.rational_quadratic_spline(
-            x, params, None, None, inverse=inverse, packed=True, **self.options
-        )
+        return self.spline(x, params, inverse)
+
+    def invert_step(self, step: int, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Invert the spline of the value of a step."""
+        columns = self.order[step : step + 1]
+        x, log_derivative = self.spline(z[:, None], params[:, None], inverse=True, columns=columns)
+        return x[:, 0], log_derivative
 
 
 @contextmanager

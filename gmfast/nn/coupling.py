@@ -1,13 +1,13 @@
 """Coupling layers: some channels are transformed with parameters that a network computes from the others."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .. import _check
 from .. import functional as GF
+from .spline import SplineFunction, start_at_identity
 from .transform import Transform
 
 
@@ -15,26 +15,6 @@ def check_affine_options(scale_map: str, clamp: float) -> None:
     """Raise what `affine_coupling` raises for these options, by calling it with an empty batch."""
     nothing = torch.empty(0, 1, device="cpu")
     GF.affine_coupling(nothing, nothing, nothing, scale_map=scale_map, clamp=clamp)
-
-
-def check_spline_options(num_bins: int, options: dict) -> None:
-    """Raise what `rational_quadratic_spline` raises for these options, by calling it with an empty batch."""
-    _check.at_least(1, num_bins=num_bins)
-    nothing = torch.empty(0, 1, 3 * num_bins - 1, device="cpu")
-    GF.rational_quadratic_spline(nothing[..., 0], nothing, None, None, packed=True, **options)
-
-
-def spline_bias_(bias: Tensor, min_derivative: float = 1e-3) -> None:
-    """Raise a conditioner's bias so that its splines start with slopes about 1, the identity for a bias of 0.
-
-    Args:
-        bias: (..., 3*num_bins - 1), changed in place: raw widths, heights and derivatives.
-        min_derivative: as in `gmfast.functional.rational_quadratic_spline`.
-    """
-    num_bins = (bias.shape[-1] + 1) // 3
-    if min_derivative < 1:
-        with torch.no_grad():
-            bias[..., 2 * num_bins :] += math.log(math.expm1(1 - min_derivative))
 
 
 class Coupling(Transform):
@@ -269,20 +249,26 @@ class ElementwiseCoupling(Coupling):
 
 
 class SplineCoupling(ElementwiseCoupling):
-    """Rational-quadratic spline coupling, with linear tails (Durkan et al., 2019, arXiv:1906.04032).
+    """Spline coupling: rational-quadratic, with linear tails (Durkan et al., 2019, arXiv:1906.04032).
 
-    Computed by `gmfast.functional.rational_quadratic_spline`.
+    Computed by `gmfast.functional.rational_quadratic_spline`; with other ends, on other intervals and of
+    other kinds by `SplineFunction`.
 
     Args:
         conditioner: a network, called as `conditioner(a)` with the first C - C2 channels, or, where there is
-            a context, as `conditioner(a, context)`. It returns `(B, (3*num_bins - 1)*C2, *S)`: for each
-            element its raw widths, heights and derivatives.
+            a context, as `conditioner(a, context)`. It returns `(B, num_params*C2, *S)`: for each element its
+            raw widths, heights and derivatives. `num_params` is 3*num_bins - 1 with linear tails, 3*num_bins
+            with circular ones, else 3*num_bins + 1.
         num_bins, bound, min_bin_width, min_bin_height, min_derivative: as in
             `gmfast.functional.rational_quadratic_spline`.
         transformed: C2: of C channels the last C2 change, and the conditioner sees the C - C2 before them.
             None: C // 2, so of 5 channels the conditioner sees 3 and 2 change.
         mask: instead, broadcastable to `(C, *S)`: elements pass where it is not 0 and change where it is 0;
             the conditioner sees all C channels, as `x * mask`, and C2 is C.
+        kind, tails, left, right, bottom, top: as in `SplineFunction`; a sequence of tails has one for each
+            channel that changes.
+        identity_init: whether to set the conditioner's last layer so that the coupling starts as the
+            identity.
     """
 
     def __init__(
@@ -296,16 +282,26 @@ class SplineCoupling(ElementwiseCoupling):
         min_derivative: float = 1e-3,
         transformed: int | None = None,
         mask: Tensor | None = None,
+        kind: str = "rational_quadratic",
+        tails: str | Sequence[str | None] | None = "linear",
+        left: float | None = None,
+        right: float | None = None,
+        bottom: float | None = None,
+        top: float | None = None,
+        identity_init: bool = False,
     ):
         super().__init__(conditioner, transformed=transformed, mask=mask)
-        self.num_bins, self.num_params = num_bins, 3 * num_bins - 1
         self.options = {
             "bound": bound,
             "min_bin_width": min_bin_width,
             "min_bin_height": min_bin_height,
             "min_derivative": min_derivative,
         }
-        check_spline_options(num_bins, self.options)
+        box = {"left": left, "right": right, "bottom": bottom, "top": top}
+        self.spline = SplineFunction(num_bins, kind=kind, tails=tails, **self.options, **box)
+        self.num_bins, self.num_params = num_bins, self.spline.num_params
+        if identity_init:
+            start_at_identity(conditioner, self.spline.identity())
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -315,9 +311,7 @@ class SplineCoupling(ElementwiseCoupling):
         self, x: Tensor, params: Tensor, inverse: bool, reduction: str
     ) -> tuple[Tensor, Tensor]:
         """Apply the spline."""
-        return GF.rational_quadratic_spline(
-            x, params, None, None, inverse=inverse, reduction=reduction, packed=True, **self.options
-        )
+        return self.spline(x, params, inverse, reduction)
 
 
 class LogisticMixtureCoupling(Coupling):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .. import _check, _seed
-from .. import functional as GF
+from .. import _check
+from .base_distribution import DistributionBase, as_base
 from .transform import Sequential, Transform
 
 
@@ -15,14 +15,18 @@ class Flow(nn.Module):
     """A normalizing flow: the density of data that `transforms` map to noise distributed as `base`.
 
     Args:
-        base: for a standard normal, the shape of one sample's noise; or a `torch.distributions.Distribution`
-            whose samples have that shape (`event_shape`, no `batch_shape`). It is also the shape of one
-            sample of the data, unless a transform such as `Squeeze2d` changes it.
+        base: the distribution of the noise. For a standard normal, the shape of one sample; a
+            `BaseDistribution`, such as `DiagonalNormal`, `GaussianMixture` or `BoxUniform`; a
+            `torch.distributions.Distribution` whose samples have that shape (`event_shape`, no
+            `batch_shape`); or a module that maps the context to a `torch.distributions.Distribution`. Its
+            tensors are moved, saved and copied with the flow, and trained if they require gradients
+            (`DistributionBase`). The shape is also that of one sample of the data, unless a transform such
+            as `Squeeze2d` changes it.
         transforms: from data to noise: a `Transform`, or several in order.
 
-    A `context` is passed to every transform: a coupling calls its network as `net(a, context)`, the
-    autoregressive transforms take `(B, num_context)`. A tensor has one row for each sample, or one row,
-    `(1, ...)`, for all of them; anything else is passed as it is.
+    A `context` is passed to every transform, and to the base: a coupling calls its network as
+    `net(a, context)`, the autoregressive transforms take `(B, num_context)`. A tensor has one row for each
+    sample, or one row, `(1, ...)`, for all of them; anything else is passed as it is.
 
     Equivalent to::
 
@@ -30,25 +34,16 @@ class Flow(nn.Module):
         log_prob = base.log_prob(z) + log_det
     """
 
-    def __init__(self, base: tuple[int, ...] | Distribution, transforms: Transform | Iterable[Transform]):
+    def __init__(
+        self,
+        base: tuple[int, ...] | Distribution | nn.Module,
+        transforms: Transform | Iterable[Transform],
+    ):
         super().__init__()
-        if isinstance(base, Distribution):
-            if base.batch_shape:
-                raise ValueError(
-                    f"base: expected no batch_shape (torch.distributions.Independent makes it part of the "
-                    f"event), got {tuple(base.batch_shape)}"
-                )
-            self.base, self.shape = base, tuple(base.event_shape)
-        else:
-            if not isinstance(base, tuple | list):
-                raise TypeError(f"base: expected a shape or a Distribution, got {type(base).__name__}")
-            for size in base:
-                _check.integer("base", size)
-            self.base, self.shape = None, tuple(base)
-        self.transform = transforms if isinstance(transforms, nn.Module) else Sequential(transforms)
-        like = next(self.transform.parameters(), torch.empty(0))
-        # For the device and the dtype of samples, even if there are no parameters.
-        self.register_buffer("_like", like.detach().new_empty(0), persistent=False)
+        transform = transforms if isinstance(transforms, nn.Module) else Sequential(transforms)
+        self.base = as_base(base, transform)
+        self.shape = self.base.shape
+        self.transform = transform
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Map data `x` to noise; returns `(z (B, *shape), log_det)`."""
@@ -67,17 +62,17 @@ class Flow(nn.Module):
             ValueError: for samples whose noise has not the shape of the base.
         """
         z, log_det = self(x, context)
-        if tuple(z.shape[1:]) != self.shape:
+        if self.shape is not None and tuple(z.shape[1:]) != self.shape:
             expected = ", ".join(map(str, ("B", *self.shape)))
             raise ValueError(
                 f"x: expected samples with noise of shape ({expected}), the base's, got {tuple(x.shape)} "
                 f"with noise of shape {tuple(z.shape)}"
             )
-        return self.base_log_prob(z) + log_det
+        return self.base_log_prob(z, context) + log_det
 
-    def base_log_prob(self, z: Tensor) -> Tensor:
+    def base_log_prob(self, z: Tensor, context=None) -> Tensor:
         """Compute the base's log-density of noise, (B,), in nats."""
-        return GF.gaussian_log_prob(z) if self.base is None else self.base.log_prob(z)
+        return self.base.log_prob(z, _rows(context, len(z)))
 
     @torch.no_grad()
     def sample(
@@ -87,44 +82,113 @@ class Flow(nn.Module):
         seed: int | Tensor | torch.Generator | None = None,
         context=None,
         temperature: float = 1.0,
+        per_context: bool = False,
     ) -> Tensor:
         """Draw `n` samples, (n, *S) for data of shape S.
 
         Args:
             n: number of samples; may be 0.
             seed: an int, an int64 tensor, or a `torch.Generator`; None draws one from torch's global
-                generator. Sample i does not depend on `n`, except with a given base distribution, which
-                draws as after `torch.manual_seed`.
+                generator. Sample i does not depend on `n`, except with a base that is a
+                `torch.distributions.Distribution`, which draws as after `torch.manual_seed`.
             context: what the samples are conditioned on: n rows, or one for all.
-            temperature: standard deviation of the standard normal base.
+            temperature: factor of the standard deviation of a normal base.
+            per_context: draw `n` samples for each row of the context, (rows, n, *S).
 
         Raises:
-            ValueError: for a negative `n`, or a temperature other than 1 with a given base distribution.
+            ValueError: for a negative `n`, or a temperature other than 1 with a base that is not normal.
         """
+        return self._draw(n, seed, context, temperature, per_context)[0]
+
+    def rsample(
+        self,
+        n: int,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+        context=None,
+        temperature: float = 1.0,
+        per_context: bool = False,
+    ) -> Tensor:
+        """Draw samples as `sample` does, differentiable in the parameters and the context.
+
+        Raises:
+            NotImplementedError: for a base whose samples are not differentiable, such as a mixture.
+        """
+        self._check_rsample("rsample")
+        return self._draw(n, seed, context, temperature, per_context)[0]
+
+    def sample_and_log_prob(
+        self,
+        n: int,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+        context=None,
+        per_context: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples, and compute their log-densities in the same pass.
+
+        Both are differentiable, as those of `rsample_and_log_prob`, unless the base's samples are not.
+
+        Returns:
+            Samples as `sample` returns them, and their log-densities (n,), or (rows, n), in nats.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.base.has_rsample):
+            return self._draw(n, seed, context, 1.0, per_context, True)
+
+    def rsample_and_log_prob(
+        self,
+        n: int,
+        *,
+        seed: int | Tensor | torch.Generator | None = None,
+        context=None,
+        per_context: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples and their log-densities, for training by the reverse Kullback-Leibler divergence.
+
+        Raises:
+            NotImplementedError: for a base whose samples are not differentiable, such as a mixture.
+        """
+        self._check_rsample("rsample_and_log_prob")
+        return self._draw(n, seed, context, 1.0, per_context, True)
+
+    def _check_rsample(self, name: str) -> None:
+        if not self.base.has_rsample:
+            raise NotImplementedError(
+                f"{name}: expected a base with differentiable samples, got {type(self.base).__name__}"
+            )
+
+    def _draw(self, n, seed, context, temperature, per_context, density=False):
+        """Return samples, and with `density` their log-densities, else None."""
         _check.integer("n", n)
         if n < 0:
             raise ValueError(f"n: expected a number of samples, got {n}")
         _check.number("temperature", temperature, 0, 1e30)
-        context = _rows(context, n)
-        if self.base is None:
-            z = GF.standard_normal(
-                (n, *self.shape), seed=seed, dtype=self._like.dtype, device=self._like.device
-            )
-            z = z * temperature if temperature != 1 else z
-        else:
-            if temperature != 1:
-                raise ValueError(f"temperature: expected 1 with a base of one's own, got {temperature}")
-            devices = [self._like.device] if self._like.device.type != "cpu" else []
-            with torch.random.fork_rng(devices, enabled=seed is not None):
-                if seed is not None:
-                    torch.manual_seed(int(_seed.as_tensor(seed, torch.device("cpu"))))
-                first = _seed.first()  # torch's generators draw those before it too
-                z = self.base.sample((first + n,))[first:]
-        return self.inverse(z, context)[0]
+        total = n
+        if per_context:
+            if not isinstance(context, Tensor) or context.dim() == 0:
+                kind = type(context).__name__ if not isinstance(context, Tensor) else "a scalar"
+                raise ValueError(f"context: expected a tensor with a row for each n samples, got {kind}")
+            rows, total = len(context), len(context) * n
+            context = context.repeat_interleave(n, 0)
+        context = _rows(context, total)
+        options = {"seed": seed}
+        if self.base.has_temperature:
+            options["temperature"] = temperature
+        elif temperature != 1:
+            raise ValueError(f"temperature: expected 1 with a base of one's own, got {temperature}")
+        z = self.base.rsample(total, context, **options)
+        x, log_det = self.transform.inverse(z, context)
+        log_prob = self.base.log_prob(z, context) - log_det if density else None
+        if per_context:
+            x = x.unflatten(0, (rows, n))
+            log_prob = log_prob.unflatten(0, (rows, n)) if density else None
+        return x, log_prob
 
     def extra_repr(self) -> str:
         """Return the base for `repr`."""
-        return f"base={self.shape if self.base is None else self.base}"
+        if isinstance(self.base, DistributionBase):
+            return f"base={self.base.distribution}"
+        return f"base={self.shape}"
 
 
 def _rows(context, n: int):

@@ -47,6 +47,12 @@ class MaskedMLP(nn.Module):
         num_context: number of features of a context that every unit is connected to; 0 for none.
         activation: of hidden units: "relu", "tanh", "elu" or "silu".
         direct: whether there is also a linear connection from the input to the output.
+        residual: whether the hidden layers after the first are residual blocks of two layers each,
+            `h + second(activation(first(activation(h))))`, as nflows has them.
+        dropout: probability of dropout of hidden units, in training mode.
+
+    Raises:
+        ValueError: with `residual`, unless `hidden` is an odd number of equal sizes.
     """
 
     def __init__(
@@ -58,12 +64,18 @@ class MaskedMLP(nn.Module):
         *,
         activation: str = "relu",
         direct: bool = True,
+        residual: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
         _check.one_of("activation", activation, tuple(ACTIVATIONS))
         _check.at_least(1, num_inputs=num_inputs, num_params=num_params)
         _check.at_least(0, num_context=num_context)
+        _check.number("dropout", dropout, 0, 1)
+        if residual and (len(hidden) % 2 == 0 or len(set(hidden)) > 1):
+            raise ValueError(f"hidden: expected an odd number of equal sizes (residual=True), got {hidden}")
         self.num_inputs, self.num_params, self.activation = num_inputs, num_params, activation
+        self.residual, self.dropout = residual, dropout
         sizes = [num_inputs, *hidden, num_inputs * num_params]
         self.layers = nn.ModuleList(MaskedLinear(below, size) for below, size in pairwise(sizes))
         self.direct = MaskedLinear(num_inputs, num_inputs * num_params, bias=False) if direct else None
@@ -100,7 +112,26 @@ class MaskedMLP(nn.Module):
             order: (D,), a permutation: the index of the value of each rank.
             context: (B, num_context), or None.
         """
-        return self.outputs_and_sums(x, self.masks(order), context)[0]
+        return self.outputs_and_sums(x, self.masks(order), context, self.draw_kept(x))[0]
+
+    def draw_kept(self, x: Tensor) -> list[Tensor] | None:
+        """Draw which hidden units dropout keeps, for `outputs_and_sums`; None without dropout.
+
+        Each is (B, units), scaled so that the expectation of a unit stays the same.
+        """
+        if not self.training or not self.dropout:
+            return None
+        sizes = [layer.out_features for layer in self.layers[:-1]]
+        return [F.dropout(x.new_ones(len(x), size), self.dropout) for size in sizes]
+
+    @torch.no_grad()
+    def start_at(self, params: Tensor) -> None:
+        """Set the last layer so that each value has the parameters `params`, (num_params,), for any input."""
+        last = [self.layers[-1], self.direct, None if self.context is None else self.context[-1]]
+        for layer in last:
+            if layer is not None:
+                layer.weight.zero_()
+        self.layers[-1].bias.copy_(params.repeat(self.num_inputs))
 
     def masks(self, order: Tensor) -> list[Tensor]:
         """Return the masks of the layers, from the first to the last, and of the direct connection."""
@@ -113,18 +144,31 @@ class MaskedMLP(nn.Module):
         return [above[:, None] >= below for below, above in pairs]
 
     def outputs_and_sums(
-        self, x: Tensor, masks: list[Tensor], context: Tensor | None = None
+        self,
+        x: Tensor,
+        masks: list[Tensor],
+        context: Tensor | None = None,
+        kept: list[Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Return what `forward` returns, and the pre-activations of the hidden layers."""
-        h, sums, activation = x, [], ACTIVATIONS[self.activation]
+        h, sums = x, []
         for i, layer in enumerate(self.layers):
-            h = layer(h if i == 0 else activation(h), masks[i])
+            # In a residual network the output sees the last block's sum itself.
+            active = i > 0 and not (self.residual and i == len(self.layers) - 1)
+            h = layer(self._activated(h, i - 1, kept) if active else h, masks[i])
             if self.context is not None:
                 h = h + self.context[i](context)
+            if self.residual and i % 2 == 0 and 0 < i < len(self.layers) - 1:
+                h = h + sums[i - 2]
             sums.append(h)
         if self.direct is not None:
             h = h + self.direct(x, masks[-1])
         return h.unflatten(1, (self.num_inputs, self.num_params)), sums[:-1]
+
+    def _activated(self, sums: Tensor, layer: int, kept: list[Tensor] | None) -> Tensor:
+        h = ACTIVATIONS[self.activation](sums)
+        # In a residual block the units between its two layers may drop out.
+        return h if kept is None or (self.residual and layer % 2 == 0) else h * kept[layer]
 
     def degrees(self, layer: MaskedLinear, device: torch.device) -> Tensor:
         """Return the degree of each unit of a hidden layer."""

@@ -10,6 +10,7 @@ from gmfast.nn import (
     Flow,
     Inverse,
     MaskedAffineAutoregressive,
+    MaskedMLP,
     MaskedSplineAutoregressive,
     Permute,
     Sequential,
@@ -368,3 +369,72 @@ def test_against_zuko():
         z, log_det = theirs().transform.call_and_ladj(x)
         torch.testing.assert_close(ours(x), (z, log_det))
         torch.testing.assert_close(ours.inverse(z)[0], theirs().transform.inv(z))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reversible", [False, True], ids=["stored", "reversible"])
+def test_residual_blocks_and_dropout(kind, reversible):
+    """Units drop out alike in both directions for the same random numbers; each is autoregressive."""
+    options = {"num_inputs": 4, "hidden": (8, 8, 8), "num_context": 2, "order": [2, 0, 3, 1]}
+    transform = build(kind, residual=True, dropout=0.5, direct=True, activation="elu", **options)
+    x, context = inputs(transform, 3)
+    stack = Sequential(transform, reversible=reversible)
+
+    def run(call, at, context=context):
+        torch.manual_seed(5)
+        return call(at, context)
+
+    z, log_det = run(stack, x)
+    assert not torch.equal(z, run(stack.eval(), x)[0])
+    stack.train()
+    if reversible:
+        leaves = [x.requires_grad_(), context.requires_grad_(), *stack.parameters()]
+        results = []
+        for stack.reversible in (True, False):
+            for call, at in ((stack, x), (stack.inverse, z.detach())):
+                y, log_det = run(call, at)
+                grads = torch.autograd.grad(y.square().sum() + log_det.sum(), leaves, allow_unused=True)
+                results.append([y, log_det, *(g for g in grads if g is not None)])
+        for actual, expected in zip(results[:2], results[2:], strict=True):
+            for a, e in zip(actual, expected, strict=True):
+                torch.testing.assert_close(a, e, rtol=1e-8, atol=1e-8)
+        return
+    back, log_det_back = run(stack.inverse, z)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(log_det_back, -log_det)
+    for i in range(3):
+        own = context[i : i + 1]
+        stack.eval()
+        matrix = jacobian(lambda x, own=own: stack(x, own)[0][0], x[i : i + 1])[:, 0]
+        ordered = matrix[transform.order][:, transform.order]
+        assert torch.equal(ordered, ordered.tril())
+        torch.testing.assert_close(matrix.slogdet().logabsdet, stack(x[i : i + 1], own)[1][0])
+    z = z.detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda z: run(stack.inverse, z), (z,))
+
+
+def test_residual_errors():
+    with pytest.raises(ValueError, match=r"hidden: expected an odd number of equal sizes .*, got \(8, 8\)"):
+        MaskedAffineAutoregressive(3, (8, 8), residual=True)
+    with pytest.raises(ValueError, match=r"dropout: expected a number in \[0, 1\], got 2"):
+        MaskedAffineAutoregressive(3, dropout=2)
+
+
+@pytest.mark.peers
+def test_residual_network_of_nflows():
+    """The same weights: nflows' hidden units, whose degrees go round, in the order of ours."""
+    made = pytest.importorskip("nflows.transforms.made")
+    torch.manual_seed(0)
+    theirs = made.MADE(4, 9, num_blocks=2, output_multiplier=2).double()
+    ours = MaskedMLP(4, (9,) * 5, 2, direct=False, residual=True).double()
+    layers = [theirs.initial_layer, *(layer for b in theirs.blocks for layer in b.linear_layers)]
+    layers.append(theirs.final_layer)
+    order = theirs.initial_layer.degrees.argsort(stable=True)
+    with torch.no_grad():
+        for i, (mine, layer) in enumerate(zip(ours.layers, layers, strict=True)):
+            rows = order if i < 5 else torch.arange(8)
+            columns = order if i else torch.arange(4)
+            mine.weight.copy_(layer.weight[rows][:, columns])
+            mine.bias.copy_(layer.bias[rows])
+    x = torch.randn(6, 4, dtype=torch.float64)
+    torch.testing.assert_close(ours(x, torch.arange(4)).flatten(1), theirs(x))

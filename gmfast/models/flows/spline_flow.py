@@ -19,7 +19,7 @@ from ...nn import (
     Squeeze2d,
     Transform,
 )
-from ...nn.coupling import spline_bias_
+from ...nn.spline import SplineFunction
 from ..networks.labels import add_label, label_embedding
 from .image import PHOTOS
 from .vector import PLANE, VECTORS, OfVectors, VectorFlow, stacked
@@ -188,11 +188,11 @@ def _couplings(
         network: Makes a conditioner from its numbers of inputs and outputs.
         spline: `num_bins` and `bound`.
     """
-    changed, num_params = channels // 2, 3 * spline["num_bins"] - 1
+    changed, function = channels // 2, SplineFunction(**spline)
     transforms = []
     for _ in range(count):
-        conditioner = network(channels - changed, num_params * changed)
-        spline_bias_(conditioner.out.bias.view(changed, num_params))
+        conditioner = network(channels - changed, function.num_params * changed)
+        function.start_near_identity(conditioner.out.bias)
         transforms += [
             ActNorm(channels),
             InvertibleConv1x1(channels),
