@@ -267,7 +267,7 @@ class Model(nn.Module, ABC):
 
         By default the batch's `loss`, the same for each sample.
         """
-        return {"loss": self.loss(*batch).expand(len(batch.x))}
+        return {"loss": self.loss(*batch).expand(batch.x.shape[0])}
 
     # ---- Checks
 
@@ -309,7 +309,7 @@ class Model(nn.Module, ABC):
         if not x.is_floating_point():
             within = "" if self.num_levels is None else " in [-1, 1]"
             raise TypeError(f"x: expected floating point numbers{within}, got {x.dtype}")
-        return check_label(label, len(x), self.num_labels)
+        return check_label(label, x.shape[0], self.num_labels)
 
 
 class Likelihood(metaclass=ABCMeta):
@@ -371,7 +371,7 @@ class Compresses(metaclass=ABCMeta):
 
 def bits_per_dim(log_prob: Tensor, x: Tensor) -> Tensor:
     """Bits per dimension, `(B,)`, of samples `x (B, *S)` with log-probabilities `log_prob (B,)`, in nats."""
-    return -log_prob / (x[0].numel() * math.log(2)) if len(x) else log_prob
+    return -log_prob / (math.prod(x.shape[1:]) * math.log(2))
 
 
 def quantize(x: Tensor, num_levels: int) -> Tensor:
@@ -427,7 +427,7 @@ def check_label(label: Tensor | None, count: int, num_labels: int | None) -> Ten
     if label.shape != (count,) or label.dtype not in INTEGERS:
         raise ValueError(f"label: expected {count} integers, got {label.dtype} of shape {tuple(label.shape)}")
     label = label.long()
-    if label.device.type == "cpu" and count and not torch.compiler.is_compiling():
+    if _check.readable(label) and label.numel():
         low, high = label.aminmax()
         if low < 0 or high >= num_labels:
             raise ValueError(

@@ -12,6 +12,7 @@ from .. import functional as GF
 from .._processes import gather_equal
 from .._progress import Progress, reporting
 from .base import Batch, Model, check_image_shape, evaluating, quantize
+from .networks.parametrized import spectral_norm
 
 _SMALL = {"channels": 32, "langevin_steps": 20, "buffer_size": 1024}
 _DIGITS = {"lr": 0.0003, "options": {**_SMALL, "num_scales": 2}}
@@ -124,7 +125,7 @@ class EnergyModel(Model):
         In training mode, Langevin dynamics moves the samples first.
         """
         label = self.check_input(x, label)
-        count, device = len(x), x.device
+        count, device = x.shape[0], x.device
         chosen = torch.randint(len(self.buffer), (count,), device=device)
         start, start_label = self.buffer[chosen].to(x.dtype), self.buffer_label[chosen]
         fresh = torch.rand(count, device=device) < self.fresh
@@ -244,9 +245,8 @@ class EnergyBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        spectral = nn.utils.parametrizations.spectral_norm
-        self.first = spectral(nn.Conv2d(inputs, outputs, 3, padding=1))
-        self.second = spectral(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.first = spectral_norm(nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.second = spectral_norm(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class Prior(nn.Module):
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Broadcast the parameters over `x (B, _, H, W)`: `(B, 2 * channels, H, W)`."""
         params = self.params if self.embedding is None else self.params + self.embedding(label)
-        params = (params * torch.exp(3 * self.log_gain)).expand(len(x), -1)
+        params = (params * torch.exp(3 * self.log_gain)).expand(x.shape[0], -1)
         return params[:, :, None, None].expand(-1, -1, *x.shape[2:])
 
 
