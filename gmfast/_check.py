@@ -15,6 +15,14 @@ def tensor(name, value):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
 
+def no_proxy(name, value):
+    if isinstance(value, torch.fx.Proxy):
+        raise TypeError(
+            f"{name}: expected a tensor, got a Proxy of torch.fx.symbolic_trace, which cannot follow a model's "
+            "checks; torch.export.export makes an fx graph of the model"
+        )
+
+
 def kind(value):
     """Describe a value for an error message."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
@@ -97,22 +105,21 @@ def channels(name, value, count):
 
 
 def known(tensor):
-    """True if Python may branch on a tensor's values, which may mean to wait for its device.
+    """True if Python may branch on a buffer's values, which may mean to wait for its device.
 
-    That is outside of compilation, tracing and functional transforms; meta and fake tensors have no values.
+    That is outside of compilation and tracing; meta and fake tensors have no values.
     """
     return (
         type(tensor) is torch.Tensor
         and not tensor.is_meta
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and not _library._functorch_is_active()
     )
 
 
 def readable(tensor):
-    """True if a tensor's values are `known` without waiting for a device."""
-    return tensor.device.type == "cpu" and known(tensor)
+    """True if a tensor's values are `known` without waiting for a device, outside of functional transforms."""
+    return tensor.device.type == "cpu" and known(tensor) and not _library._functorch_is_active()
 
 
 def values(name, tensor, low, high):

@@ -45,6 +45,12 @@ def differentiated(*tensors):
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
+def leave_graph(why):
+    """Run the caller in Python under torch.compile, whose fullgraph=True is an error with this sentence."""
+    if torch.compiler.is_dynamo_compiling():
+        torch._dynamo.graph_break(msg=why)
+
+
 def operator(name, *, fake, setup_context=None, backward=None):
     """Complete operator `gmfast::name` with its fake kernel and its gradient, and return how to call it.
 

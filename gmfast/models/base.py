@@ -303,6 +303,7 @@ class Model(nn.Module, ABC):
         Raises:
             ValueError: For the shape of `x`, or labels that do not fit. TypeError: For integers.
         """
+        _check.no_proxy("x", x)
         if x.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
             raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
@@ -310,6 +311,25 @@ class Model(nn.Module, ABC):
             within = "" if self.num_levels is None else " in [-1, 1]"
             raise TypeError(f"x: expected floating point numbers{within}, got {x.dtype}")
         return check_label(label, x.shape[0], self.num_labels)
+
+
+class Objective(nn.Module):
+    """A model's `loss` as the forward pass of a module, for wrappers that replace `forward` alone.
+
+    `DistributedDataParallel(Objective(model))(x)` averages gradients over processes; a call of
+    `wrapper.module.loss` does not. The parameters are the model's own.
+
+    Args:
+        model: The model, as the attribute `model`.
+    """
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, label: Tensor | None = None, **options: Any) -> Tensor:
+        """Training objective of a batch, a scalar: `model.loss` with its arguments."""
+        return self.model.loss(x, label, **options)
 
 
 class Likelihood(metaclass=ABCMeta):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check, _seed
+from .. import _check, _library, _seed
 from .. import functional as GF
 from .._processes import gather_equal
 from .._progress import Progress, reporting
@@ -92,6 +92,7 @@ class EnergyModel(Model):
 
     def energy(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Energy of each image, `(B,)`: minus the log-density, up to an unknown constant."""
+        _check.no_proxy("x", x)
         return self.network(x, label)
 
     forward = energy
@@ -134,6 +135,11 @@ class EnergyModel(Model):
             start_label = torch.where(fresh, label, start_label)
         found_label = None if label is None else start_label
         if self.training:
+            if _library._functorch_is_active():
+                raise RuntimeError(
+                    "loss: expected eval mode or a call outside of torch.func's transforms, because training "
+                    "writes the replay buffer, got training mode"
+                )
             with evaluating(self):
                 start = self.langevin(start, found_label, self.langevin_steps)
             # What all processes drew, as one process with the whole batch would write it.
@@ -142,8 +148,8 @@ class EnergyModel(Model):
         # A little noise, so that quantization does not separate data from samples.
         real = x + 0.005 * torch.randn_like(x) if self.training else x
         both = None if label is None else torch.cat([label, found_label])
-        data, found = self.energy(torch.cat([real, start]), both).chunk(2)
-        return data, found
+        energies = self.energy(torch.cat([real, start]), both)
+        return energies[:count], energies[count:]
 
     @torch.no_grad()
     def langevin(

@@ -105,7 +105,7 @@ class MaskedAutoregressive(Transform):
         _check.tensor(name, x)
         if x.dim() < 2 or x.shape[1:].numel() != self.net.num_inputs:
             raise ValueError(f"{name}: expected (B, {self.net.num_inputs}), got {tuple(x.shape)}")
-        size = None if self.net.context is None else (len(x), self.net.context[0].in_features)
+        size = None if self.net.context is None else (x.shape[0], self.net.context[0].in_features)
         got = None if context is None else tuple(context.shape)
         if got != size:
             raise ValueError(f"context: expected {size}, got {got}")
@@ -202,7 +202,7 @@ class _Implicit(torch.autograd.Function):
             grad.index_select(1, last_first).to(dtype),
             diagonal.index_select(1, last_first),
             partial.index_select(1, last_first),
-            torch.cat(backwards, 1) if backwards else x.new_zeros(len(x), 0),
+            torch.cat(backwards, 1) if backwards else x.new_zeros(x.shape[0], 0),
             weights,
             direct,
         )

@@ -124,7 +124,7 @@ class InvertibleConv1x1(Transform):
 
     def _log_det(self, x: Tensor) -> Tensor:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return (self.log_abs_det() * x.shape[2:].numel()).to(dtype).expand(len(x))
+        return (self.log_abs_det() * x.shape[2:].numel()).to(dtype).expand(x.shape[0])
 
     def _apply_matrix(self, weight: Tensor, x: Tensor) -> Tensor:
         weight = weight.to(x.dtype)

@@ -34,7 +34,7 @@ class Transform(nn.Module):
 
 def no_log_det(x: Tensor) -> Tensor:
     """Return the log-determinant of a volume-preserving transform: zeros (B,), float32 or float64."""
-    return x.new_zeros(len(x), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return x.new_zeros(x.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 class Sequential(Transform):

@@ -48,6 +48,7 @@ class Subject:
         shared: inputs, by number, without a batch dimension.
         plain: makes a module of the same parameters that plain PyTorch computes; None: the same module, with
             the operations' plain PyTorch forms.
+        mean: whether the module is a loss: one number for the batch, which may draw random numbers.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Subject:
     wanted: tuple[int, ...] = (0,)
     shared: tuple[int, ...] = ()
     plain: Callable[[], nn.Module] | None = None
+    mean: bool = False
 
     def make(self, sizes=FIRST, seed=1):
         """Make the module and its inputs."""
@@ -181,6 +183,7 @@ def check_compiled(compiled, subject, module, inputs, with_gradients):
     assert_equal(results, expected_results(subject, module, inputs))
     if with_gradients and differentiable(subject, module):
         leaves = [*(inputs[i].requires_grad_() for i in subject.wanted), *module.parameters()]
+        torch.manual_seed(0)
         total = score(y for y in tensors(compiled(*inputs)) if y.requires_grad)
         actual = torch.autograd.grad(total, leaves, materialize_grads=True)
         assert_equal(actual, expected_gradients(subject, module, inputs))
@@ -304,7 +307,7 @@ def func_vmap_grad(subject):
     def of_each(transform, *, mapped):
         call = per_sample(transform, inputs)
         if mapped:
-            return torch.func.vmap(call, dims)(samples, *leaves)
+            return torch.func.vmap(call, dims, randomness="same")(samples, *leaves)
         rows = [
             call(i, *(t[i] if is_batched else t for t, is_batched in zip(leaves, batched, strict=True)))
             for i in range(FIRST[0])
@@ -400,8 +403,9 @@ def _shapes_and_types(results):
 def _without_numbers(subject, make_tensor, mode):
     module, inputs = subject.make()
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    detached = {name: t.detach() for name, t in state.items()}
     with mode:
-        state = {name: make_tensor(t.detach()).requires_grad_(t.requires_grad) for name, t in state.items()}
+        state = {name: make_tensor(t).requires_grad_(state[name].requires_grad) for name, t in detached.items()}
         given = [make_tensor(t) if isinstance(t, Tensor) else t for t in inputs]
         leaves = [given[i].requires_grad_() for i in subject.wanted]
         leaves += [state[name] for name, _ in module.named_parameters()]
@@ -444,7 +448,12 @@ def data_parallel(subject):
         total = sum(y.square().sum() for y in function(*leaves))
         return torch.autograd.grad(total, leaves, materialize_grads=True)
 
-    expected = expected_of(subject, module, inputs, of_squares)
+    if subject.mean:
+        parts = [[t[r * FIRST[0] :][: FIRST[0]] for t in inputs] for r in range(2)]
+        first, second = (expected_of(subject, module, part, of_squares) for part in parts)
+        expected = [a + b for a, b in zip(first, second, strict=True)]
+    else:
+        expected = expected_of(subject, module, inputs, of_squares)
     assert_equal([2 * p.grad for p in parameters], expected[len(subject.wanted) :])
     return WORKS
 

@@ -90,12 +90,12 @@ class MADE(Cached, Likelihood, Model):
         Returns:
             `(B, P, *image_shape)`, the P parameters of the head for one channel.
         """
+        label = self.check_input(x, label)
         if isinstance(order, Tensor):
             ranks = self.orders.index_select(0, order.reshape(1))[0]
         else:
             self._check_order(order)
             ranks = self.orders[order]
-        label = self.check_input(x, label)
         context = None
         if label is not None:
             context = F.one_hot(label, self.num_labels).to(self.net.direct.weight.dtype)

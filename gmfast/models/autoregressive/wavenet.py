@@ -173,6 +173,7 @@ class WaveNet(Cached, Likelihood, Model):
             `(B, P, T)`, the P parameters of the head. Those at t depend on the `receptive_field` samples
             x[t-1], x[t-2], …, on the label, and on local features up to and including t.
         """
+        _check.no_proxy("x", x)
         if x.dim() != 3 or x.shape[1] != 1 or x.shape[2] < 1:
             raise ValueError(f"x: expected shape (B, 1, T) with T > 0, got {tuple(x.shape)}")
         if not x.is_floating_point():

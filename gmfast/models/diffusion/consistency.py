@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ... import _check, _seed, diffusion
+from ... import _check, _library, _seed, diffusion
 from ... import functional as GF
 from ..._progress import Progress
 from ..base import Batch, Model, evaluating
@@ -29,7 +29,8 @@ class ConsistencyModel(ImageDiffusion):
     The loss compares two neighbouring points of a path: an image with two amounts of the same noise (the
     improved training of Song and Dhariwal, 2024, arXiv:2310.14189); after `distill(teacher)`, a noisy image
     and the point that a step of the teacher leads to. The number of noise levels doubles in stages over
-    `total_steps` calls of `loss` in training mode, which the model counts.
+    `total_steps` calls of `loss` in training mode, which the model counts in `steps_taken`; transforms of
+    `torch.func` allow no counting, so that a loop of them adds to it itself.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of `2 ** (len(multipliers) - 1)`.
@@ -161,7 +162,7 @@ class ConsistencyModel(ImageDiffusion):
         label = self.training_label(self.check_input(x, label))
         # Tensors of one size whatever the stage of training is, so that nothing waits for a number.
         count = self._count()
-        if self.training:
+        if self.training and not _library._functorch_is_active():
             self.steps_taken += 1
         levels = self.levels(count)
         z = (levels.log() - self.log_sigma_mean) / self.log_sigma_std

@@ -31,7 +31,9 @@ class NormalizedConv2d(ActNorm):
         """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`."""
         padding = self.weight.shape[2] // 2
         if self.training and not self._known_initialized:
-            self._first_batch(F.conv2d(x, self.weight, padding=padding), inverse=False)
+            with torch.no_grad():  # it is no part of the graph, which checkpointing makes twice
+                y = F.conv2d(x, self.weight, padding=padding)
+            self._first_batch(y, inverse=False)
         scale = torch.exp(self.log_scale)
         return F.conv2d(x, self.weight * scale.view(-1, 1, 1, 1), self.shift * scale, padding=padding)
 

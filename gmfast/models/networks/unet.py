@@ -120,6 +120,7 @@ class UNet(nn.Module):
         Returns:
             `(B, out_channels, H, W)`.
         """
+        _check.no_proxy("x", x)
         features = self.level(sinusoids(level * self.level_scale, self.channels).to(x.dtype))
         if self.embedding is not None:
             if label is None:
