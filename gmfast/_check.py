@@ -4,14 +4,21 @@ import math
 import operator
 
 import torch
+import torch.fx
 
 from . import _library
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def _proxy(name):
+    raise TypeError(f"{name}: expected a tensor, got torch.fx's Proxy: trace gmfast.nn's transforms as leaves")
+
+
 def tensor(name, value):
     if not isinstance(value, torch.Tensor):
+        if isinstance(value, torch.fx.Proxy):
+            _proxy(name)
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
 
@@ -30,6 +37,8 @@ def kind(value):
 
 def floating(name, tensor):
     if not isinstance(tensor, torch.Tensor):
+        if isinstance(tensor, torch.fx.Proxy):
+            _proxy(name)
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATING:
         raise TypeError(

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from .. import _check
 from .. import functional as GF
+from .._library import in_functorch
+from ..ops._layout import without_autocast
 from ..ops.made_inverse import ACTIVATIONS, made_inverse, made_invert, made_solve
 from .coupling import check_affine_options, check_spline_options
 from .made import MaskedMLP
@@ -77,8 +79,12 @@ class MaskedAutoregressive(Transform):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Transform `z` back, one value after another."""
         flat = self._flat("z", z, context)
+        if in_functorch():  # whose derivatives, of any order, go through the passes
+            x, log_det = self._invert_naively(flat, context)
+            return x.view_as(z), log_det
         wanted = (flat, context, *self.net.parameters())
         differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in wanted)
+        differentiable = differentiable and not torch.jit.is_tracing()  # a trace is of the numbers alone
         with torch.no_grad():
             x, log_det = (self._invert_naively if self.naive else self._invert)(flat, context)
         if differentiable:
@@ -98,11 +104,11 @@ class MaskedAutoregressive(Transform):
         masks = [getattr(self, f"_mask{i}") for i in range(len(self.net.layers) + 1)]
         dtype = self.net.layers[0].weight.dtype
         context = context if context is None else context.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self.net.outputs_and_sums(x.to(dtype), masks, context)
 
     def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
-        _check.tensor(name, x)
+        _check.floating(name, x)
         if x.dim() < 2 or x.shape[1:].numel() != self.net.num_inputs:
             raise ValueError(f"{name}: expected (B, {self.net.num_inputs}), got {tuple(x.shape)}")
         size = None if self.net.context is None else (x.shape[0], self.net.context[0].in_features)
@@ -138,7 +144,7 @@ class MaskedAutoregressive(Transform):
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         weights, direct = self._in_steps(dtype)
         steps = z.index_select(1, self.order).to(dtype)
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             x, log_det = self._steps(steps, weights, direct, self._offsets(context, dtype))
         return x.index_select(1, self.order.argsort()).to(z.dtype), log_det
 
@@ -152,10 +158,10 @@ class MaskedAutoregressive(Transform):
         return made_invert(z, weights, direct, offsets, self.net.activation, invert)
 
     def _invert_naively(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = torch.zeros_like(z)
-        for index in self.order.tolist():
+        x, columns = torch.zeros_like(z), torch.arange(z.shape[1], device=z.device)
+        for index in self.order:
             params = self._run(x, context)[0]
-            x[:, index] = self.transform(z, params, inverse=True)[0][:, index]
+            x = torch.where(columns == index, self.transform(z, params, inverse=True)[0], x)
         return x, self.transform(z, self._run(x, context)[0], inverse=True)[1]
 
 

@@ -16,25 +16,26 @@ def _pixels(*shape):
 
 
 def _operation(name, inputs, function=None, *, wanted=(0,), shared=(), **options):
-    function = function or getattr(GF, name.split()[0])
+    def operation(*inputs, **options):  # looked up in its module, where torch.fx finds it
+        return getattr(GF, name.split()[0])(*inputs, **options)
+
+    function = function or operation
     return Subject(name, lambda: Function(function, **options), inputs, wanted, shared)
 
 
 def _hybrid_loss_inputs(batch, size):
-    schedule = diffusion.Schedule.cosine(10)
     return (
         _normal(batch, 4, size),
         _pixels(batch, 2, size),
         _normal(batch, 2, size),
         _normal(batch, 2, size),
-        diffusion.training_table(schedule),
+        diffusion.training_table(),
         torch.arange(batch),
     )
 
 
 def _step_inputs(batch, size):
-    table = diffusion.plan("ddim", steps=10).table
-    return _normal(batch, 2, size), _normal(batch, 2, size), table
+    return _normal(batch, 2, size), _normal(batch, 2, size), diffusion.plan("ddpm", steps=10).table("cpu")
 
 
 def _update(x, state, weight):
