@@ -11,15 +11,30 @@ from types import NoneType, UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
 import torch
+import torch.fx
 
 from . import _library
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def _proxy(name):
+    raise TypeError(f"{name}: expected a tensor, got torch.fx's Proxy: trace gmfast.nn's transforms as leaves")
+
+
 def tensor(name, value):
     if not isinstance(value, torch.Tensor):
+        if isinstance(value, torch.fx.Proxy):
+            _proxy(name)
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
+def no_proxy(name, value):
+    if isinstance(value, torch.fx.Proxy):
+        raise TypeError(
+            f"{name}: expected a tensor, got a Proxy of torch.fx.symbolic_trace, which cannot follow a model's "
+            "checks; torch.export.export makes an fx graph of the model"
+        )
 
 
 def kind(value):
@@ -29,6 +44,8 @@ def kind(value):
 
 def floating(name, tensor):
     if not isinstance(tensor, torch.Tensor):
+        if isinstance(tensor, torch.fx.Proxy):
+            _proxy(name)
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATING:
         raise TypeError(
@@ -221,18 +238,22 @@ def channels(name, value, count):
         raise ValueError(f"{name}: expected {count} channels in dimension 1, got shape {tuple(value.shape)}")
 
 
-def readable(tensor):
-    """True if a tensor's values may be read.
+def known(tensor):
+    """True if Python may branch on a buffer's values, which may mean to wait for its device.
 
-    That is on the CPU, where no device is waited for, and outside of compilation and functional transforms;
-    fake tensors have no values.
+    That is outside of compilation and tracing; meta and fake tensors have no values.
     """
     return (
         type(tensor) is torch.Tensor
-        and tensor.device.type == "cpu"
+        and not tensor.is_meta
         and not torch.compiler.is_compiling()
-        and not _library._functorch_is_active()
+        and not torch.jit.is_tracing()
     )
+
+
+def readable(tensor):
+    """True if a tensor's values are `known` without waiting for a device, outside of functional transforms."""
+    return tensor.device.type == "cpu" and known(tensor) and not _library._functorch_is_active()
 
 
 def values(name, tensor, low, high):

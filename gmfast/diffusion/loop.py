@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _check, _seed
+from .. import _check, _library, _seed
 from .. import functional as GF
 from .._progress import reporting
 from .options import Denoiser, SampleOptions, Seed, takes
@@ -89,6 +89,7 @@ def sample(denoiser: Denoiser, shape: Sequence[int], **options: Any) -> Tensor |
             x0 = (x - sigma[t] * epsilon) / alpha[t]
             x = alpha[after] * x0 + sigma[after] * epsilon
     """
+    _library.leave_graph("sample: expected a call outside of fullgraph=True, as its loop is Python; compile the denoiser")
     loop = Loop(SampleOptions(denoiser, shape, **options))
     return CapturedLoop(loop)() if loop.options.graph else loop.run()
 

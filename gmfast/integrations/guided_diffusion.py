@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _check, _seed, diffusion
+from .. import _check, _library, _seed, diffusion
 from .. import functional as GF
 from ..diffusion import COLUMNS, samplers
 from ..ops.discretized_gaussian_nll import FORMULATIONS
@@ -777,6 +777,7 @@ class GaussianDiffusion:
     def _kept(self, key, device, make):
         """Return the tensor kept under `key`, made outside inference mode if there is none yet."""
         if key not in self._tables:
+            _library.leave_graph("diffusion: expected a call before fullgraph=True, as the first one makes tables")
             with torch.inference_mode(False), torch.device("cpu"):
                 self._tables[key] = make().to(device)
         return self._tables[key]

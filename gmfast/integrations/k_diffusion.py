@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .. import _check, _seed, diffusion
+from .. import _check, _library, _seed, diffusion
 from .. import functional as GF
 from ..diffusion import COLUMNS, samplers
 from ..diffusion.spacing import evenly_spaced
@@ -330,6 +330,7 @@ class _Loop:
     """One call of a sampler: its arguments, and the loop over its steps."""
 
     def __init__(self, model, x, sigmas, extra_args, callback, disable):
+        _library.leave_graph("sigmas: expected a call outside of fullgraph=True, as they are read; compile the model")
         _check.floating("x", x)
         if x.dim() == 0:
             raise ValueError("x: expected shape (B, *S), got a scalar")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .autoregressive.pixelcnn import PixelCNN
     from .autoregressive.pixelcnnpp import PixelCNNPP
     from .autoregressive.wavenet import WaveNet
-    from .base import Batch, Model, Player
+    from .base import Batch, Model, Objective, Player
     from .diffusion.consistency import ConsistencyModel
     from .diffusion.ddpm import DDPM
     from .diffusion.edm import EDM
@@ -45,6 +45,7 @@ __all__ = [
     "GatedPixelCNN",
     "Glow",
     "Model",
+    "Objective",
     "PixelCNN",
     "PixelCNNPP",
     "Player",
@@ -55,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Batch", "Model", "Player"):
+    if name in ("Batch", "Model", "Objective", "Player"):
         from . import base
 
         return getattr(base, name)

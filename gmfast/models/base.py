@@ -268,7 +268,7 @@ class Model(nn.Module, ABC):
 
         By default the batch's `loss`, the same for each sample.
         """
-        return {"loss": self.loss(*batch).expand(len(batch.x))}
+        return {"loss": self.loss(*batch).expand(batch.x.shape[0])}
 
     # ---- Checks
 
@@ -304,13 +304,33 @@ class Model(nn.Module, ABC):
         Raises:
             ValueError: For the shape of `x`, or labels that do not fit. TypeError: For integers.
         """
+        _check.no_proxy("x", x)
         if x.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
             raise ValueError(f"x: expected shape (B, {expected}), got {tuple(x.shape)}")
         if not x.is_floating_point():
             within = "" if self.num_levels is None else " in [-1, 1]"
             raise TypeError(f"x: expected floating point numbers{within}, got {x.dtype}")
-        return check_label(label, len(x), self.num_labels)
+        return check_label(label, x.shape[0], self.num_labels)
+
+
+class Objective(nn.Module):
+    """A model's `loss` as the forward pass of a module, for wrappers that replace `forward` alone.
+
+    `DistributedDataParallel(Objective(model))(x)` averages gradients over processes; a call of
+    `wrapper.module.loss` does not. The parameters are the model's own.
+
+    Args:
+        model: The model, as the attribute `model`.
+    """
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, label: Tensor | None = None, **options: Any) -> Tensor:
+        """Training objective of a batch, a scalar: `model.loss` with its arguments."""
+        return self.model.loss(x, label, **options)
 
 
 class Likelihood(metaclass=ABCMeta):
@@ -372,7 +392,7 @@ class Compresses(metaclass=ABCMeta):
 
 def bits_per_dim(log_prob: Tensor, x: Tensor) -> Tensor:
     """Bits per dimension, `(B,)`, of samples `x (B, *S)` with log-probabilities `log_prob (B,)`, in nats."""
-    return -log_prob / (x[0].numel() * math.log(2)) if len(x) else log_prob
+    return -log_prob / (math.prod(x.shape[1:]) * math.log(2))
 
 
 def quantize(x: Tensor, num_levels: int) -> Tensor:
@@ -428,7 +448,7 @@ def check_label(label: Tensor | None, count: int, num_labels: int | None) -> Ten
     if label.shape != (count,) or label.dtype not in INTEGERS:
         raise ValueError(f"label: expected {count} integers, got {label.dtype} of shape {tuple(label.shape)}")
     label = label.long()
-    if label.device.type == "cpu" and count and not torch.compiler.is_compiling():
+    if _check.readable(label) and label.numel():
         low, high = label.aminmax()
         if low < 0 or high >= num_labels:
             raise ValueError(

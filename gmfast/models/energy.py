@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check, _seed
+from .. import _check, _library, _seed
 from .. import functional as GF
 from .._processes import gather_equal
 from .._progress import Progress, reporting
 from .base import Batch, Model, check_image_shape, evaluating, quantize
+from .networks.parametrized import spectral_norm
 
 _SMALL = {"channels": 32, "langevin_steps": 20, "buffer_size": 1024}
 _DIGITS = {"lr": 0.0003, "options": {**_SMALL, "num_scales": 2}}
@@ -91,6 +92,7 @@ class EnergyModel(Model):
 
     def energy(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Energy of each image, `(B,)`: minus the log-density, up to an unknown constant."""
+        _check.no_proxy("x", x)
         return self.network(x, label)
 
     forward = energy
@@ -124,7 +126,7 @@ class EnergyModel(Model):
         In training mode, Langevin dynamics moves the samples first.
         """
         label = self.check_input(x, label)
-        count, device = len(x), x.device
+        count, device = x.shape[0], x.device
         chosen = torch.randint(len(self.buffer), (count,), device=device)
         start, start_label = self.buffer[chosen].to(x.dtype), self.buffer_label[chosen]
         fresh = torch.rand(count, device=device) < self.fresh
@@ -133,6 +135,11 @@ class EnergyModel(Model):
             start_label = torch.where(fresh, label, start_label)
         found_label = None if label is None else start_label
         if self.training:
+            if _library._functorch_is_active():
+                raise RuntimeError(
+                    "loss: expected eval mode or a call outside of torch.func's transforms, because training "
+                    "writes the replay buffer, got training mode"
+                )
             with evaluating(self):
                 start = self.langevin(start, found_label, self.langevin_steps)
             # What all processes drew, as one process with the whole batch would write it.
@@ -141,8 +148,8 @@ class EnergyModel(Model):
         # A little noise, so that quantization does not separate data from samples.
         real = x + 0.005 * torch.randn_like(x) if self.training else x
         both = None if label is None else torch.cat([label, found_label])
-        data, found = self.energy(torch.cat([real, start]), both).chunk(2)
-        return data, found
+        energies = self.energy(torch.cat([real, start]), both)
+        return energies[:count], energies[count:]
 
     @torch.no_grad()
     def langevin(
@@ -244,9 +251,8 @@ class EnergyBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        spectral = nn.utils.parametrizations.spectral_norm
-        self.first = spectral(nn.Conv2d(inputs, outputs, 3, padding=1))
-        self.second = spectral(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.first = spectral_norm(nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.second = spectral_norm(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class ActNorm(Transform):
             noise = torch.finfo(x.dtype).eps * mean.abs()
             log_std = torch.where(std > noise, std.clamp(min=1 / MAX_SCALE).log(), 0.0)
             shift, log_scale = (mean * torch.exp(-log_std), log_std) if inverse else (-mean, -log_std)
-            if not torch.compiler.is_compiling():
+            if _check.known(x):
                 if not count:
                     return
                 if not (shift.isfinite().all() and log_scale.isfinite().all()):
@@ -95,10 +95,10 @@ class ActNorm(Transform):
             self.shift.copy_(shift)
             self.log_scale.copy_(log_scale)
             self.initialized.fill_(True)
-        self._known_initialized = True
+        self._known_initialized = torch.compiler.is_compiling() or _check.known(self.initialized)
 
     def _first_batch(self, x: Tensor, inverse: bool) -> None:
-        if torch.compiler.is_compiling():  # cannot branch on a value on the device
+        if not _check.known(self.initialized):
             self._set(x, inverse, unless=self.initialized)
         elif self.initialized:
             self._known_initialized = True  # set by hand, or by another process

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from .. import _check
 from .. import functional as GF
+from .._library import in_functorch
+from ..ops._layout import without_autocast
 from ..ops._second_order import without_second_derivative
 from ..ops.made_inverse import ACTIVATIONS, made_inverse, made_invert, made_solve
 from .coupling import check_affine_options
@@ -92,11 +94,13 @@ class MaskedAutoregressive(Transform):
         """Transform `z` back, one value after another."""
         flat = self._flat("z", z, context)
         kept = self._draw_kept(flat)
-        if self.net.residual or kept is not None:
+        # In torch.func derivatives, of any order, go through the passes.
+        if self.net.residual or kept is not None or in_functorch():
             x, log_det = self._invert_naively(flat, context, kept)
             return x.view_as(z), log_det
         wanted = (flat, context, *self.net.parameters())
         differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in wanted)
+        differentiable = differentiable and not torch.jit.is_tracing()  # a trace is of the numbers alone
         with torch.no_grad():
             x, log_det = (self._invert_naively if self.naive else self._invert)(flat, context)
         if differentiable:
@@ -121,14 +125,14 @@ class MaskedAutoregressive(Transform):
         masks = [getattr(self, f"_mask{i}") for i in range(len(self.net.layers) + 1)]
         dtype = self.net.layers[0].weight.dtype
         context = context if context is None else context.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self.net.outputs_and_sums(x.to(dtype), masks, context, kept)
 
     def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
-        _check.tensor(name, x)
+        _check.floating(name, x)
         if x.dim() < 2 or x.shape[1:].numel() != self.net.num_inputs:
             raise ValueError(f"{name}: expected (B, {self.net.num_inputs}), got {tuple(x.shape)}")
-        size = None if self.net.context is None else (len(x), self.net.context[0].in_features)
+        size = None if self.net.context is None else (x.shape[0], self.net.context[0].in_features)
         got = None if context is None else tuple(context.shape)
         if got != size:
             raise ValueError(f"context: expected {size}, got {got}")
@@ -174,7 +178,7 @@ class MaskedAutoregressive(Transform):
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         weights, direct = self._in_steps(dtype)
         steps = F.pad(z.index_select(1, self.order).to(dtype), (self._context_step, 0))
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             x, log_det = self._steps(steps, weights, direct, self._offsets(context, dtype))
             if self._context_step:
                 zero = steps.new_zeros(1, 1)
@@ -244,7 +248,7 @@ class _Implicit(torch.autograd.Function):
             F.pad(grad.index_select(1, last_first).to(dtype), (0, context_step)),
             F.pad(diagonal.index_select(1, last_first), (0, context_step), value=1.0),
             F.pad(partial.index_select(1, last_first), (0, 0, 0, context_step)),
-            torch.cat(backwards, 1) if backwards else x.new_zeros(len(x), 0),
+            torch.cat(backwards, 1) if backwards else x.new_zeros(x.shape[0], 0),
             weights,
             direct,
         )

@@ -65,7 +65,7 @@ class Coupling(Transform):
         Raises:
             ValueError: for an `x` with too few dimensions or channels.
         """
-        _check.tensor("x", x)
+        _check.floating("x", x)
         if x.dim() < 2:
             raise ValueError(f"x: expected (B, C, *S), got {tuple(x.shape)}")
         channels = x.shape[1]
@@ -101,7 +101,7 @@ class Coupling(Transform):
             ValueError: for an output of another shape than (B, num_params * C2, *S).
         """
         params = self.conditioner(seen) if context is None else self.conditioner(seen, context)
-        expected = (len(x), self.num_params * self.split_sizes(x)[1], *x.shape[2:])
+        expected = (x.shape[0], self.num_params * self.split_sizes(x)[1], *x.shape[2:])
         if tuple(params.shape) != expected:
             raise ValueError(
                 f"conditioner: expected {self.num_params} numbers for each element, a result of shape "

@@ -99,6 +99,7 @@ class _Call:
         self.autocast = {
             kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in dict.fromkeys([device_type, "cpu"])
+            if torch.amp.is_autocast_available(kind)
         }
         self.rng_states = []  # one entry for each part, in the order of the forward pass
         self.first_batch = any(map(_needs_first_batch, transform.modules()))

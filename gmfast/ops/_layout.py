@@ -1,5 +1,7 @@
 """The dtype and memory layout of outputs, one rule for every operator; `csrc/ops/layout.h` has it in C++."""
 
+import contextlib
+
 import torch
 
 # Asked once: not every torch that is supported can trace the question.
@@ -19,6 +21,14 @@ def convolution_dtype(x):
 def _is_autocast(x):
     device = x.device.type
     return x.dtype != torch.float64 and device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
+
+
+def without_autocast(tensor):
+    """Context manager that turns autocast off where a tensor is; devices such as meta have none."""
+    device = tensor.device.type
+    if device not in _AUTOCAST_DEVICES:
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def cast(dtype, *tensors):

@@ -181,8 +181,9 @@ def _backward(ctx, grad_y, grad_log_det):
         grads = _additive_gradients(ctx, grad_y)
     else:
         need = ctx.needs_input_grad
-        want = need[0], need[1], need[2] and ctx.saved_tensors[2] is not None
-        grads = _gradient(grad_y, grad_log_det, *ctx.saved_tensors, *ctx.options, *want)
+        saved = ctx.saved_tensors
+        want = need[0], need[1], need[2] and saved[2] is not None
+        grads = _gradient(grad_y, grad_log_det, *saved, *ctx.options, *want)
         grads = [g if n else None for g, n in zip(grads, want, strict=True)]
     return *grads, None, *(None for _ in ctx.options)
 

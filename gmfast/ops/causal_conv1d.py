@@ -13,6 +13,7 @@ from ._layout import (
     convolution_dtype,
     empty_as,
 )
+from ._second_order import differentiate, pull_back
 from .gated_activation import gated_activation
 from .masked_conv2d import Geometry, convolve
 
@@ -300,33 +301,15 @@ def _gradient_setup_context(ctx, inputs, output):
 
 def _gradient_backward(ctx, *grads):
     """Second derivatives, by way of plain PyTorch."""
-    higher = torch.is_grad_enabled()
     tensors, indices = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-    with torch.enable_grad():
-        # Views, so that what is differentiated is a non-leaf whatever was saved.
-        differentiated = (ctx.needs_input_grad[0], *ctx.wanted)
-        saved = [
-            t.view_as(t)
-            if t is not None and t.requires_grad
-            else t.detach().requires_grad_()
-            if t is not None and own
-            else t
-            for t, own in zip(tensors, differentiated, strict=True)
-        ]
-        grad, *tensors = saved
-        wanted = [t for t, want in zip(tensors, ctx.wanted, strict=True) if want]
-        given = [g for want, g in zip(ctx.wanted, grads, strict=True) if want]
-        first = torch.autograd.grad(_plain(*tensors, *ctx.options, *indices), wanted, grad, create_graph=True)
-        needed = [t is not None and need for t, need in zip(saved, ctx.needs_input_grad, strict=False)]
-        again = torch.autograd.grad(
-            first,
-            [t for t, need in zip(saved, needed, strict=True) if need],
-            given,
-            create_graph=higher,
-            allow_unused=True,
-        )
-    again = iter(again)
-    return *(next(again) if need else None for need in needed), *([None] * 8)
+
+    def gradients(grad, *tensors):
+        wanted = [t if want else None for want, t in zip(ctx.wanted, tensors, strict=True)]
+        plain = _plain(*tensors, *ctx.options, *indices)
+        return differentiate([plain], wanted, [grad], create_graph=True)
+
+    given = [g if want else None for want, g in zip(ctx.wanted, grads, strict=True)]
+    return *pull_back(gradients, tensors, given), *([None] * 8)
 
 
 _forward = operator("causal_conv1d", fake=_fake, setup_context=_setup_context, backward=_backward)

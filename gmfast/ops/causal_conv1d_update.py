@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import _check, reference
-from .._library import has_kernel, operator
+from .._library import has_kernel, in_functorch, operator
 from ._layout import cast, cast_parameters, compute_dtype, convolution_dtype, empty_as
 from .causal_conv1d import activate, check, is_depthwise
 from .gated_activation import gated_activation
@@ -68,8 +68,8 @@ def causal_conv1d_update(
     steps = x.unsqueeze(2) if x.dim() == 2 else x
     (steps,) = cast(state.dtype, steps)
     weight, bias = cast_parameters(steps, weight, bias)
-    tensors = (steps, state, weight, bias, state_indices, cache_seqlens)
-    if not has_kernel(*(t for t in tensors if t is not None)):
+    tensors = [t for t in (steps, state, weight, bias, state_indices, cache_seqlens) if t is not None]
+    if in_functorch() or not has_kernel(*tensors):  # vmap has no rule for operators that write to a tensor
         steps, weight, bias = cast(compute_dtype(state), steps, weight, bias)
         y = reference.causal_conv1d_update(
             steps,

@@ -179,13 +179,13 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_y, grad_log):
-    given = (t is not None for t in ctx.saved_tensors)
-    needed = [need and is_given for need, is_given in zip(ctx.needs_input_grad, given, strict=False)]
+    tensors = ctx.saved_tensors
+    needed = [n and t is not None for n, t in zip(ctx.needs_input_grad, tensors, strict=False)]
     nothing = (None,) * 7
     if grad_y is None and grad_log is None:
         return None, None, None, None, *nothing
     options = ctx.bound, ctx.linear, ctx.width, ctx.height, ctx.slope, ctx.inverse, ctx.reduce
-    gradients = _gradient(grad_y, grad_log, *ctx.saved_tensors, *options, *needed)
+    gradients = _gradient(grad_y, grad_log, *tensors, *options, *needed)
     return *(g if need else None for g, need in zip(gradients, needed, strict=True)), *nothing
 
 

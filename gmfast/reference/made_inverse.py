@@ -61,7 +61,7 @@ def made_invert(z, weights, direct, offsets, activation, invert):
         starts.append(starts[-1] + len(weight))
     steps = z.shape[1]
     outputs = len(weights[-1]) // steps
-    log_det = z.new_zeros(len(z))
+    log_det = z.new_zeros(z.shape[0])
 
     def unit(layer, first, sums):
         begin = starts[layer] + first

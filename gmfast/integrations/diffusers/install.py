@@ -9,6 +9,8 @@ import inspect
 import logging
 import types
 
+import torch
+
 from . import (  # noqa: F401  (they register their rules)
     ancestral,
     cogvideox,
@@ -61,10 +63,20 @@ class Target:
 
 
 def _replacement(rule_method, original):
-    """Make the method that runs a rule's, or where that returns NotImplemented the scheduler's original."""
+    """Make the method that runs a rule's, or where that returns NotImplemented the scheduler's original.
+
+    Under torch.compile it is the original, of which Inductor makes one kernel: plans are looked up by the
+    addresses and versions of tensors, which a graph does not have.
+    """
 
     @functools.wraps(original)
     def method(scheduler, *args, **kwargs):
+        if torch.compiler.is_compiling():
+            if scheduler._gmfast.noise.keyed:
+                raise RuntimeError(
+                    "noise: expected 'generator' under torch.compile, which traces diffusers' own step, got 'keyed'"
+                )
+            return original(scheduler, *args, **kwargs)
         result = rule_method(scheduler._gmfast, scheduler, *args, **kwargs)
         return original(scheduler, *args, **kwargs) if result is NotImplemented else result
 

@@ -43,7 +43,7 @@ class Categorical:
             ValueError: For values beyond [-1, 1], which are checked on the CPU only.
         """
         levels = ((x + 1) * ((self.num_levels - 1) / 2)).round().long()
-        if levels.device.type == "cpu" and levels.numel() and not torch.compiler.is_compiling():
+        if _check.readable(levels) and levels.numel():
             low, high = levels.aminmax()
             if low < 0 or high >= self.num_levels:
                 low, high = x.aminmax()
@@ -65,7 +65,7 @@ class Categorical:
         `seed` is an int64 tensor on the params' device.
         """
         logits = _wide(params).unflatten(1, (channels, self.num_levels))
-        shape = len(params), params.shape[2:], channels
+        shape = params.shape[0], params.shape[2:], channels
         uniform = _philox.uniform(
             seed, *shape, logits.dtype, params.device, position, _seed.first()
         ).unsqueeze(2)

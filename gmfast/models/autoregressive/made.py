@@ -79,23 +79,27 @@ class MADE(Cached, Likelihood, Model):
         # (num_orders, D): by order and rank, the index of the value.
         self.register_buffer("orders", torch.tensor([list(order) for order in orders]))
 
-    def forward(self, x: Tensor, label: Tensor | None = None, order: int = 0) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor | None = None, order: int | Tensor = 0) -> Tensor:
         """Parameters of every value's distribution given the values before it in an order.
 
         Args:
             x: Samples `(B, *image_shape)` in [-1, 1].
             label: Class indices `(B,)` for a conditional model.
-            order: Index of the order.
+            order: Index of the order; an int64 tensor `()` is not checked.
 
         Returns:
             `(B, P, *image_shape)`, the P parameters of the head for one channel.
         """
-        self._check_order(order)
         label = self.check_input(x, label)
+        if isinstance(order, Tensor):
+            ranks = self.orders.index_select(0, order.reshape(1))[0]
+        else:
+            self._check_order(order)
+            ranks = self.orders[order]
         context = None
         if label is not None:
             context = F.one_hot(label, self.num_labels).to(self.net.direct.weight.dtype)
-        params = self.net(x.flatten(1), self.orders[order], context)
+        params = self.net(x.flatten(1), ranks, context)
         return params.transpose(1, 2).unflatten(2, self.image_shape)
 
     def log_prob(self, x: Tensor, label: Tensor | None = None, order: int | None = None) -> Tensor:
@@ -112,7 +116,7 @@ class MADE(Cached, Likelihood, Model):
         `log_prob`.
         """
         if self.training:
-            order = int(torch.randint(self.num_orders, (), device="cpu"))
+            order = torch.randint(self.num_orders, (), device=x.device)
             return self.head.bits_per_dim(x.unsqueeze(1), self(x, label, order))
         return -self.log_prob(x, label).mean() / (self.num_values * math.log(2))
 

@@ -12,13 +12,13 @@ from typing import ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
 
 from ... import _check
 from ... import functional as GF
 from ...decode.builder import Builder, Tap, Value, When, conv_taps, matrix
 from ..base import Batch
 from ..networks.labels import label_embedding
+from ..networks.parametrized import weight_norm
 from .image import ImageModel, down_shift
 
 

@@ -173,12 +173,13 @@ class WaveNet(Cached, Likelihood, Model):
             `(B, P, T)`, the P parameters of the head. Those at t depend on the `receptive_field` samples
             x[t-1], x[t-2], …, on the label, and on local features up to and including t.
         """
+        _check.no_proxy("x", x)
         if x.dim() != 3 or x.shape[1] != 1 or x.shape[2] < 1:
             raise ValueError(f"x: expected shape (B, 1, T) with T > 0, got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
-        label = check_label(label, len(x), self.num_labels)
-        self._check_local(local, len(x), x.shape[2])
+        label = check_label(label, x.shape[0], self.num_labels)
+        self._check_local(local, x.shape[0], x.shape[2])
         return self.output(self._skips(F.pad(x, (1, -1)), label, local))
 
     def log_prob(self, x: Tensor, label: Tensor | None = None, local: Tensor | None = None) -> Tensor:

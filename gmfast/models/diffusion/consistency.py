@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ... import _check, diffusion
+from ... import _check, _library, _seed, diffusion
 from ... import functional as GF
 from ..._progress import Progress
 from ..base import Batch, Model, evaluating
@@ -29,7 +29,8 @@ class ConsistencyModel(ImageDiffusion):
     The loss compares two neighbouring points of a path: an image with two amounts of the same noise (the
     improved training of Song and Dhariwal, 2024, arXiv:2310.14189); after `distill(teacher)`, a noisy image
     and the point that a step of the teacher leads to. The number of noise levels doubles in stages over
-    `total_steps` calls of `loss` in training mode, which the model counts.
+    `total_steps` calls of `loss` in training mode, which the model counts in `steps_taken`; transforms of
+    `torch.func` allow no counting, so that a loop of them adds to it itself.
 
     Args:
         image_shape: (C, H, W); H and W are multiples of `2 ** (len(multipliers) - 1)`.
@@ -88,7 +89,9 @@ class ConsistencyModel(ImageDiffusion):
         self.first_levels, self.last_levels, self.total_steps = first_levels, last_levels, total_steps
         self.log_sigma_mean, self.log_sigma_std = log_sigma_mean, log_sigma_std
         self.register_buffer("steps_taken", torch.zeros((), dtype=torch.int64, device="cpu"))
-        self.precond = diffusion.EDMPrecond(self.build_unet(network, 1000.0), sigma_data, sigma_min)
+        unet = self.build_unet(network, 1000.0)
+        self.dropout = unet.dropout
+        self.precond = diffusion.EDMPrecond(unet, sigma_data, sigma_min)
         self.teacher = ()  # in a tuple, so that it is not registered as a submodule
 
     def build_on(self, **models: Model) -> None:
@@ -115,23 +118,36 @@ class ConsistencyModel(ImageDiffusion):
                 )
         self.teacher = (teacher,)
 
-    def denoise(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """End of the path through `x (B, C, H, W)` with noise `sigma (B,)`; at `sigma_min` it is `x`."""
-        return self.precond(x, sigma, label)
+    def denoise(self, x: Tensor, sigma: Tensor, label: Tensor | None = None, *dropout_seed: Tensor) -> Tensor:
+        """End of the path through `x (B, C, H, W)` with noise `sigma (B,)`; at `sigma_min` it is `x`.
+
+        `dropout_seed`, int64 `()`, gives calls in training mode equal dropout masks.
+        """
+        return self.precond(x, sigma, label, *dropout_seed)
 
     forward = denoise
 
     @property
     def num_intervals(self) -> int:
         """Number of intervals between noise levels at the current step of training."""
+        return int(self._count())
+
+    def _count(self) -> Tensor:
+        """`num_intervals` as an int64 tensor `()` on the model's device."""
         doublings = math.floor(math.log2(self.last_levels // self.first_levels))
         stage = max(1, self.total_steps // (doublings + 1))
-        return min(self.first_levels * 2 ** min(int(self.steps_taken) // stage, 40), self.last_levels)
+        doubled = self.first_levels * 2 ** (self.steps_taken // stage).clamp(max=doublings + 1)
+        return doubled.clamp(max=self.last_levels)
 
-    def levels(self, count: int) -> Tensor:
-        """Ends of `count` intervals between noise levels, ascending, float64 `(count + 1,)`."""
+    def levels(self, count: int | Tensor) -> Tensor:
+        """Ends of `count` intervals between noise levels, ascending, float64 `(count + 1,)`.
+
+        Where `count` is a tensor `()`, `(last_levels + 1,)`: those beyond `count` are the highest level.
+        """
         low, high = (sigma ** (1 / self.rho) for sigma in (self.sigma_min, self.sigma_max))
-        return torch.linspace(low, high, count + 1, dtype=torch.float64, device="cpu") ** self.rho
+        most = self.last_levels if isinstance(count, Tensor) else count
+        place = torch.arange(most + 1, dtype=torch.float64, device=self.steps_taken.device) / count
+        return (low + (high - low) * place.clamp(max=1)) ** self.rho
 
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Mean consistency loss of a batch; torch's global generator draws noise and noise levels."""
@@ -144,21 +160,24 @@ class ConsistencyModel(ImageDiffusion):
     def _losses(self, x: Tensor, label: Tensor | None) -> Tensor:
         """Pseudo-Huber distance of predictions at neighbouring noise levels over their difference, `(B,)`."""
         label = self.training_label(self.check_input(x, label))
-        count = self.num_intervals
-        if self.training:
+        # Tensors of one size whatever the stage of training is, so that nothing waits for a number.
+        count = self._count()
+        if self.training and not _library._functorch_is_active():
             self.steps_taken += 1
         levels = self.levels(count)
         z = (levels.log() - self.log_sigma_mean) / self.log_sigma_std
-        shares = torch.special.ndtr(z).diff().to(x.device, x.dtype)
-        levels = levels.to(x.device, x.dtype)
-        interval = torch.multinomial(shares.clamp(min=1e-12), len(x), replacement=True)
+        shares = torch.special.ndtr(z).diff().clamp(min=1e-12)
+        shares = torch.where(torch.arange(shares.shape[0], device=count.device) < count, shares, 0.0)
+        shares, levels = (v.to(x.device, x.dtype) for v in (shares, levels))
+        interval = torch.multinomial(shares, x.shape[0], replacement=True)
         low, high = levels[interval], levels[interval + 1]
         y = self.continuous(x)
         noisy, noise = GF.q_sample(y, 1.0, high, target="epsilon")
-        with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            # Forked, so that both passes have the same dropout.
-            target = self.denoise(self._earlier(noisy, high, low, noise, label), low, label)
-        difference = (self.denoise(noisy, high, label) - target).flatten(1)
+        # Both passes have the same dropout.
+        dropout = (_seed.as_tensor(None, x.device),) if self.training and self.dropout else ()
+        with torch.no_grad():
+            target = self.denoise(self._earlier(noisy, high, low, noise, label), low, label, *dropout)
+        difference = (self.denoise(noisy, high, label, *dropout) - target).flatten(1)
         c = 0.00054 * math.sqrt(difference.shape[1])
         distance = (difference.square().sum(1) + c**2).sqrt() - c
         return distance / (high - low)

@@ -4,7 +4,6 @@ Learned variances and the cosine schedule: Nichol and Dhariwal, 2021, https://ar
 """
 
 import math
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ... import functional as GF
 from ..._progress import Progress
 from ..._table import COLUMNS
 from ..base import Batch, Likelihood, bits_per_dim
+from ..networks.constants import Constants, real_tensors
 from ..networks.unet import UNetConfig
 from .image import ImageDiffusion
 from .settings import unet_settings
@@ -89,24 +89,20 @@ class DDPM(Likelihood, ImageDiffusion):
         self.unet = self.build_unet(
             network, 1000 / num_timesteps, self.image_shape[0] * (2 if self.learned_range else 1)
         )
-        self._schedule, self._beta_start = schedule, beta_start
-        self._tables: dict[torch.device, Tensor] = {}
-
-    @cached_property
-    def schedule(self) -> diffusion.VariancePreserving:
-        """Noise schedule, on the CPU."""
-        steps = self.num_timesteps
-        with torch.device("cpu"):
-            if self._schedule == "cosine":
-                return diffusion.cosine(steps)
-            betas = (min(beta * 1000 / steps, 0.999) for beta in (self._beta_start, 0.02))
-            return diffusion.linear(steps, *betas)
+        with real_tensors():
+            #: Noise schedule, on the CPU.
+            self.schedule = make_schedule(schedule, num_timesteps, beta_start)
+            table = diffusion.training_table(self.schedule, prediction).tolist()
+            alphas_cumprod = self.schedule.alphas_cumprod.tolist()
+        self.constants = Constants(alphas_cumprod=alphas_cumprod, table=table)
 
     def table(self, device: torch.device) -> Tensor:
         """Coefficients of the step from each time step to the one before, `(T, len(COLUMNS))`, float64."""
-        if device not in self._tables:
-            self._tables[device] = diffusion.training_table(self.schedule, self.prediction, device=device)
-        return self._tables[device]
+        return self.constants.table.to(device)
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        """Squared scale of the image at time steps `t (B,)`, float64 `(B,)`."""
+        return self.constants.alphas_cumprod.to(t.device)[t]
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Prediction of the network from `x (B, C, H, W)` at time steps `t (B,)`.
@@ -119,8 +115,8 @@ class DDPM(Likelihood, ImageDiffusion):
     def loss(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Objective at random time steps; torch's global generator draws them and the noise."""
         label = self.training_label(self.check_input(x, label))
-        t = torch.randint(self.num_timesteps, (len(x),), device=x.device)
-        alpha_bar = self.schedule.alphas_cumprod.to(x.device)[t]
+        t = torch.randint(self.num_timesteps, (x.shape[0],), device=x.device)
+        alpha_bar = self.alpha_bar(t)
         alpha, sigma = alpha_bar.sqrt().to(x.dtype), (1 - alpha_bar).sqrt().to(x.dtype)
         noised, target = GF.q_sample(x, alpha, sigma, target=self.prediction)
         output = self(noised, t, label)
@@ -154,7 +150,7 @@ class DDPM(Likelihood, ImageDiffusion):
         the log-probability of the image's levels.
         """
         label = self.check_input(x, label)
-        alpha_bar = self.schedule.alphas_cumprod.to(x.device)[t]
+        alpha_bar = self.alpha_bar(t)
         noised = GF.q_sample(x, alpha_bar.sqrt().to(x.dtype), (1 - alpha_bar).sqrt().to(x.dtype), seed=seed)
         column = {
             name: value.to(x.dtype).view(-1, 1, 1, 1)
@@ -209,14 +205,14 @@ class DDPM(Likelihood, ImageDiffusion):
             .flatten(1)
             .sum(1)
         )
-        first = x.new_zeros(len(x), dtype=torch.int64)
+        first = x.new_zeros(x.shape[0], dtype=torch.int64)
         total += self.bound(x, first, label, seed=_seed.stream(seed, 0))
         # Strata of equal length; the place in each differs from image to image.
-        place = GF.standard_normal((len(x), count), seed=_seed.stream(seed, 1), device=x.device)
+        place = GF.standard_normal((x.shape[0], count), seed=_seed.stream(seed, 1), device=x.device)
         place = torch.special.ndtr(place)
         for i in range(count):
             if count == others:
-                t = x.new_full((len(x),), i + 1, dtype=torch.int64)
+                t = x.new_full((x.shape[0],), i + 1, dtype=torch.int64)
             else:
                 t = 1 + ((i + place[:, i]) * (others / count)).long().clamp(max=others - 1)
             total += self.bound(x, t, label, seed=_seed.stream(seed, 2 + i)) * (others / count)
@@ -273,3 +269,11 @@ class DDPM(Likelihood, ImageDiffusion):
             clip=1.0,
             progress=progress,
         )
+
+
+def make_schedule(name: str, num_timesteps: int, beta_start: float) -> diffusion.VariancePreserving:
+    """Make the noise schedule `name`, one of `SCHEDULES`; the arguments are those of `DDPM`."""
+    if name == "cosine":
+        return diffusion.cosine(num_timesteps)
+    betas = (min(beta * 1000 / num_timesteps, 0.999) for beta in (beta_start, 0.02))
+    return diffusion.linear(num_timesteps, *betas)

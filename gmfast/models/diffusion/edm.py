@@ -75,7 +75,7 @@ class EDM(VarianceExploding):
         """
         label = self.training_label(self.check_input(x, label))
         y = self.continuous(x)
-        normal = torch.randn(len(x), dtype=x.dtype, device=x.device)
+        normal = torch.randn(x.shape[0], dtype=x.dtype, device=x.device)
         sigma = torch.exp(self.log_sigma_mean + self.log_sigma_std * normal)
         error = (self.denoise(GF.q_sample(y, 1.0, sigma), sigma, label) - y).square().flatten(1).mean(1)
         return (error * (sigma**-2 + self.sigma_data**-2)).mean()

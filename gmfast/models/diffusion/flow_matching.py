@@ -69,7 +69,7 @@ class FlowMatching(OdeImageDiffusion):
         """Mean squared error of the velocity; torch's global generator draws noise and times."""
         label = self.training_label(self.check_input(x, label))
         draw = torch.rand if self.times == "uniform" else torch.randn
-        t = draw(len(x), dtype=x.dtype, device=x.device)
+        t = draw(x.shape[0], dtype=x.dtype, device=x.device)
         if self.times == "logit_normal":
             t = torch.sigmoid(t)
         noised, target = GF.q_sample(self.continuous(x), 1 - t, t, target="flow")

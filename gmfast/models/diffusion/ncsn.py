@@ -124,8 +124,10 @@ class NCSN(VarianceExploding):
         draws noise and noise levels.
         """
         label = self.training_label(self.check_input(x, label))
-        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
-        sigma = torch.exp(low + (high - low) * torch.rand(len(x), dtype=x.dtype, device=x.device))
+        low = math.log(self.sigma_min)
+        # Where it is traced, a fresh model's loss is NaN instead of an error.
+        high = math.log(self.sigma_max) if _check.known(self.highest) else self.highest.log()
+        sigma = torch.exp(low + (high - low) * torch.rand(x.shape[0], dtype=x.dtype, device=x.device))
         noised, noise = GF.q_sample(self.continuous(x), 1.0, sigma, target="epsilon")
         return (self.noise(noised, sigma, label) - noise).square().mean()
 

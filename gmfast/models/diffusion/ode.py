@@ -54,18 +54,18 @@ def ode_log_prob(
         """Velocity and divergence at one time."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            v = velocity(x, x.new_full((len(x),), time))
+            v = velocity(x, x.new_full((x.shape[0],), time))
             if signs is not None:
                 (grad,) = torch.autograd.grad((v * signs).sum(), x)
                 return v.detach(), (grad * signs).flatten(1).sum(1)
-            total = x.new_zeros(len(x))
+            total = x.new_zeros(x.shape[0])
             flat = v.flatten(1).sum(0)
             for i, one in enumerate(flat):
                 (grad,) = torch.autograd.grad(one, x, retain_graph=i + 1 < len(flat))
                 total += grad.flatten(1)[:, i]
             return v.detach(), total
 
-    integral = x.new_zeros(len(x), dtype=torch.float64)
+    integral = x.new_zeros(x.shape[0], dtype=torch.float64)
     x = x.detach()
     for start, end in pairwise(times):
         h = end - start

@@ -35,7 +35,9 @@ class VarianceExploding(OdeImageDiffusion):
             return (y - self.denoise(y, sigma, label)) * scale
 
         def base_log_prob(z):
-            return GF.gaussian_log_prob(z / self.sigma_max) - z[0].numel() * math.log(self.sigma_max)
+            return GF.gaussian_log_prob(z / self.sigma_max) - math.prod(self.image_shape) * math.log(
+                self.sigma_max
+            )
 
         return velocity, base_log_prob
 

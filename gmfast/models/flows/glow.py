@@ -31,7 +31,9 @@ class NormalizedConv2d(ActNorm):
         """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`."""
         padding = self.weight.shape[2] // 2
         if self.training and not self._known_initialized:
-            self._first_batch(F.conv2d(x, self.weight, padding=padding), inverse=False)
+            with torch.no_grad():  # it is no part of the graph, which checkpointing makes twice
+                y = F.conv2d(x, self.weight, padding=padding)
+            self._first_batch(y, inverse=False)
         scale = torch.exp(self.log_scale)
         return F.conv2d(x, self.weight * scale.view(-1, 1, 1, 1), self.shift * scale, padding=padding)
 
@@ -89,7 +91,7 @@ class Prior(nn.Module):
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Broadcast the parameters over `x (B, _, H, W)`: `(B, 2 * channels, H, W)`."""
         params = self.params if self.embedding is None else self.params + self.embedding(label)
-        params = (params * torch.exp(3 * self.log_gain)).expand(len(x), -1)
+        params = (params * torch.exp(3 * self.log_gain)).expand(x.shape[0], -1)
         return params[:, :, None, None].expand(-1, -1, *x.shape[2:])
 
 

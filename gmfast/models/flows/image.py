@@ -206,7 +206,7 @@ class ImageFlow(Likelihood, Model):
         levels = self.levels(x).to(u.dtype)
         if self.alpha == 0:
             y = (levels + u) / self.num_levels - 0.5
-            log_det = u.new_full((len(x),), -x[0].numel() * math.log(self.num_levels) if len(x) else 0.0)
+            log_det = u.new_full((x.shape[0],), -math.prod(x.shape[1:]) * math.log(self.num_levels))
         else:
             y, log_det = GF.dequantize_logit(levels, num_levels=self.num_levels, alpha=self.alpha, noise=u)
         return y.to(self.dtype), log_det
@@ -219,7 +219,7 @@ class ImageFlow(Likelihood, Model):
         """
         dtype = torch.promote_types(x.dtype, torch.float32)  # half precision does not separate levels
         levels = ((x.to(dtype) + 1) * ((self.num_levels - 1) / 2)).round()
-        if levels.device.type == "cpu" and levels.numel() and not torch.compiler.is_compiling():
+        if _check.readable(levels) and levels.numel():
             low, high = levels.aminmax()
             if not (low >= 0 and high < self.num_levels):
                 low, high = x.aminmax()

@@ -5,11 +5,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
 
 from ... import _check
 from ...nn import ActNorm, AffineCoupling, Inverse, Permute, Sequential, Split, Squeeze2d, Transform
 from ..networks.labels import add_label, label_embedding
+from ..networks.parametrized import weight_norm
 from .image import PHOTOS, ImageFlow
 
 SCALE_MAPS = ("tanh", "atan")

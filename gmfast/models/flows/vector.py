@@ -131,7 +131,7 @@ class VectorFlow(ImageFlow):
         dtype = torch.promote_types(x.dtype, torch.float32)
         mean, std = self.mean.to(dtype), self.std.to(dtype)
         y = (x.to(dtype) - mean) / std
-        return y.to(self.dtype), -std.log().sum().expand(len(x))
+        return y.to(self.dtype), -std.log().sum().expand(x.shape[0])
 
     def quantize(self, y: Tensor) -> Tensor:
         """Map continuous values to samples: vectors in the data's units, or images in [-1, 1]."""

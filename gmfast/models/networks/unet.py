@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import _check
+from ... import _check, _seed
+from ... import functional as GF
 from ..base import check_image_shape
 
 
@@ -73,7 +75,7 @@ class UNet(nn.Module):
         super().__init__()
         channels, multipliers, num_blocks = config.channels, config.multipliers, config.num_blocks
         in_channels, *size = check_image_shape(image_shape, multiple=2 ** (len(multipliers) - 1))
-        self.channels, self.level_scale = channels, level_scale
+        self.channels, self.level_scale, self.dropout = channels, level_scale, config.dropout
         features = 4 * channels
         self.level = nn.Sequential(nn.Linear(channels, features), nn.SiLU(), nn.Linear(features, features))
         self.embedding = None if num_labels is None else nn.Embedding(num_labels + 1, features)
@@ -103,32 +105,40 @@ class UNet(nn.Module):
                 height *= 2
         self.out = nn.Sequential(_norm(width), nn.SiLU(), _zero(nn.Conv2d(width, out_channels, 3, padding=1)))
 
-    def forward(self, x: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, level: Tensor, label: Tensor | None = None, seed: Tensor | None = None
+    ) -> Tensor:
         """Apply the network.
 
         Args:
             x: Noisy images, `(B, C, H, W)`.
             level: Noise levels, `(B,)`.
             label: Classes, int64 `(B,)`, `num_labels` standing for no class; None: no class for any image.
+            seed: Seed of the dropout masks, int64 `()`, for passes with the same masks; None: torch's global
+                generator draws them.
 
         Returns:
             `(B, out_channels, H, W)`.
         """
+        _check.no_proxy("x", x)
         features = self.level(sinusoids(level * self.level_scale, self.channels).to(x.dtype))
         if self.embedding is not None:
             if label is None:
-                label = torch.full((len(x),), self.embedding.num_embeddings - 1, device=x.device)
+                label = torch.full((x.shape[0],), self.embedding.num_embeddings - 1, device=x.device)
             features = features + self.embedding(label)
         features = F.silu(features)
         h = self.stem(x)
         kept = [h]
         for layer in self.down:
-            h = layer(h, features)
+            h = layer(h, features, seed)
             kept.append(h)
+            seed = _next(seed)
         for layer in self.middle:
-            h = layer(h, features)
+            h = layer(h, features, seed)
+            seed = _next(seed)
         for layer in self.up:
-            h = layer(h if isinstance(layer, Upsample) else torch.cat([h, kept.pop()], 1), features)
+            h = layer(h if isinstance(layer, Upsample) else torch.cat([h, kept.pop()], 1), features, seed)
+            seed = _next(seed)
         return self.out(h)
 
 
@@ -139,17 +149,32 @@ class Block(nn.Module):
         super().__init__()
         self.first = nn.Sequential(_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
         self.modulation = nn.Linear(features, 2 * outputs)
-        self.norm, self.dropout = _norm(outputs), nn.Dropout(dropout)
+        self.norm, self.dropout = _norm(outputs), Dropout(dropout)
         self.second = _zero(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.attention = Attention(outputs) if attention else None
 
-    def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`."""
+    def forward(self, x: Tensor, features: Tensor, seed: Tensor | None = None) -> Tensor:
+        """Map `x (B, inputs, H, W)` to `(B, outputs, H, W)`; `seed` is that of the dropout mask, or None."""
         scale, shift = self.modulation(features)[:, :, None, None].chunk(2, 1)
         h = torch.addcmul(shift, self.norm(self.first(x)), 1 + scale)
-        h = self.shortcut(x) + self.second(self.dropout(F.silu(h)))
+        h = self.shortcut(x) + self.second(self.dropout(F.silu(h), seed))
         return h if self.attention is None else self.attention(h)
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose mask may have a seed."""
+
+    def __init__(self, p: float):
+        super().__init__(p)
+        self._quantile = NormalDist().inv_cdf(p) if p else -math.inf
+
+    def forward(self, x: Tensor, seed: Tensor | None = None) -> Tensor:
+        """Drop elements of `x` in training mode; equal seeds, int64 `()`, drop the same."""
+        if seed is None or not (self.training and self.p):
+            return super().forward(x)
+        normal = GF.standard_normal(x.shape, seed=seed, device=x.device)
+        return x * (normal >= self._quantile).to(x.dtype) / (1 - self.p)
 
 
 class Attention(nn.Module):
@@ -174,8 +199,8 @@ class Downsample(nn.Conv2d):
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        """Map `x (B, channels, H, W)` to `(B, channels, H / 2, W / 2)`; `features` are not used."""
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        """Map `x (B, channels, H, W)` to `(B, channels, H / 2, W / 2)`; features and seed are not used."""
         return super().forward(x)
 
 
@@ -185,8 +210,8 @@ class Upsample(nn.Conv2d):
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        """Map `x (B, channels, H, W)` to `(B, channels, 2H, 2W)`; `features` are not used."""
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        """Map `x (B, channels, H, W)` to `(B, channels, 2H, 2W)`; features and seed are not used."""
         return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -196,6 +221,11 @@ def sinusoids(level: Tensor, channels: int) -> Tensor:
     exponents = torch.arange(half, device=level.device, dtype=torch.float32) / half
     angles = level.float()[:, None] * torch.exp(-math.log(10000) * exponents)
     return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+def _next(seed: Tensor | None) -> Tensor | None:
+    """Seed of the next layer's mask."""
+    return seed if seed is None else _seed.stream(seed, 1)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
