@@ -83,6 +83,10 @@ class Schedule(PublicRepr):
         """Return the noise level at which sigma/scale is u."""
         raise NotImplementedError
 
+    def level_of_log_snr(self, log_snr: float) -> Level:
+        """Return the noise level at which ln(alpha/sigma) is `log_snr`; by default for a scale of alpha."""
+        return self.level_of(math.exp(-log_snr))
+
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma at times t, in float64, each in the shape and on the device of `t`.
 
@@ -469,6 +473,10 @@ class FlowMatchingSchedule(Schedule):
     def level_of(self, u: float) -> Level:
         """Return the noise level with sigma u: here the scale is 1 at every time."""
         return self.level(u)
+
+    def level_of_log_snr(self, log_snr: float) -> Level:
+        """Return the noise level at which ln((1 - t)/t) is `log_snr`."""
+        return self.level(1 / (1 + math.exp(log_snr)))
 
 
 #: Constructors of schedules by the names that `schedule=` takes.

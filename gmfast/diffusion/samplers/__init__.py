@@ -15,14 +15,17 @@ from .base import Plan, Row, Sampler
 from .distilled import ConsistencySampler, LCMSampler, TCDSampler
 from .langevin import LangevinSampler
 from .multistep import (
+    DEISSampler,
     DPMPP2MSampler,
     DPMPP2MSDESampler,
     DPMPP3MSampler,
     DPMPP3MSDESampler,
     LMSSampler,
+    RESMultistepSampler,
     UniPCSampler,
 )
-from .sigma import EDMSampler, EulerSampler, FlowEulerSampler, HeunSampler
+from .sigma import DPM2Sampler, EDMSampler, EulerSampler, FlowEulerSampler, HeunSampler
+from .singlestep import DPM2AncestralSampler, DPMFastSampler, DPMPP2SAncestralSampler, DPMPPSDESampler
 from .weights import PREDICTIONS
 
 __all__ = [
@@ -31,10 +34,16 @@ __all__ = [
     "ConsistencySampler",
     "DDIMSampler",
     "DDPMSampler",
+    "DEISSampler",
+    "DPM2AncestralSampler",
+    "DPM2Sampler",
+    "DPMFastSampler",
     "DPMPP2MSDESampler",
     "DPMPP2MSampler",
+    "DPMPP2SAncestralSampler",
     "DPMPP3MSDESampler",
     "DPMPP3MSampler",
+    "DPMPPSDESampler",
     "EDMSampler",
     "EulerAncestralSampler",
     "EulerSampler",
@@ -44,6 +53,7 @@ __all__ = [
     "LMSSampler",
     "LangevinSampler",
     "Plan",
+    "RESMultistepSampler",
     "Row",
     "Sampler",
     "TCDSampler",
@@ -59,6 +69,11 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "dpmpp_3m": DPMPP3MSampler,
     "dpmpp_2m_sde": DPMPP2MSDESampler,
     "dpmpp_3m_sde": DPMPP3MSDESampler,
+    "dpmpp_2s_ancestral": DPMPP2SAncestralSampler,
+    "dpmpp_sde": DPMPPSDESampler,
+    "dpm_2": DPM2Sampler,
+    "dpm_2_ancestral": DPM2AncestralSampler,
+    "dpm_fast": DPMFastSampler,
     "euler": EulerSampler,
     "euler_ancestral": EulerAncestralSampler,
     "heun": HeunSampler,
@@ -69,6 +84,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "consistency": ConsistencySampler,
     "flow_euler": FlowEulerSampler,
     "unipc": UniPCSampler,
+    "deis": DEISSampler,
+    "res_multistep": RESMultistepSampler,
     "langevin": LangevinSampler,
 }
 

@@ -122,10 +122,15 @@ class Sampler(PublicRepr):
     Attributes:
         schedule: Default schedule, by name.
         learned_range: Whether the denoiser returns a variance in a second half of its channels.
+        invertible: Whether the rows also lead from data to noise, through rising noise levels.
+        cfg_pp: Whether the rows can step by the unconditional x0 alone, as CFG++ needs: each is a whole step
+            that takes x, x0 and the x0 of steps before.
     """
 
     schedule: str = "linear"
     learned_range: bool = False
+    invertible: bool = False
+    cfg_pp: bool = False
     __hash__ = None
 
     def times(self, schedule: Schedule, steps: int) -> list[float]:
