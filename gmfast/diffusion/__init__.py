@@ -5,7 +5,7 @@ schedules are exported without the suffix that their classes have inside the pac
 """
 
 from .._table import COLUMNS
-from .loop import capture, sample
+from .loop import capture, invert, sample
 from .plan import plan
 from .precond import EDMPrecond
 from .samplers import PREDICTIONS, SAMPLERS, Plan, Row, Sampler
@@ -84,6 +84,7 @@ __all__ = [
     "add_noise",
     "capture",
     "cosine",
+    "invert",
     "laplace",
     "linear",
     "plan",

@@ -10,6 +10,8 @@ from .. import _check, _seed
 from .. import functional as GF
 from .._progress import reporting
 from .options import Denoiser, SampleOptions, Seed, takes
+from .plan import resolve
+from .samplers import x0_weights
 
 
 @torch.no_grad()
@@ -21,7 +23,8 @@ def sample(denoiser: Denoiser, shape: Sequence[int], **options: Any) -> Tensor |
         denoiser: Callable of x `(B, *S)` and t `(B,)` that returns, in the shape of x, what `prediction`
             names. t is the discrete timestep for variance-preserving schedules (int64; for spacings "karras"
             and "exponential" float32 between timesteps), sigma for "karras" and "exponential", and t in
-            [0, 1] from data to noise for "flow" (float32; float64 where x is).
+            [0, 1] from data to noise for "flow" (float32; float64 where x is). With `times` between the
+            timesteps it is float32 too.
         shape: `(B, *S)`.
         **options: See Keyword Args.
 
@@ -29,11 +32,14 @@ def sample(denoiser: Denoiser, shape: Sequence[int], **options: Any) -> Tensor |
         sampler (str | Sampler): One of `gmfast.diffusion.SAMPLERS`, or an object such as
             `gmfast.diffusion.DDIM(eta=0.5)`. Default "ddim".
         schedule (str | Schedule | None): One of `gmfast.diffusion.SCHEDULES`, or an object; by default the
-            sampler's: "linear" for ddpm, ddim, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, dpmpp_3m_sde, unipc, lcm and
-            tcd, "karras" for euler, euler_ancestral, heun, edm, lms and consistency, "exponential" for
+            sampler's: "linear" for ddpm, ddim, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, dpmpp_3m_sde, unipc, deis,
+            lcm and tcd, "karras" for euler, euler_ancestral, heun, edm, dpm_2, dpm_2_ancestral,
+            dpmpp_2s_ancestral, dpmpp_sde, res_multistep, lms and consistency, "exponential" for dpm_fast and
             langevin, "flow" for flow_euler.
-        steps (int): Number of steps, default 50. The denoiser is called once a step; heun and edm call it
-            twice, but once in the last; langevin `per_level` times, and once more at the end.
+        steps (int): Number of steps, default 50. The denoiser is called once a step; heun, edm, dpm_2,
+            dpm_2_ancestral, dpmpp_2s_ancestral and dpmpp_sde call it twice, but once in the last; dpm_fast
+            three times, but twice and once in the last two; langevin `per_level` times, and once more at the
+            end.
         prediction (str | None): What the denoiser returns: "epsilon" (the noise), "x0", "v", "flow" or
             "score". By default the denoiser's attribute `prediction` where it has one, as `EDMPrecond` does;
             else "flow" for a "flow" schedule and "epsilon" for others.
@@ -51,16 +57,25 @@ def sample(denoiser: Denoiser, shape: Sequence[int], **options: Any) -> Tensor |
         progress (bool | Callable): True shows a progress bar; a function is called with the number of steps
             done and their total.
         callback (Callable | None): Called as `callback(step, x, x0)` after each step; x0 is 0 for samples
-            that a `strength` has not started yet. If it returns False, sampling ends with that step's x.
+            that a `strength` has not started yet. If it returns False, sampling ends with that step's x; if
+            it returns a tensor, that is x for the steps that follow.
         trajectory (bool): Also return x before the first and after each step.
         clip (float | None): Clamps x0 to [-clip, clip]; excludes `threshold`.
         threshold (float | None): Quantile of dynamic thresholding, see `gmfast.functional.diffusion_step`.
         threshold_max (float | None): Limit of dynamic thresholding, see `gmfast.functional.diffusion_step`.
         guidance_rescale (float): See `gmfast.functional.diffusion_step`.
+        cfg_pp (bool): Guide as CFG++ (Chung et al., 2024, arXiv:2406.08070): the sampler steps by the
+            unconditional x0, and the guided one less it is added at the step's end, so that only the data are
+            guided and not the noise; `guidance` is then usually in [0, 1]. For ddim, euler, euler_ancestral,
+            flow_euler, the dpmpp multistep samplers and res_multistep; excludes `clip`, `threshold` and
+            `guidance_rescale`.
         condition (Any): Third argument of the denoiser, also without guidance, unless it is None.
         unconditional (Any): Third argument of the denoiser for guidance's unconditional output.
         init (Tensor | None): Data `(B, *S)` to start from, noised to the level at which `strength` of the
             steps are left (Meng et al., "SDEdit", 2022, arXiv:2108.01073).
+        latents (Tensor | None): x `(B, *S)` of the first call of the denoiser, in place of noise, which is
+            standard normal times the first level's sigma (for variance-preserving schedules times 1). Such as
+            `invert` returns; excludes `init`.
         strength (float | Sequence[float] | Tensor): Fraction of the steps to execute, in (0, 1], or one for
             each sample, `(B,)`; the latter only with samplers whose steps are independent of the steps before
             (not dpmpp, unipc, lms, heun and edm). A device's values are not checked.
@@ -69,7 +84,9 @@ def sample(denoiser: Denoiser, shape: Sequence[int], **options: Any) -> Tensor |
         mask (Tensor | None): Bool or numbers in [0, 1], broadcastable to `shape`; between 0 and 1 `known` and
             sample are interpolated. A device's values are not checked.
         times (Sequence[float] | Tensor | None): The `steps + 1` times themselves, from noise to where
-            sampling ends: -1 is the data of discrete schedules, 0 of others. `steps` is then ignored.
+            sampling ends: -1 is the data of discrete schedules, 0 of others. `steps` is then ignored. Times
+            between the timesteps of a variance-preserving schedule interpolate its noise levels. Rising times
+            lead from `latents`, the data, to noise; `invert` makes them.
         graph (bool): Capture the whole loop as a CUDA graph and replay it once; `capture` keeps the graph.
 
     Returns:
@@ -91,6 +108,40 @@ def sample(denoiser: Denoiser, shape: Sequence[int], **options: Any) -> Tensor |
     """
     loop = Loop(SampleOptions(denoiser, shape, **options))
     return CapturedLoop(loop)() if loop.options.graph else loop.run()
+
+
+def invert(denoiser: Denoiser, x: Tensor, **options: Any) -> Tensor | tuple[Tensor, Tensor]:
+    """Map data to the noise from which the same sampler leads back to them.
+
+    The sampler's steps are taken backwards, from the data to the schedule's first time: for "ddim" DDIM
+    inversion (Song et al., 2021, arXiv:2010.02502, section 4.3), with the denoiser called at the level that a
+    step starts from; the first step, from the data, calls it at the level that it leads to. `sample` with the
+    result as `latents` returns x, to the error of the steps of both. heun and lms step in sigma/alpha: not for
+    schedules such as "cosine", on which that rises a hundredfold within a step.
+
+    Args:
+        denoiser: As in `sample`.
+        x: Data, shape `(B, *S)`.
+        **options: Keyword arguments of `sample` but init, latents, seed and strength. The sampler must add no
+            noise. `times`, if given, are rising.
+
+    Returns:
+        As `sample`.
+
+    Raises:
+        ValueError: For shapes, values and names, and for samplers that add noise.
+        TypeError: For types.
+    """
+    _check.floating("x", x)
+    for name in ("init", "latents", "seed", "strength"):
+        if name in options:
+            raise TypeError(f"invert() got an unexpected keyword argument {name!r}")
+    if options.get("times") is None:
+        sampler, schedule = resolve(options.get("sampler", "ddim"), options.get("schedule"))
+        steps = options.get("steps", 50)
+        _check.at_least(1, steps=steps)
+        options["times"] = sampler.times(schedule, steps)[::-1]
+    return sample(denoiser, x.shape, latents=x, seed=0, **options)
 
 
 def capture(denoiser: Denoiser, shape: Sequence[int], **options: Any) -> "CapturedLoop":
@@ -171,8 +222,9 @@ class Loop:
         self.shape, self.dtype, self.plan = options.shape, options.dtype, options.plan
         self.device = device = options.device
         self.seed = _seed.of_batch(options.seed, self.shape[0], device)
-        self.init, self.known, self.mask = (
-            None if v is None else v.to(device) for v in (options.init, options.known, options.mask)
+        self.init, self.latents, self.known, self.mask = (
+            None if v is None else v.to(device)
+            for v in (options.init, options.latents, options.known, options.mask)
         )
         self.guided = options.guided
         self.paired = options.guidance is not None and options.condition is None
@@ -203,6 +255,10 @@ class Loop:
         with reporting(False if options.graph else options.progress, plan.steps, "step") as advance:
             for k, row in enumerate(plan.rows):
                 m, extra = self._denoise(x, t[k])
+                taken = history
+                if options.cfg_pp:
+                    conditional, m = m, extra.pop("unconditional")
+                    taken = (*history, conditional)
                 wants_x0 = "x0" in row.keep or (callback is not None and row.whole)
                 wants_kept = "kept" in row.keep
                 results = GF.diffusion_step(
@@ -210,7 +266,7 @@ class Loop:
                     m,
                     table,
                     step=k if self.first is None else torch.where(self.first > k, len(plan), k),
-                    history=history,
+                    history=taken,
                     seed=self.seed,
                     x0=wants_x0,
                     kept=wants_kept,
@@ -229,7 +285,16 @@ class Loop:
                 if mask is not None:
                     mixed = self._put_known(x, row.to.alpha, row.to.sigma, noise)
                     x = mixed if self.first is None else torch.where(self._waiting(k), x, mixed)
-                going = callback is None or callback(step, x, named["x0"]) is not False
+                going = True
+                if callback is not None:
+                    x0 = named["x0"]
+                    if options.cfg_pp:
+                        of_m = x0_weights(plan.prediction, row.now)[1]
+                        x0 = x0 + options.guidance * of_m * (conditional - m)
+                    answer = callback(step, x, x0)
+                    going = answer is not False
+                    if isinstance(answer, Tensor):
+                        x = self._replaced(answer)
                 if passed is not None:
                     passed.append(x)
                 step += 1
@@ -237,6 +302,13 @@ class Loop:
                 if not going:
                     break
         return x if passed is None else (x, torch.stack(passed))
+
+    def _replaced(self, x: Tensor) -> Tensor:
+        """Check the x that a callback returned."""
+        _check.floating("callback", x)
+        if tuple(x.shape) != self.shape:
+            raise ValueError(f"callback: expected x of shape {self.shape}, got {tuple(x.shape)}")
+        return x.to(self.device, self.dtype)
 
     def _waiting(self, k: int) -> Tensor:
         """True if each sample starts after row k, in a shape that broadcasts to x."""
@@ -257,6 +329,8 @@ class Loop:
         alpha, sigma = (level.alpha, level.sigma) if self.first is None else self.first_level
         if self.init is not None:
             x = GF.q_sample(self.init.to(self.dtype), alpha, sigma, noise=noise)
+        elif self.latents is not None:
+            x = self.latents.to(self.dtype)
         else:
             scale = self.options.schedule.start(level)
             x = noise if scale == 1 else noise * scale

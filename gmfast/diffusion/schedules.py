@@ -108,8 +108,8 @@ class VariancePreservingSchedule(Schedule):
     Args:
         alphas_cumprod: ᾱ of each timestep, shape `(T,)`, in [0, 1) and non-increasing: alpha² of the levels.
         spacing: Timesteps that a sampler with fewer steps visits, one of `gmfast.diffusion.SPACINGS`:
-            "trailing", "leading", "linspace", "lcm", or "karras" or "exponential", which space sigma/alpha
-            between the last timestep and the first.
+            "trailing", "leading", "linspace", "lcm", "beta", or "karras" or "exponential", which space
+            sigma/alpha between the last timestep and the first.
         steps_offset: Added to the timesteps of spacing "leading" (1 for Stable Diffusion).
         final_alpha_cumprod: ᾱ at the end of sampling; 1 is the data, None is ᾱ of timestep 0.
 

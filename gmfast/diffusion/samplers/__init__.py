@@ -10,6 +10,7 @@ variance-preserving, variance-exploding and flow-matching schedules.
 """
 
 from .._naming import described
+from .adaptive import DPMAdaptiveSampler
 from .ancestral import DDIMSampler, DDPMSampler, EulerAncestralSampler
 from .base import Plan, Row, Sampler
 from .distilled import ConsistencySampler, LCMSampler, TCDSampler
@@ -24,19 +25,21 @@ from .multistep import (
     RESMultistepSampler,
     UniPCSampler,
 )
-from .sigma import DPM2Sampler, EDMSampler, EulerSampler, FlowEulerSampler, HeunSampler
+from .sigma import ChurnedSampler, DPM2Sampler, EDMSampler, EulerSampler, FlowEulerSampler, HeunSampler
 from .singlestep import DPM2AncestralSampler, DPMFastSampler, DPMPP2SAncestralSampler, DPMPPSDESampler
-from .weights import PREDICTIONS
+from .weights import PREDICTIONS, x0_weights
 
 __all__ = [
     "PREDICTIONS",
     "SAMPLERS",
+    "ChurnedSampler",
     "ConsistencySampler",
     "DDIMSampler",
     "DDPMSampler",
     "DEISSampler",
     "DPM2AncestralSampler",
     "DPM2Sampler",
+    "DPMAdaptiveSampler",
     "DPMFastSampler",
     "DPMPP2MSDESampler",
     "DPMPP2MSampler",
@@ -59,6 +62,7 @@ __all__ = [
     "TCDSampler",
     "UniPCSampler",
     "sampler",
+    "x0_weights",
 ]
 
 #: Samplers by the names that `sampler=` takes.

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _check
 from ..._table import COLUMNS
-from .._naming import PublicRepr
+from .._naming import PublicRepr, public_name
 from ..schedules import Level, Schedule
 from .weights import PREDICTIONS, x0_weights
 
@@ -63,6 +64,11 @@ class Plan:
         return sum(row.whole for row in self.rows)
 
     @property
+    def rising(self) -> bool:
+        """True if the rows lead from data to noise."""
+        return self.rows[0].now.u < self.rows[-1].to.u
+
+    @property
     def single(self) -> bool:
         """True if every row is independent of the rows before it."""
         return not any(row.keep for row in self.rows)
@@ -79,7 +85,7 @@ class Plan:
         have arrived before others.
         """
         device = torch.device(device)
-        return self._once(device, lambda: self._make_table().to(device))
+        return self.cached(device, lambda: self._make_table().to(device))
 
     def _make_table(self) -> Tensor:
         table = torch.zeros(len(self.rows) + 1, len(COLUMNS), dtype=torch.float64)
@@ -101,12 +107,12 @@ class Plan:
         It is int64 for a discrete schedule, else `dtype`.
         """
         key = torch.device(device), torch.int64 if self.discrete else dtype
-        return self._once(
+        return self.cached(
             key, lambda: torch.tensor([row.now.t for row in self.rows], dtype=key[1]).to(device)
         )
 
-    def _once(self, key: object, make: Callable[[], Tensor]) -> Tensor:
-        """Cache a tensor for later calls, made so that it serves outside inference mode too."""
+    def cached(self, key: object, make: Callable[[], Any]) -> Any:
+        """Cache what `make` returns for later calls, made so that it serves outside inference mode too."""
         if key not in self._cached:
             with torch.inference_mode(False), torch.device("cpu"):
                 self._cached[key] = make()
@@ -146,20 +152,33 @@ class Sampler(PublicRepr):
 
         Args:
             schedule: Schedule of the noise levels.
-            times: Times from noise to where sampling ends.
+            times: Times from noise to where sampling ends; or rising ones, from data to noise.
             prediction: One of `gmfast.diffusion.PREDICTIONS`; by default the schedule's.
 
         Raises:
-            ValueError: For an unknown prediction or times outside the schedule's span.
+            ValueError: For an unknown prediction, times outside the schedule's span, or rising times for a
+                sampler that adds noise.
         """
         prediction = schedule.prediction if prediction is None else prediction
         _check.one_of("prediction", prediction, PREDICTIONS)
         low, high = schedule.span
-        if not (times[0] <= high and low <= times[-1]):
+        if not (max(times[0], times[-1]) <= high and low <= min(times[0], times[-1])):
             raise ValueError(f"times: expected at least {low:g} and at most {high:g}, got {list(times)}")
         levels = [schedule.level(t) for t in times]
+        rising = times[0] < times[-1]
+        if rising and not self.invertible:
+            name = public_name(type(self))
+            raise ValueError(
+                f"times: expected falling numbers, as {name} does not lead to noise, got {list(times)}"
+            )
+        rows = []
+        if rising and (levels[0].sigma == 0 or levels[0].t < 0):
+            _, to, *_ = levels
+            # The noise that x has at the first noisy level, alpha'·x + sigma'·ε with sigma'·ε = x - alpha'·x0.
+            rows = [Row(to, to, dict(x=1 + to.alpha, x0=-to.alpha))]
+            levels = levels[1:]
         return Plan(
-            list(self.rows(schedule, levels)),
+            [*rows, *self.rows(schedule, levels)],
             prediction,
             self.begin(schedule, levels),
             self.learned_range,

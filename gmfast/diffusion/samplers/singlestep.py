@@ -49,8 +49,9 @@ def lowered(now: Level, to: Level, eta: float, floor: float = 0.0) -> tuple[Leve
 
 
 def one_step(now: Level, to: Level) -> bool:
-    """Return whether only a first-order step is possible: from pure noise, or to data."""
-    return not (math.isfinite(now.log_snr) and math.isfinite(to.log_snr)) or to.t < 0
+    """Return whether only a first-order step is possible: of no length, from or to pure noise, or to data."""
+    finite = math.isfinite(now.log_snr) and math.isfinite(to.log_snr)
+    return not finite or now.log_snr == to.log_snr or to.t < 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +80,7 @@ class DPMPP2SAncestralSampler(Sampler):
         for now, to in pairwise(levels):
             down, noise = lowered(now, to, self.eta)
             base = euler(now, down)
-            if one_step(now, down) or to.t < 0:
+            if one_step(now, down):
                 yield Row(now, to, base | {"noise": noise})
                 continue
             h = down.log_snr - now.log_snr
@@ -230,7 +231,7 @@ def dpm_solver(
         ratio: Position in λ of the second call; by default 1/2 of order 2 and 1/3 of order 3.
         lower: Whether the last row's kept sum is the solution of one order less, without noise.
     """
-    if order == 1 or one_step(now, down) or to.t < 0:
+    if order == 1 or one_step(now, down):
         yield Row(now, to, euler(now, down) | {"noise": noise})
         return
     h = down.log_snr - now.log_snr
