@@ -15,6 +15,7 @@ from .samplers import DDPMSampler as DDPM
 from .samplers import DEISSampler as DEIS
 from .samplers import DPM2AncestralSampler as DPM2Ancestral
 from .samplers import DPM2Sampler as DPM2
+from .samplers import DPMAdaptiveSampler as DPMAdaptive
 from .samplers import DPMFastSampler as DPMFast
 from .samplers import DPMPP2MSampler as DPMPP2M
 from .samplers import DPMPP2MSDESampler as DPMPP2MSDE
@@ -62,6 +63,7 @@ __all__ = [
     "TCD",
     "Consistency",
     "DPM2Ancestral",
+    "DPMAdaptive",
     "DPMFast",
     "DPMPP2SAncestral",
     "EDMPrecond",

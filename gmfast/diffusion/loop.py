@@ -1,6 +1,7 @@
 """Sampling loop: `sample`, `capture`, and the loop that both run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 from .. import _check, _seed
 from .. import functional as GF
 from .._progress import reporting
+from .._table import COLUMNS
 from .options import Denoiser, SampleOptions, Seed, takes
 from .plan import resolve
-from .samplers import x0_weights
+from .samplers import DPMAdaptiveSampler, Row, x0_weights
 
 
 @torch.no_grad()
@@ -39,7 +41,8 @@ def sample(denoiser: Denoiser, shape: Sequence[int], **options: Any) -> Tensor |
         steps (int): Number of steps, default 50. The denoiser is called once a step; heun, edm, dpm_2,
             dpm_2_ancestral, dpmpp_2s_ancestral and dpmpp_sde call it twice, but once in the last; dpm_fast
             three times, but twice and once in the last two; langevin `per_level` times, and once more at the
-            end.
+            end. dpm_adaptive takes only the first and the last noisy time from the steps; its progress is in
+            percent of λ.
         prediction (str | None): What the denoiser returns: "epsilon" (the noise), "x0", "v", "flow" or
             "score". By default the denoiser's attribute `prediction` where it has one, as `EDMPrecond` does;
             else "flow" for a "flow" schedule and "epsilon" for others.
@@ -116,8 +119,8 @@ def invert(denoiser: Denoiser, x: Tensor, **options: Any) -> Tensor | tuple[Tens
     The sampler's steps are taken backwards, from the data to the schedule's first time: for "ddim" DDIM
     inversion (Song et al., 2021, arXiv:2010.02502, section 4.3), with the denoiser called at the level that a
     step starts from; the first step, from the data, calls it at the level that it leads to. `sample` with the
-    result as `latents` returns x, to the error of the steps of both. heun and lms step in sigma/alpha: not for
-    schedules such as "cosine", on which that rises a hundredfold within a step.
+    result as `latents` returns x, to the error of the steps of both. heun and lms step in sigma/alpha: they
+    are not for schedules such as "cosine", on which that rises a hundredfold within a step.
 
     Args:
         denoiser: As in `sample`.
@@ -252,8 +255,16 @@ class Loop:
         passed = [x] if options.trajectory else None
         history = ()
         step = 0
-        with reporting(False if options.graph else options.progress, plan.steps, "step") as advance:
+        adapting = isinstance(options.sampler, DPMAdaptiveSampler)
+        total, unit = (100, "%") if adapting else (plan.steps, "step")
+        with reporting(False if options.graph else options.progress, total, unit) as advance:
+            adapted = 0
+            if adapting and plan.rows[0].to.sigma > 0:
+                x, step, going = self._adapt(x, noise, passed, advance)
+                adapted = 1 if going else len(plan)
             for k, row in enumerate(plan.rows):
+                if k < adapted:
+                    continue
                 m, extra = self._denoise(x, t[k])
                 taken = history
                 if options.cfg_pp:
@@ -291,24 +302,115 @@ class Loop:
                     if options.cfg_pp:
                         of_m = x0_weights(plan.prediction, row.now)[1]
                         x0 = x0 + options.guidance * of_m * (conditional - m)
-                    answer = callback(step, x, x0)
-                    going = answer is not False
-                    if isinstance(answer, Tensor):
-                        x = self._replaced(answer)
+                    x, going = self._call_back(step, x, x0)
                 if passed is not None:
                     passed.append(x)
                 step += 1
-                advance(1)
+                if not adapting:
+                    advance(1)
                 if not going:
                     break
         return x if passed is None else (x, torch.stack(passed))
 
-    def _replaced(self, x: Tensor) -> Tensor:
-        """Check the x that a callback returned."""
-        _check.floating("callback", x)
-        if tuple(x.shape) != self.shape:
-            raise ValueError(f"callback: expected x of shape {self.shape}, got {tuple(x.shape)}")
-        return x.to(self.device, self.dtype)
+    def _call_back(self, step: int, x: Tensor, x0: Tensor) -> tuple[Tensor, bool]:
+        """Call back; return x, or what the callback returned for it, and whether sampling goes on."""
+        answer = self.options.callback(step, x, x0)
+        if isinstance(answer, Tensor):
+            _check.floating("callback", answer)
+            if tuple(answer.shape) != self.shape:
+                raise ValueError(f"callback: expected x of shape {self.shape}, got {tuple(answer.shape)}")
+            x = answer.to(self.device, self.dtype)
+        return x, answer is not False
+
+    def _adapt(
+        self, x: Tensor, noise: Tensor | None, passed: list[Tensor] | None, advance: Callable[[int], object]
+    ) -> tuple[Tensor, int, bool]:
+        """Lead x along the plan's first row in steps by their errors, each sample by its own.
+
+        Returns:
+            x, the number of attempts, and whether sampling goes on.
+        """
+        options, batch = self.options, self.shape[0]
+        sampler, schedule, order = options.sampler, options.schedule, options.sampler.order
+        start, goal = self.plan.rows[0].now, self.plan.rows[0].to
+        floor = goal.sigma / goal.alpha
+        levels, sizes = [start] * batch, [sampler.step_size() for _ in range(batch)]
+        # What a sample does that has arrived.
+        still = [Row(goal, goal, {"x": 1.0, "kept_x": 1.0})] * order
+        at = torch.arange(batch, device=self.device) * order
+        low, attempts, shown, going = x, 0, 0, True
+        while going and any(level is not goal for level in levels):
+            to = [
+                level if level is goal else sampler.next_level(schedule, level, goal, size.h)
+                for level, size in zip(levels, sizes, strict=True)
+            ]
+            rows, added = zip(
+                *(
+                    (still, 0.0) if now is goal else sampler.attempt(schedule, now, end, floor)
+                    for now, end in zip(levels, to, strict=True)
+                ),
+                strict=True,
+            )
+            keeps = next([row.keep for row in r] for r in rows if r is not still)
+            plan = replace(self.plan, rows=[row for r in rows for row in r], _cached={})
+            table, t = plan.table(self.device), plan.times(self.device, self.wide)
+            high, history, x0 = x, (), None
+            for k, keep in enumerate(keeps):
+                m, extra = self._denoise(high, t[at + k])
+                before = high
+                high, predicted, kept = GF.diffusion_step(
+                    high,
+                    m,
+                    table,
+                    step=at + k,
+                    history=history,
+                    x0=True,
+                    kept=True,
+                    **extra,
+                    **options.step_options,
+                )
+                x0 = predicted if x0 is None else x0
+                named = {"x": before, "kept": kept, **{f"h{i}": h for i, h in enumerate(history, 1)}}
+                history = tuple(named[name] for name in keep)
+            scale = torch.maximum(kept.abs(), low.abs()).mul_(sampler.rtol).clamp_(min=sampler.atol)
+            errors = ((kept - high) / scale).to(self.wide).square().flatten(1).mean(1).sqrt().tolist()
+            accepted = [
+                now is not goal and size.accepts(error)
+                for now, size, error in zip(levels, sizes, errors, strict=True)
+            ]
+            levels = [end if ok else now for now, end, ok in zip(levels, to, accepted, strict=True)]
+            if any(added):
+                high = high + self._per_sample(added) * self._noise_of(attempts)
+            chosen = self._per_sample(accepted).bool()
+            x, low = torch.where(chosen, high.to(x.dtype), x), torch.where(chosen, kept, low)
+            if self.mask is not None:
+                alpha, sigma = (
+                    self._per_sample([getattr(level, name) for level in levels]).flatten()
+                    for name in ("alpha", "sigma")
+                )
+                x = self._put_known(x, alpha, sigma, noise)
+            if options.callback is not None:
+                x, going = self._call_back(attempts, x, x0)
+            if passed is not None:
+                passed.append(x)
+            attempts += 1
+            least = min(level.log_snr for level in levels) - start.log_snr
+            percent = int(100 * least / (goal.log_snr - start.log_snr))
+            advance(percent - shown)
+            shown = percent
+        return x, attempts, going
+
+    def _per_sample(self, values: Sequence[float]) -> Tensor:
+        """Return a number for each sample, in a shape that broadcasts to x."""
+        values = torch.tensor(values, dtype=self.wide, device="cpu").to(self.device)
+        return values.reshape(-1, *[1] * (len(self.shape) - 1))
+
+    def _noise_of(self, attempt: int) -> Tensor:
+        """Draw the noise of an attempt, which row `attempt` of a table keys."""
+        table = torch.zeros(attempt + 1, len(COLUMNS), dtype=torch.float64)
+        table[attempt, COLUMNS.index("noise")] = 1.0
+        zeros = torch.zeros(self.shape, dtype=self.wide, device=self.device)
+        return GF.diffusion_step(zeros, zeros, table.to(self.device), step=attempt, seed=self.seed)
 
     def _waiting(self, k: int) -> Tensor:
         """True if each sample starts after row k, in a shape that broadcasts to x."""

@@ -14,7 +14,7 @@ from .._progress import Progress
 from ..ops.diffusion_step import check_options
 from ._naming import public_name
 from .plan import make_plan, resolve, with_cfg_pp
-from .samplers import Plan, Sampler
+from .samplers import DPMAdaptiveSampler, Plan, Sampler
 from .schedules import Schedule
 
 Denoiser = Callable[..., Tensor | tuple[Tensor, Tensor]]
@@ -202,13 +202,20 @@ class SampleOptions:
         each = isinstance(self.strength, torch.Tensor)
         strength = 1.0 if each else float(self.strength)
         plan = make_plan(sampler, schedule, self.steps, prediction, self.times, strength)
-        if each and (not plan.single or len(plan) != plan.steps):
+        adaptive = isinstance(sampler, DPMAdaptiveSampler)
+        if adaptive and self.graph:
+            raise ValueError(
+                "graph: expected False, as DPMAdaptive waits for the errors of its steps, got True"
+            )
+        if each and (adaptive or not plan.single or len(plan) != plan.steps):
             raise ValueError(
                 f"strength: expected a number, as {public_name(type(sampler))} needs the steps before, got "
                 "one for each sample"
             )
         if plan.rising and self.latents is None:
-            raise ValueError("latents: expected a tensor, as rising times lead from it to noise, got None")
+            raise ValueError(
+                "times: expected at least two falling numbers, as no `latents` are given, got rising"
+            )
         if self.cfg_pp:
             if not sampler.cfg_pp:
                 raise ValueError(f"cfg_pp: expected False for {public_name(type(sampler))}, got True")

@@ -46,6 +46,8 @@ def plan(
         TypeError: For types.
     """
     sampler, schedule = resolve(sampler, schedule)
+    if isinstance(sampler, samplers.DPMAdaptiveSampler):
+        raise ValueError("sampler: expected one whose steps are known beforehand, got DPMAdaptive")
     return make_plan(sampler, schedule, steps, prediction, times)
 
 

@@ -78,6 +78,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "dpm_2": DPM2Sampler,
     "dpm_2_ancestral": DPM2AncestralSampler,
     "dpm_fast": DPMFastSampler,
+    "dpm_adaptive": DPMAdaptiveSampler,
     "euler": EulerSampler,
     "euler_ancestral": EulerAncestralSampler,
     "heun": HeunSampler,

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ... import _check
 from ..schedules import Level, Schedule
-from .base import Row, Sampler
+from .base import Plan, Row, Sampler
 from .singlestep import dpm_solver, lowered
+from .weights import euler
 
 
 class StepSize:
@@ -98,6 +100,24 @@ class DPMAdaptiveSampler(Sampler):
             self.accept_safety,
         )
 
+    def plan(self, schedule: Schedule, times: Sequence[float], prediction: str | None = None) -> Plan:
+        """Make the plan of the path: a row to the last noisy time, which `sample` adapts, and one to data.
+
+        Raises:
+            ValueError: As in `Sampler.plan`, and if nothing of the data is left at the first time.
+        """
+        to_data = schedule.level(times[-1]).sigma == 0 or times[-1] < 0
+        ends = dict.fromkeys([times[0], *times[-1 - to_data :]])
+        plan = super().plan(schedule, list(ends), prediction)
+        if plan.start.alpha == 0:
+            raise ValueError("schedule: expected one that leaves some of the data at its first time")
+        return plan
+
+    def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
+        """Yield Euler's rows."""
+        for now, to in pairwise(levels):
+            yield Row(now, to, euler(now, to))
+
     def attempt(
         self, schedule: Schedule, now: Level, to: Level, floor: float = 0.0
     ) -> tuple[list[Row], float]:
@@ -109,6 +129,12 @@ class DPMAdaptiveSampler(Sampler):
         ratio = 1 / 3 if self.order == 3 else 1 / 2
         return list(dpm_solver(schedule, now, to, self.order, down, 0.0, ratio, lower=True)), noise
 
-    def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
-        """Refuse: the rows depend on the data."""
-        raise ValueError("sampler: expected one whose steps are known beforehand, got DPMAdaptive")
+    def next_level(self, schedule: Schedule, now: Level, goal: Level, h: float) -> Level:
+        """Return the level that an attempt of size h leads to, `goal` at most."""
+        log_snr = now.log_snr + h
+        if log_snr >= goal.log_snr - 1e-5:
+            return goal
+        level = schedule.level_of_log_snr(log_snr)
+        if schedule.discrete:
+            level = schedule.level(min(round(level.t), now.t - 1))
+        return goal if level.t == goal.t else level

@@ -112,7 +112,7 @@ class Plan:
         )
 
     def cached(self, key: object, make: Callable[[], Any]) -> Any:
-        """Cache what `make` returns for later calls, made so that it serves outside inference mode too."""
+        """Cache what `make` returns for later calls, also those outside inference mode."""
         if key not in self._cached:
             with torch.inference_mode(False), torch.device("cpu"):
                 self._cached[key] = make()
@@ -174,7 +174,7 @@ class Sampler(PublicRepr):
         rows = []
         if rising and (levels[0].sigma == 0 or levels[0].t < 0):
             _, to, *_ = levels
-            # The noise that x has at the first noisy level, alpha'·x + sigma'·ε with sigma'·ε = x - alpha'·x0.
+            # To the first noisy level, alpha'·x + sigma'·ε, with sigma'·ε = x - alpha'·x0 as found there.
             rows = [Row(to, to, dict(x=1 + to.alpha, x0=-to.alpha))]
             levels = levels[1:]
         return Plan(
