@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _check
 from . import samplers, schedules
+from ._naming import public_name
 from .samplers import Plan, Sampler
 from .schedules import Schedule, VariancePreservingSchedule
 
@@ -94,6 +95,11 @@ def _plan(sampler, schedule, steps, prediction, times, strength):
         if not isinstance(schedule, VariancePreservingSchedule):
             raise ValueError(f"times: expected whole numbers, as the schedule has time steps, got {times}")
         schedule = replace(schedule, spacing="exponential")  # that of times between the timesteps
+    if times[0] < times[-1] and not sampler.invertible:
+        name = public_name(type(sampler))
+        raise ValueError(
+            f"times: expected falling numbers, as {name} does not lead to noise, got {list(times)}"
+        )
     skipped = len(times) - 1 - max(int((len(times) - 1) * strength + 1e-9), 1)
     return sampler.plan(schedule, times[skipped:], prediction)
 

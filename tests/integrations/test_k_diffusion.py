@@ -332,12 +332,18 @@ def exact_denoiser(x, sigma):
         ("sample_dpmpp_2m", {}, 1e-3),
         ("sample_dpmpp_2m_sde", dict(eta=0.0), 1e-3),
         ("sample_dpmpp_3m_sde", dict(eta=0.0), 1e-3),
+        ("sample_dpm_2", {}, 1e-3),
+        ("sample_dpm_2_ancestral", dict(eta=0.0), 1e-3),
+        ("sample_dpmpp_2s_ancestral", dict(eta=0.0), 1e-3),
+        ("sample_dpmpp_sde", dict(eta=0.0, seed=0), 1e-3),
+        ("sample_dpm_fast", dict(n=101), 1e-3),
+        ("sample_dpm_adaptive", dict(rtol=1e-3, atol=1e-4), 5e-3),
     ],
 )
 def test_the_flow_of_gaussian_data_is_known(name, options, error):
     path = torch.logspace(math.log10(20.0), -2, 101, dtype=torch.float64)
     x = 20 * torch.randn(7, 2, dtype=torch.float64)
-    result = getattr(ours, name)(exact_denoiser, x, path, disable=True, **options)
+    result = call(ours, name, exact_denoiser, x, path, disable=True, **options)
     stretch = math.sqrt((0.6**2 + 0.01**2) / (0.6**2 + 20.0**2))
     torch.testing.assert_close(result, 0.3 + (x - 0.3) * stretch, rtol=error, atol=error)
 
@@ -351,12 +357,17 @@ def test_the_flow_of_gaussian_data_is_known(name, options, error):
         ("sample_dpmpp_2m_sde", {}),
         ("sample_dpmpp_2m_sde", dict(solver_type="heun", eta=0.7)),
         ("sample_dpmpp_3m_sde", {}),
+        ("sample_dpm_2", dict(s_churn=30.0)),
+        ("sample_dpm_2_ancestral", {}),
+        ("sample_dpmpp_2s_ancestral", {}),
+        ("sample_dpmpp_sde", {}),
+        ("sample_dpm_fast", dict(n=100, eta=1.0)),
     ],
 )
 def test_samples_of_seeds_have_the_law_of_the_data(name, options):
     def draw(batch, seed):
         x = 80 * GF.standard_normal((batch, 2), seed=seed)
-        return getattr(ours, name)(exact_denoiser, x, sigmas(200), disable=True, seed=seed, **options)
+        return call(ours, name, exact_denoiser, x, sigmas(200), disable=True, seed=seed, **options)
 
     state = torch.get_rng_state()
     x = draw(3000, 5)
@@ -366,7 +377,7 @@ def test_samples_of_seeds_have_the_law_of_the_data(name, options):
     assert torch.equal(draw(4, 5), x[:4])
     each = torch.cat([draw(1, seed) for seed in (5, 6)])
     both = 80 * torch.cat([GF.standard_normal((1, 2), seed=seed) for seed in (5, 6)])
-    both = getattr(ours, name)(exact_denoiser, both, sigmas(200), disable=True, seed=[5, 6], **options)
+    both = call(ours, name, exact_denoiser, both, sigmas(200), disable=True, seed=[5, 6], **options)
     assert torch.equal(both, each)
 
 
@@ -443,6 +454,21 @@ def test_rising_and_short_sigmas():
     one = ours.sample_dpmpp_3m_sde(exact_denoiser, x, torch.tensor([2.0, 0.0]), disable=True)
     torch.testing.assert_close(one, exact_denoiser(x, torch.tensor([2.0])))
     assert ours.sample_heun(denoise, x[:0], sigmas(), disable=True).shape == (0, 2)
+
+
+def test_adaptive_steps_of_a_seed():
+    """Noise of a seed is the same again, differs by the attempt, and gives the law of the data."""
+    x = 80 * GF.standard_normal((3000, 2), seed=5)
+    options = dict(eta=1.0, rtol=0.02, seed=5, disable=True, return_info=True)
+    one, info = ours.sample_dpm_adaptive(exact_denoiser, x, 0.03, 80.0, **options)
+    assert torch.equal(one, ours.sample_dpm_adaptive(exact_denoiser, x, 0.03, 80.0, **options)[0])
+    assert info["steps"] == info["n_accept"] + info["n_reject"] and info["nfe"] == 3 * info["steps"]
+    assert one.std().item() == pytest.approx(math.hypot(0.6, 0.03), rel=4.5 / 109 + 0.015)
+    for names in (dict(eta=1.0), dict(noise_sampler=lambda sigma, to: x, seed=0)):
+        with pytest.raises(ValueError, match=r"eta: expected 0|seed: expected None"):
+            ours.sample_dpm_adaptive(exact_denoiser, x, 80.0, 0.03, disable=True, **names)
+    back = ours.sample_dpm_adaptive(exact_denoiser, one.double(), 80.0, 0.03, disable=True, rtol=1e-3)
+    assert 60 < back.std() < 100
 
 
 @pytest.mark.peers

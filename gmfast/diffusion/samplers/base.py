@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import _check
 from ..._table import COLUMNS
-from .._naming import PublicRepr, public_name
+from .._naming import PublicRepr
 from ..schedules import Level, Schedule
 from .weights import PREDICTIONS, x0_weights
 
@@ -152,12 +152,11 @@ class Sampler(PublicRepr):
 
         Args:
             schedule: Schedule of the noise levels.
-            times: Times from noise to where sampling ends; or rising ones, from data to noise.
+            times: Times from noise to where sampling ends, or of an `invertible` sampler from data to noise.
             prediction: One of `gmfast.diffusion.PREDICTIONS`; by default the schedule's.
 
         Raises:
-            ValueError: For an unknown prediction, times outside the schedule's span, or rising times for a
-                sampler that adds noise.
+            ValueError: For an unknown prediction or times outside the schedule's span.
         """
         prediction = schedule.prediction if prediction is None else prediction
         _check.one_of("prediction", prediction, PREDICTIONS)
@@ -166,11 +165,6 @@ class Sampler(PublicRepr):
             raise ValueError(f"times: expected at least {low:g} and at most {high:g}, got {list(times)}")
         levels = [schedule.level(t) for t in times]
         rising = times[0] < times[-1]
-        if rising and not self.invertible:
-            name = public_name(type(self))
-            raise ValueError(
-                f"times: expected falling numbers, as {name} does not lead to noise, got {list(times)}"
-            )
         rows = []
         if rising and (levels[0].sigma == 0 or levels[0].t < 0):
             _, to, *_ = levels
