@@ -13,8 +13,8 @@ from .. import _check
 from .._progress import Progress
 from ..ops.diffusion_step import check_options
 from ._naming import public_name
-from .plan import make_plan, resolve
-from .samplers import Plan, Sampler
+from .plan import make_plan, resolve, with_cfg_pp
+from .samplers import DPMAdaptiveSampler, Plan, Sampler
 from .schedules import Schedule
 
 Denoiser = Callable[..., Tensor | tuple[Tensor, Tensor]]
@@ -53,9 +53,11 @@ class SampleOptions:
     threshold: float | None = None
     threshold_max: float | None = None
     guidance_rescale: float = 0.0
+    cfg_pp: bool = False
     condition: Any = None
     unconditional: Any = None
     init: Tensor | None = None
+    latents: Tensor | None = None
     strength: float | Sequence[float] | Tensor = 1.0
     known: Tensor | None = None
     mask: Tensor | None = None
@@ -70,7 +72,7 @@ class SampleOptions:
         self._set(shape=tuple(_check.shape(self.shape)))
         self._check_guidance()
         self._check_data()
-        like = self.init if self.init is not None else self.known
+        like = next((v for v in (self.init, self.latents, self.known) if v is not None), None)
         self._set(
             device=self._resolved_device(like),
             dtype=self.dtype or (torch.float32 if like is None else like.dtype),
@@ -88,13 +90,13 @@ class SampleOptions:
     @property
     def guided(self) -> bool:
         """True if steps combine two outputs of the denoiser."""
-        return self.guidance is not None and self.guidance != 1
+        return self.guidance is not None and (self.guidance != 1 or self.cfg_pp)
 
     @property
     def step_options(self) -> dict[str, Any]:
         """Keyword arguments of `gmfast.functional.diffusion_step` that are the same in every step."""
         options = dict(clip=self.clip, threshold=self.threshold, threshold_max=self.threshold_max)
-        if self.guided:
+        if self.guided and not self.cfg_pp:
             options.update(guidance=self.guidance, guidance_rescale=self.guidance_rescale)
         return options
 
@@ -112,21 +114,30 @@ class SampleOptions:
         needs_guidance = {
             "guidance_rescale": self.guidance_rescale,
             "unconditional": self.unconditional is not None,
+            "cfg_pp": self.cfg_pp,
         }
         for name, given in needs_guidance.items():
             if self.guidance is None and given:
                 raise ValueError(f"guidance: expected a number, as `{name}` is given, got None")
+        if self.cfg_pp:
+            for name in ("guidance_rescale", "clip", "threshold"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name}: expected none, as `cfg_pp` is given, got {getattr(self, name)}"
+                    )
         if self.threshold is not None and self.clip is not None:
             raise ValueError(f"clip: expected None, as `threshold` is given, got {self.clip}")
         if self.threshold is None and self.threshold_max is not None:
             raise ValueError("threshold: expected a number, as `threshold_max` is given, got None")
 
     def _check_data(self) -> None:
-        for name, value in {"init": self.init, "known": self.known}.items():
+        for name, value in {"init": self.init, "latents": self.latents, "known": self.known}.items():
             if value is not None:
                 _check.floating(name, value)
                 if tuple(value.shape) != self.shape:
                     raise ValueError(f"{name}: expected shape {self.shape}, got {tuple(value.shape)}")
+        if self.init is not None and self.latents is not None:
+            raise ValueError("latents: expected None, as `init` is given, got a tensor")
         mask = self.mask
         if mask is None:
             if self.known is not None:
@@ -191,11 +202,24 @@ class SampleOptions:
         each = isinstance(self.strength, torch.Tensor)
         strength = 1.0 if each else float(self.strength)
         plan = make_plan(sampler, schedule, self.steps, prediction, self.times, strength)
-        if each and (not plan.single or len(plan) != plan.steps):
+        adaptive = isinstance(sampler, DPMAdaptiveSampler)
+        if adaptive and self.graph:
+            raise ValueError(
+                "graph: expected False, as DPMAdaptive waits for the errors of its steps, got True"
+            )
+        if each and (adaptive or not plan.single or len(plan) != plan.steps):
             raise ValueError(
                 f"strength: expected a number, as {public_name(type(sampler))} needs the steps before, got "
                 "one for each sample"
             )
+        if plan.rising and self.latents is None:
+            raise ValueError(
+                "times: expected at least two falling numbers, as no `latents` are given, got rising"
+            )
+        if self.cfg_pp:
+            if not sampler.cfg_pp:
+                raise ValueError(f"cfg_pp: expected False for {public_name(type(sampler))}, got True")
+            plan = with_cfg_pp(plan, self.guidance)
         self._set(sampler=sampler, schedule=schedule, plan=plan)
 
 

@@ -2,14 +2,16 @@
 
 import functools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from torch import Tensor
 
 from .. import _check
 from . import samplers, schedules
+from ._naming import public_name
 from .samplers import Plan, Sampler
-from .schedules import Schedule
+from .schedules import Schedule, VariancePreservingSchedule
 
 
 def plan(
@@ -45,6 +47,8 @@ def plan(
         TypeError: For types.
     """
     sampler, schedule = resolve(sampler, schedule)
+    if isinstance(sampler, samplers.DPMAdaptiveSampler):
+        raise ValueError("sampler: expected one whose steps are known beforehand, got DPMAdaptive")
     return make_plan(sampler, schedule, steps, prediction, times)
 
 
@@ -73,7 +77,7 @@ def make_plan(
         strength: Fraction of the steps to execute, at least one of them: the last ones.
     """
     _check.at_least(1, steps=steps)
-    arguments = sampler, schedule, int(steps), prediction, _falling(times), strength
+    arguments = sampler, schedule, int(steps), prediction, _ordered(times), strength
     try:
         hash(arguments)
     except TypeError:  # a user's own sampler or schedule, which may change between calls
@@ -88,13 +92,20 @@ def _plan(sampler, schedule, steps, prediction, times, strength):
             raise ValueError(f"steps: expected at most the {len(schedule)} of the schedule, got {steps}")
         times = sampler.times(schedule, steps)
     elif schedule.discrete and any(t != int(t) for t in times):
-        raise ValueError(f"times: expected whole numbers, as the schedule has time steps, got {times}")
+        if not isinstance(schedule, VariancePreservingSchedule):
+            raise ValueError(f"times: expected whole numbers, as the schedule has time steps, got {times}")
+        schedule = replace(schedule, spacing="exponential")  # that of times between the timesteps
+    if times[0] < times[-1] and not sampler.invertible:
+        name = public_name(type(sampler))
+        raise ValueError(
+            f"times: expected falling numbers, as {name} does not lead to noise, got {list(times)}"
+        )
     skipped = len(times) - 1 - max(int((len(times) - 1) * strength + 1e-9), 1)
     return sampler.plan(schedule, times[skipped:], prediction)
 
 
-def _falling(times):
-    """Return `times` as a tuple of strictly decreasing numbers, or None."""
+def _ordered(times):
+    """Return `times` as a tuple of strictly falling or strictly rising numbers, or None."""
     if times is None:
         return None
     try:
@@ -103,6 +114,29 @@ def _falling(times):
         raise TypeError(f"times: expected numbers, got {type(times).__name__}") from None
     for t in times:
         _check.real("times", t)
-    if len(times) < 2 or not all(a > b for a, b in pairwise(times)):
-        raise ValueError(f"times: expected at least two falling numbers, got {times}")
+    steps = [a > b if times[0] > times[-1] else a < b for a, b in pairwise(times)]
+    if not steps or not all(steps):
+        raise ValueError(
+            f"times: expected at least two falling numbers, or rising ones from data to noise, got {times}"
+        )
     return times
+
+
+def with_cfg_pp(plan: Plan, guidance: float) -> Plan:
+    """Return the plan of CFG++ (Chung et al., 2024, arXiv:2406.08070) for a plan and a guidance scale g.
+
+    A row takes the unconditional output u for m and has the conditional output c as its last history. It
+    steps by the unconditional x0 and adds alpha'·(x0 - unconditional x0) = alpha'·Q·g·(c - u), where
+    x0 = P·x + Q·m.
+    """
+
+    def make() -> Plan:
+        rows, present = [], 0
+        for row in plan.rows:
+            weight = row.to.alpha * samplers.x0_weights(plan.prediction, row.now)[1] * guidance
+            added = {"m": -weight, f"h{present + 1}": weight}
+            rows.append(replace(row, weights=row.weights | added))
+            present = len(row.keep)
+        return replace(plan, rows=rows, _cached={})
+
+    return plan.cached(("cfg_pp", guidance), make)

@@ -83,6 +83,10 @@ class Schedule(PublicRepr):
         """Return the noise level at which sigma/scale is u."""
         raise NotImplementedError
 
+    def level_of_log_snr(self, log_snr: float) -> Level:
+        """Return the noise level at which ln(alpha/sigma) is `log_snr`; by default for a scale of alpha."""
+        return self.level_of(math.exp(-log_snr))
+
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma at times t, in float64, each in the shape and on the device of `t`.
 
@@ -104,8 +108,8 @@ class VariancePreservingSchedule(Schedule):
     Args:
         alphas_cumprod: ᾱ of each timestep, shape `(T,)`, in [0, 1) and non-increasing: alpha² of the levels.
         spacing: Timesteps that a sampler with fewer steps visits, one of `gmfast.diffusion.SPACINGS`:
-            "trailing", "leading", "linspace", "lcm", or "karras" or "exponential", which space sigma/alpha
-            between the last timestep and the first.
+            "trailing", "leading", "linspace", "lcm", "beta", or "karras" or "exponential", which space
+            sigma/alpha between the last timestep and the first.
         steps_offset: Added to the timesteps of spacing "leading" (1 for Stable Diffusion).
         final_alpha_cumprod: ᾱ at the end of sampling; 1 is the data, None is ᾱ of timestep 0.
 
@@ -469,6 +473,10 @@ class FlowMatchingSchedule(Schedule):
     def level_of(self, u: float) -> Level:
         """Return the noise level with sigma u: here the scale is 1 at every time."""
         return self.level(u)
+
+    def level_of_log_snr(self, log_snr: float) -> Level:
+        """Return the noise level at which ln((1 - t)/t) is `log_snr`."""
+        return self.level(1 / (1 + math.exp(log_snr)))
 
 
 #: Constructors of schedules by the names that `schedule=` takes.

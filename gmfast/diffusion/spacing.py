@@ -59,6 +59,44 @@ def lcm(schedule: VariancePreservingSchedule, steps: int, original_steps: int = 
     return [original[original_steps * i // steps] for i in range(steps)] + [-1]
 
 
+def beta(
+    schedule: VariancePreservingSchedule, steps: int, alpha: float = 0.6, beta: float = 0.6
+) -> list[int]:
+    """Timesteps at quantiles of the Beta distribution (Lee et al., 2024, arXiv:2407.12173).
+
+    They are the nearest ones that are all different.
+    """
+    last = len(schedule) - 1
+    times, lowest = [], steps - 1
+    for i in range(steps):
+        time = round(last * beta_quantile(1 - i / steps, alpha, beta))
+        times.append(max(min(time, times[-1] - 1) if times else time, lowest - i))
+    return [*times, -1]
+
+
+def beta_quantile(p: float, a: float, b: float) -> float:
+    """Return x at which the cumulative Beta(a, b) is p."""
+    if p in (0, 1):
+        return float(p)
+    total = math.exp(math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))
+    if _beta_integral(0.5, a, b) < p * total * (1 - 1e-12):
+        return 1 - beta_quantile(1 - p, b, a)
+    low, high = 0.0, 0.5
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _beta_integral(middle, a, b) < p * total else (low, middle)
+    return (low + high) / 2
+
+
+def _beta_integral(x: float, a: float, b: float) -> float:
+    """∫ s^(a - 1)·(1 - s)^(b - 1) ds from 0 to x, at most ½, by the series of the second factor."""
+    term, total = 1.0, 1 / a
+    for k in range(1, 60):
+        term *= (k - b) / k * x
+        total += term / (a + k)
+    return x**a * total
+
+
 def karras(schedule: VariancePreservingSchedule, steps: int, rho: float = 7.0) -> list[float]:
     """Times equally spaced in (sigma/alpha)^(1/ρ) (Karras et al., 2022, arXiv:2206.00364, eq. 5)."""
     return _spaced(schedule, steps, lambda u: u ** (1 / rho), lambda v: v**rho)
@@ -101,6 +139,7 @@ SPACINGS = {
     "leading": leading,
     "linspace": linspace,
     "lcm": lcm,
+    "beta": beta,
     "karras": karras,
     "exponential": exponential,
 }

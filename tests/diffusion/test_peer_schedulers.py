@@ -88,6 +88,20 @@ CASES = {
     "UniPC-1": ("UniPCMultistepScheduler", dict(solver_order=1), {}, diffusion.UniPC(1)),
     "UniPC-2": ("UniPCMultistepScheduler", dict(solver_order=2), {}, diffusion.UniPC(2)),
     "UniPC-3": ("UniPCMultistepScheduler", dict(solver_order=3), {}, diffusion.UniPC(3)),
+    "UniPC-2 bh1": (
+        "UniPCMultistepScheduler",
+        dict(solver_order=2, solver_type="bh1"),
+        {},
+        diffusion.UniPC(2, solver="bh1"),
+    ),
+    "UniPC-3 bh1": (
+        "UniPCMultistepScheduler",
+        dict(solver_order=3, solver_type="bh1"),
+        {},
+        diffusion.UniPC(3, solver="bh1"),
+    ),
+    "DEIS-2": ("DEISMultistepScheduler", dict(solver_order=2), {}, diffusion.DEIS(2)),
+    "DEIS-3": ("DEISMultistepScheduler", dict(solver_order=3), {}, diffusion.DEIS(3)),
     "Euler": ("EulerDiscreteScheduler", dict(timestep_spacing="trailing"), {}, diffusion.Euler()),
     "Euler ancestral": (
         "EulerAncestralDiscreteScheduler",

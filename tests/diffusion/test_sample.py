@@ -21,6 +21,15 @@ def denoiser(x, t):
     return torch.tanh(x * scale) + 0.1 * x.flip(-1)
 
 
+class Steps(diffusion.Schedule):
+    """Discrete timesteps of one's own."""
+
+    discrete = True
+
+    def level(self, t):
+        return diffusion.Level(t, 1.0, t, 1.0)
+
+
 def draw(shape=SHAPE, *, seed=7, steps=6, **options):
     return diffusion.sample(denoiser, shape, seed=seed, steps=steps, **options)
 
@@ -180,6 +189,85 @@ def test_start_of_each_sample_with_a_mask():
             assert torch.equal(waiting, its_path[:1, i].expand_as(waiting))
 
 
+def test_start_from_latents():
+    latents = torch.randn(SHAPE)
+    _, path = draw(latents=latents, trajectory=True)
+    assert torch.equal(path[0], latents)
+    noise = GF.standard_normal(SHAPE, seed=7)
+    assert torch.equal(draw(latents=noise), draw())
+    assert torch.equal(draw(latents=80 * noise, sampler="euler"), draw(sampler="euler"))
+    assert draw(latents=latents.double()).dtype == torch.float64
+
+
+def test_a_callback_replaces_x():
+    half = draw(callback=lambda step, x, x0: x / 2 if step == 2 else None)
+    _, path = draw(trajectory=True)
+    rest = draw(latents=path[3] / 2, times=diffusion.linear().times(6)[3:])
+    assert torch.equal(half, rest)
+    edited = draw(callback=lambda step, x, x0: x.div_(2) and None if step == 9 else x)
+    assert torch.equal(edited, draw())
+
+
+def test_times_between_timesteps():
+    """The denoiser is told them, and the levels are those of the schedule between its timesteps."""
+    told, schedule = [], diffusion.linear()
+    times = [900.5, 300.25, 10.0, -1]
+    _, path = diffusion.sample(
+        lambda x, t: told.append(t) or torch.zeros_like(x), SHAPE, times=times, seed=7, trajectory=True
+    )
+    assert [t[0].item() for t in told] == times[:-1] and told[0].dtype == torch.float32
+    levels = [schedule.level(t) for t in times]
+    for level, passed in zip(levels, path, strict=True):  # without noise x is alpha·x0
+        torch.testing.assert_close(passed, path[0] * level.alpha / levels[0].alpha)
+
+
+def test_beta_spacing():
+    scipy = pytest.importorskip("scipy.stats")
+    expected = [round(999 * scipy.beta.ppf(1 - i / 20, 0.6, 0.6)) for i in range(20)]
+    assert diffusion.linear(spacing="beta").times(20) == [*expected, -1]
+    assert diffusion.linear(50, spacing="beta").times(50) == [*range(49, -2, -1)]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", diffusion.EulerAncestral(), "res_multistep"])
+def test_cfg_pp(sampler):
+    """A step by the unconditional x0, plus alpha'·(guided x0 - unconditional x0)."""
+    schedule, scale = diffusion.cosine(), 0.6
+    seen = []
+
+    def conditional(x, t, condition):
+        m = denoiser(x, t) if condition is None else denoiser(x, t) + condition
+        return m
+
+    options = dict(schedule=schedule, sampler=sampler, steps=5, seed=7, prediction="v")
+    _, path = diffusion.sample(
+        conditional,
+        SHAPE,
+        guidance=scale,
+        cfg_pp=True,
+        condition=0.2,
+        trajectory=True,
+        callback=lambda step, x, x0: seen.append(x0),
+        **options,
+    )
+    plan, history = diffusion.plan(sampler, schedule, steps=5, prediction="v"), ()
+    table, expected = plan.table(), GF.standard_normal(SHAPE, seed=7)
+    for k, row in enumerate(plan.rows):
+        t = torch.full((4,), row.now.t)
+        u, c = (conditional(expected, t, condition) for condition in (None, 0.2))
+        step, x0 = GF.diffusion_step(expected, u, table, step=k, history=history, seed=7, x0=True)
+        guided = row.now.alpha * expected - row.now.sigma * (u + scale * (c - u))
+        history = (x0,)
+        expected = step + row.to.alpha * (guided - x0)
+        torch.testing.assert_close(path[k + 1], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(seen[k], guided, rtol=1e-4, atol=1e-4)
+    if sampler == "ddim":  # the paper's form: the guided x0, and the unconditional noise
+        level, to = plan.rows[0].now, plan.rows[0].to
+        start, t = path[0], torch.full((4,), level.t)
+        u = conditional(start, t, None)
+        noise = level.alpha * u + level.sigma * start
+        torch.testing.assert_close(path[1], to.alpha * seen[0] + to.sigma * noise, rtol=1e-4, atol=1e-4)
+
+
 def test_known_values_stay():
     known = torch.linspace(-1, 1, 60).reshape(SHAPE)
     mask = torch.zeros(5, dtype=torch.bool)
@@ -243,7 +331,28 @@ def test_no_gradient_and_empty_batches():
         (dict(callback=5), TypeError, "callback: expected a function or None, got int"),
         (dict(times=5), TypeError, "times: expected numbers, got int"),
         (dict(times="ab"), TypeError, "times: expected a number, got str"),
-        (dict(times=[9.5, -1]), ValueError, "times: expected whole numbers"),
+        (dict(times=[9.5, -1], schedule=Steps()), ValueError, "times: expected whole numbers"),
+        (dict(latents=torch.zeros(4, 3, 4)), ValueError, "latents: expected shape"),
+        (dict(latents=torch.zeros(SHAPE), init=torch.zeros(SHAPE)), ValueError, "latents: expected None"),
+        (
+            dict(latents=torch.zeros(SHAPE), times=[-1, 9], sampler="ddpm"),
+            ValueError,
+            "times: expected falling numbers, as DDPM",
+        ),
+        (dict(cfg_pp=True), ValueError, "guidance: expected a number, as `cfg_pp`"),
+        (dict(cfg_pp=True, guidance=1.0, clip=1.0), ValueError, "clip: expected none, as `cfg_pp`"),
+        (
+            dict(cfg_pp=True, guidance=1.0, sampler="heun"),
+            ValueError,
+            "cfg_pp: expected False for Heun",
+        ),
+        (dict(callback=lambda step, x, x0: x[:1]), ValueError, "callback: expected x of shape"),
+        (dict(graph=True, sampler="dpm_adaptive"), ValueError, "graph: expected False"),
+        (
+            dict(sampler="dpm_adaptive", schedule="flow", prediction="v"),
+            ValueError,
+            "schedule: expected one that leaves",
+        ),
         (
             dict(schedule=diffusion.linear(spacing="leading", steps_offset=1), steps=1000),
             ValueError,
@@ -351,6 +460,8 @@ def test_impossible_schedules_and_samplers():
         (lambda: diffusion.cosine(10.5), "num_timesteps: expected an int, got float"),
         (lambda: diffusion.VariancePreserving("cosine"), "alphas_cumprod: expected numbers, got str"),
         (lambda: diffusion.sample(None, SHAPE), "denoiser: expected a function of x and t, got NoneType"),
+        (lambda: diffusion.plan("dpm_adaptive"), "sampler: expected one whose steps are known"),
+        (lambda: diffusion.invert(denoiser, torch.ones(2, 3), seed=1), "unexpected keyword argument 'seed'"),
         (lambda: diffusion.plan(prediction="eps"), "prediction: expected one of"),
         (lambda: diffusion.DDIM().plan(diffusion.linear(), [9, -1], "eps"), "prediction: expected one of"),
         (lambda: diffusion.training_table("karras"), "schedule: expected one of time steps, got Karras"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusion.gaussians import Mixture
 
+import gmfast.functional as GF
 from gmfast import diffusion
 from gmfast.diffusion.samplers.langevin import best_step_size
 
@@ -64,6 +65,15 @@ def error(sampler, schedule, prediction, times):
         (diffusion.UniPC(1, lower_order_final=False), 2),
         (diffusion.UniPC(2, lower_order_final=False), 3),
         (diffusion.UniPC(3, lower_order_final=False), 4),
+        (diffusion.UniPC(2, lower_order_final=False, solver="bh1"), 3),
+        (diffusion.DEIS(2), 2),
+        (diffusion.DEIS(4), 4),
+        (diffusion.RESMultistep(), 2),
+        (diffusion.DPM2(), 2),
+        (diffusion.DPM2Ancestral(eta=0.0), 2),
+        (diffusion.DPMPP2SAncestral(eta=0.0), 2),
+        (diffusion.DPMPPSDE(eta=0.0, r=0.3), 2),
+        (diffusion.DPMFast(), 2),  # of its last two steps
     ],
     ids=str,
 )
@@ -103,21 +113,29 @@ def test_order_of_convergence_of_flows(sampler, order, prediction):
 #: mean in percent, with 20 and with 100 calls of the exact denoiser. docs/guides/diffusion.md has this table.
 ERRORS = {
     "linear": {"ddim": (1.8, 0.36), "dpmpp_2m": (0.65, 0.038), "dpmpp_3m": (0.48, 0.024)}
-    | {"unipc": (0.21, 0.018), "heun": (1.0, 0.034)},
+    | {"unipc": (0.21, 0.018), "heun": (1.0, 0.034)}
+    | {"deis": (0.18, 0.0064), "res_multistep": (0.85, 0.046), "dpm_2": (0.61, 0.034)},
     "cosine": {"ddim": (1.1, 0.23), "dpmpp_2m": (0.15, 0.012), "dpmpp_3m": (0.37, 0.009)}
-    | {"unipc": (0.13, 0.0036), "heun": (24, 3.1)},
+    | {"unipc": (0.13, 0.0036), "heun": (24, 3.1)}
+    | {"deis": (0.14, 0.0051), "res_multistep": (0.21, 0.015), "dpm_2": (0.45, 0.023)},
     "sigmoid": {"ddim": (1.1, 0.23), "dpmpp_2m": (0.047, 0.015), "dpmpp_3m": (0.21, 0.022)}
-    | {"unipc": (0.074, 0.011), "heun": (20, 4.4)},
+    | {"unipc": (0.074, 0.011), "heun": (20, 4.4)}
+    | {"deis": (0.15, 0.022), "res_multistep": (0.044, 0.014), "dpm_2": (0.98, 0.31)},
     diffusion.cosine(spacing="exponential"): {"ddim": (4.3, 0.82), "dpmpp_2m": (0.89, 0.035)}
-    | {"dpmpp_3m": (0.066, 0.0023), "unipc": (0.69, 0.0056), "heun": (9.1, 0.28)},
+    | {"dpmpp_3m": (0.066, 0.0023), "unipc": (0.69, 0.0056), "heun": (9.1, 0.28)}
+    | {"deis": (0.23, 0.001), "res_multistep": (1.7, 0.056), "dpm_2": (5.2, 0.14)},
     "laplace": {"ddim": (1.1, 0.43), "dpmpp_2m": (0.78, 0.21), "dpmpp_3m": (0.78, 0.23)}
-    | {"unipc": (0.17, 0.067), "heun": (2.5, 0.55)},
+    | {"unipc": (0.17, 0.067), "heun": (2.5, 0.55)}
+    | {"deis": (0.78, 0.23), "res_multistep": (0.77, 0.21), "dpm_2": (0.4, 0.11)},
     "karras": {"ddim": (3.0, 0.57), "dpmpp_2m": (1.1, 0.03), "dpmpp_3m": (0.73, 0.0032)}
-    | {"unipc": (0.6, 0.0036), "heun": (4.2, 0.12)},
+    | {"unipc": (0.6, 0.0036), "heun": (4.2, 0.12)}
+    | {"deis": (0.086, 0.00088), "res_multistep": (1.6, 0.041), "dpm_2": (2.2, 0.069)},
     "exponential": {"ddim": (3.0, 0.58), "dpmpp_2m": (0.48, 0.017), "dpmpp_3m": (0.051, 0.00084)}
-    | {"unipc": (0.26, 0.002), "heun": (4.9, 0.14)},
+    | {"unipc": (0.26, 0.002), "heun": (4.9, 0.14)}
+    | {"deis": (0.08, 0.00033), "res_multistep": (0.83, 0.028), "dpm_2": (2.3, 0.068)},
     "flow": {"ddim": (1.3, 0.25), "dpmpp_2m": (0.16, 0.011), "dpmpp_3m": (0.32, 0.0088)}
-    | {"unipc": (0.09, 0.00057), "heun": (0.087, 0.0031)},
+    | {"unipc": (0.09, 0.00057), "heun": (0.087, 0.0031)}
+    | {"deis": (0.1, 0.0026), "res_multistep": (0.23, 0.013), "dpm_2": (0.27, 0.012)},
 }
 
 
@@ -127,7 +145,7 @@ def test_errors_by_schedule(schedule):
     prediction = "flow" if schedule == "flow" else "x0"
     for sampler, expected in ERRORS[schedule].items():
         for calls, percent in zip((20, 100), expected, strict=True):
-            times = named.times(calls // (2 if sampler == "heun" else 1))
+            times = named.times(calls // (2 if sampler in ("heun", "dpm_2") else 1))
             times = [t for t in times if t >= 0 and named.level(t).sigma > 0]
             x, path = diffusion.sample(
                 TWO.denoiser(named, prediction),
@@ -199,6 +217,17 @@ def check_law(denoiser, sampler, schedule, prediction, steps):
         (diffusion.EulerAncestral(), "karras", 300),
         (diffusion.EDM(churn=30, s_min=0.01, s_max=30, s_noise=1.0), "karras", 100),
         (diffusion.FlowEuler(), "flow", 200),
+        (diffusion.DPM2(churn=30, s_min=0.01, s_max=30), "karras", 100),
+        (diffusion.DPM2Ancestral(), "karras", 150),
+        (diffusion.DPMPP2SAncestral(), "karras", 150),
+        (diffusion.DPMPP2SAncestral(), "linear", 150),
+        (diffusion.DPMPPSDE(), "karras", 60),
+        (diffusion.DPMPPSDE(eta=0.5, r=0.3), "linear", 100),
+        (diffusion.DPMPPSDE(brownian=False), "karras", 200),
+        (diffusion.DPMFast(eta=1.0), "exponential", 60),
+        (diffusion.DPMAdaptive(eta=1.0, rtol=0.02), "karras", 50),
+        (diffusion.DPMAdaptive(rtol=0.01), "linear", 200),
+        (diffusion.RESMultistep(eta=1.0), "karras", 150),
     ],
     ids=str,
 )
@@ -323,6 +352,74 @@ def test_predictions_of_the_same_data_give_the_same_samples(prediction, name):
     torch.testing.assert_close(draws[0], draws[1], rtol=1e-9, atol=1e-9)
 
 
+def variance_error(sampler, steps):
+    """How far the variance of data of variance 0.36 gets from that of the last level, without sampling.
+
+    A step is linear, so that each sample is a sum of independent noises; x here is that of their weights.
+    """
+    plan = sampler.plan(VE, geometric(VE, steps), "x0")
+    size = 1 + len(plan)
+    table, history = plan.table(), ()
+    x = math.sqrt(50.0**2 + 0.36) * torch.eye(size, dtype=torch.float64)[:1]
+    for k, row in enumerate(plan.rows):
+        named = {"x": x, "x0": x * 0.36 / (0.36 + row.now.sigma**2)}
+        noise = torch.eye(size, dtype=torch.float64)[None, 1 + k]
+        x, named["kept"] = GF.diffusion_step(
+            x, named["x0"], table, step=k, history=history, noise=noise, kept=True
+        )
+        history = tuple(named[name] for name in row.keep)
+    return abs(x.square().sum().item() / (0.36 + plan.rows[-1].to.sigma ** 2) - 1)
+
+
+@pytest.mark.parametrize("brownian, order", [(True, 2), (False, 1)])
+def test_order_of_the_variance_on_one_brownian_path(brownian, order):
+    sampler = diffusion.DPMPPSDE(brownian=brownian)
+    coarse, fine = (variance_error(sampler, n) for n in (200, 400))
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    "schedule, prediction, samplers",
+    [
+        ("linear", "epsilon", ["ddim", "dpmpp_2m", "unipc", "deis", "dpm_2", "heun"]),
+        ("cosine", "v", ["dpmpp_3m", "res_multistep", "dpm_fast"]),
+        ("karras", "x0", ["euler", "lms", "deis", "dpm_fast"]),
+        ("flow", "flow", ["flow_euler", "heun", "dpmpp_2m", "unipc", "deis", "dpm_2"]),
+    ],
+)
+def test_inversion_is_the_flow_backwards(schedule, prediction, samplers):
+    """Of Gaussian data the noise that a sample comes from is known, and sampling leads back."""
+    named = diffusion.schedules.schedule(schedule)
+    denoiser = ONE.denoiser(named, prediction)
+    top = named.level(named.times(100)[0])
+    x = MEAN + STD * torch.randn(5, 2, dtype=torch.float64)
+    spread = math.sqrt(top.alpha**2 * STD**2 + top.sigma**2)
+    expected = top.alpha * MEAN + (x - MEAN) * spread / STD
+    for sampler in samplers:
+        options = dict(sampler=sampler, schedule=schedule, prediction=prediction, steps=100)
+        noise = diffusion.invert(denoiser, x, **options)
+        error = 0.15 if "euler" in sampler or sampler == "ddim" else 0.02
+        torch.testing.assert_close(noise, expected, rtol=error, atol=error * top.sigma)
+        back = diffusion.sample(denoiser, x.shape, latents=noise, **options)
+        torch.testing.assert_close(back, x, rtol=0, atol=error)
+
+
+def test_inversion_converges():
+    def error(steps, sampler):
+        x = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(8, 1)
+        times = geometric(VP, steps)
+        noise = diffusion.invert(
+            TWO.denoiser(VP), x, sampler=sampler, schedule=VP, times=times[::-1], steps=steps
+        )
+        start, end = VP.level(times[-1]), VP.level(times[0])
+        moved = TWO.probability(noise, end.alpha, end.sigma) - TWO.probability(x, start.alpha, start.sigma)
+        return moved.abs().max().item()
+
+    for sampler, order in (("ddim", 1), ("dpmpp_2m", 2), ("dpm_2", 2)):
+        ratio = error(64, sampler) / error(128, sampler)
+        assert math.log2(ratio) == pytest.approx(order, abs=0.2), sampler
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -331,6 +428,11 @@ def test_predictions_of_the_same_data_give_the_same_samples(prediction, name):
         lambda: diffusion.DPMPP2MSDE(solver="euler"),
         lambda: diffusion.DPMPP3M("fast"),
         lambda: diffusion.UniPC(4),
+        lambda: diffusion.UniPC(solver="bh3"),
+        lambda: diffusion.DEIS(5),
+        lambda: diffusion.DPMPPSDE(r=0.0),
+        lambda: diffusion.DPMAdaptive(order=4),
+        lambda: diffusion.DPMAdaptive(h_init=0.0),
     ],
 )
 def test_samplers_refuse_what_they_do_not_know(make):

@@ -10,31 +10,43 @@ variance-preserving, variance-exploding and flow-matching schedules.
 """
 
 from .._naming import described
+from .adaptive import DPMAdaptiveSampler
 from .ancestral import DDIMSampler, DDPMSampler, EulerAncestralSampler
 from .base import Plan, Row, Sampler
 from .distilled import ConsistencySampler, LCMSampler, TCDSampler
 from .langevin import LangevinSampler
 from .multistep import (
+    DEISSampler,
     DPMPP2MSampler,
     DPMPP2MSDESampler,
     DPMPP3MSampler,
     DPMPP3MSDESampler,
     LMSSampler,
+    RESMultistepSampler,
     UniPCSampler,
 )
-from .sigma import EDMSampler, EulerSampler, FlowEulerSampler, HeunSampler
-from .weights import PREDICTIONS
+from .sigma import ChurnedSampler, DPM2Sampler, EDMSampler, EulerSampler, FlowEulerSampler, HeunSampler
+from .singlestep import DPM2AncestralSampler, DPMFastSampler, DPMPP2SAncestralSampler, DPMPPSDESampler
+from .weights import PREDICTIONS, x0_weights
 
 __all__ = [
     "PREDICTIONS",
     "SAMPLERS",
+    "ChurnedSampler",
     "ConsistencySampler",
     "DDIMSampler",
     "DDPMSampler",
+    "DEISSampler",
+    "DPM2AncestralSampler",
+    "DPM2Sampler",
+    "DPMAdaptiveSampler",
+    "DPMFastSampler",
     "DPMPP2MSDESampler",
     "DPMPP2MSampler",
+    "DPMPP2SAncestralSampler",
     "DPMPP3MSDESampler",
     "DPMPP3MSampler",
+    "DPMPPSDESampler",
     "EDMSampler",
     "EulerAncestralSampler",
     "EulerSampler",
@@ -44,11 +56,13 @@ __all__ = [
     "LMSSampler",
     "LangevinSampler",
     "Plan",
+    "RESMultistepSampler",
     "Row",
     "Sampler",
     "TCDSampler",
     "UniPCSampler",
     "sampler",
+    "x0_weights",
 ]
 
 #: Samplers by the names that `sampler=` takes.
@@ -59,6 +73,12 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "dpmpp_3m": DPMPP3MSampler,
     "dpmpp_2m_sde": DPMPP2MSDESampler,
     "dpmpp_3m_sde": DPMPP3MSDESampler,
+    "dpmpp_2s_ancestral": DPMPP2SAncestralSampler,
+    "dpmpp_sde": DPMPPSDESampler,
+    "dpm_2": DPM2Sampler,
+    "dpm_2_ancestral": DPM2AncestralSampler,
+    "dpm_fast": DPMFastSampler,
+    "dpm_adaptive": DPMAdaptiveSampler,
     "euler": EulerSampler,
     "euler_ancestral": EulerAncestralSampler,
     "heun": HeunSampler,
@@ -69,6 +89,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "consistency": ConsistencySampler,
     "flow_euler": FlowEulerSampler,
     "unipc": UniPCSampler,
+    "deis": DEISSampler,
+    "res_multistep": RESMultistepSampler,
     "langevin": LangevinSampler,
 }
 

@@ -61,9 +61,15 @@ class DDIMSampler(Sampler):
     """
 
     eta: float = 0.0
+    cfg_pp = True
 
     def __post_init__(self) -> None:
         _check.finite("eta", self.eta, 0)
+
+    @property
+    def invertible(self) -> bool:
+        """True without noise."""
+        return self.eta == 0
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield one row a step."""
@@ -84,9 +90,15 @@ class EulerAncestralSampler(Sampler):
 
     eta: float = 1.0
     schedule = "karras"
+    cfg_pp = True
 
     def __post_init__(self) -> None:
         _check.finite("eta", self.eta, 0)
+
+    @property
+    def invertible(self) -> bool:
+        """True without noise."""
+        return self.eta == 0
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield one row a step."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,11 @@ class Plan:
         return sum(row.whole for row in self.rows)
 
     @property
+    def rising(self) -> bool:
+        """True if the rows lead from data to noise."""
+        return self.rows[0].now.u < self.rows[-1].to.u
+
+    @property
     def single(self) -> bool:
         """True if every row is independent of the rows before it."""
         return not any(row.keep for row in self.rows)
@@ -79,7 +85,7 @@ class Plan:
         have arrived before others.
         """
         device = torch.device(device)
-        return self._once(device, lambda: self._make_table().to(device))
+        return self.cached(device, lambda: self._make_table().to(device))
 
     def _make_table(self) -> Tensor:
         table = torch.zeros(len(self.rows) + 1, len(COLUMNS), dtype=torch.float64)
@@ -101,12 +107,12 @@ class Plan:
         It is int64 for a discrete schedule, else `dtype`.
         """
         key = torch.device(device), torch.int64 if self.discrete else dtype
-        return self._once(
+        return self.cached(
             key, lambda: torch.tensor([row.now.t for row in self.rows], dtype=key[1]).to(device)
         )
 
-    def _once(self, key: object, make: Callable[[], Tensor]) -> Tensor:
-        """Cache a tensor for later calls, made so that it serves outside inference mode too."""
+    def cached(self, key: object, make: Callable[[], Any]) -> Any:
+        """Cache what `make` returns for later calls, also those outside inference mode."""
         if key not in self._cached:
             with torch.inference_mode(False), torch.device("cpu"):
                 self._cached[key] = make()
@@ -122,10 +128,15 @@ class Sampler(PublicRepr):
     Attributes:
         schedule: Default schedule, by name.
         learned_range: Whether the denoiser returns a variance in a second half of its channels.
+        invertible: Whether the rows also lead from data to noise, through rising noise levels.
+        cfg_pp: Whether the rows can step by the unconditional x0 alone, as CFG++ needs: each is a whole step
+            that takes x, x0 and the x0 of steps before.
     """
 
     schedule: str = "linear"
     learned_range: bool = False
+    invertible: bool = False
+    cfg_pp: bool = False
     __hash__ = None
 
     def times(self, schedule: Schedule, steps: int) -> list[float]:
@@ -141,7 +152,7 @@ class Sampler(PublicRepr):
 
         Args:
             schedule: Schedule of the noise levels.
-            times: Times from noise to where sampling ends.
+            times: Times from noise to where sampling ends, or of an `invertible` sampler from data to noise.
             prediction: One of `gmfast.diffusion.PREDICTIONS`; by default the schedule's.
 
         Raises:
@@ -150,11 +161,18 @@ class Sampler(PublicRepr):
         prediction = schedule.prediction if prediction is None else prediction
         _check.one_of("prediction", prediction, PREDICTIONS)
         low, high = schedule.span
-        if not (times[0] <= high and low <= times[-1]):
+        if not (max(times[0], times[-1]) <= high and low <= min(times[0], times[-1])):
             raise ValueError(f"times: expected at least {low:g} and at most {high:g}, got {list(times)}")
         levels = [schedule.level(t) for t in times]
+        rising = times[0] < times[-1]
+        rows = []
+        if rising and (levels[0].sigma == 0 or levels[0].t < 0):
+            _, to, *_ = levels
+            # To the first noisy level, alpha'·x + sigma'·ε, with sigma'·ε = x - alpha'·x0 as found there.
+            rows = [Row(to, to, dict(x=1 + to.alpha, x0=-to.alpha))]
+            levels = levels[1:]
         return Plan(
-            list(self.rows(schedule, levels)),
+            [*rows, *self.rows(schedule, levels)],
             prediction,
             self.begin(schedule, levels),
             self.learned_range,

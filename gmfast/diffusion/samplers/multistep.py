@@ -10,6 +10,7 @@ import torch
 from ... import _check
 from ..schedules import Level, Schedule
 from .base import Row, Sampler
+from .singlestep import lowered, slope
 from .weights import euler
 
 SOLVERS = ("midpoint", "heun")
@@ -19,9 +20,9 @@ FORMULATIONS = ("exact", "published")
 def usable_order(order: int, levels: Sequence[Level], k: int) -> int:
     """Return the order of the step from level k, at most `order`.
 
-    Only levels with a finite λ = ln(alpha/sigma) count; a step to data has order 1.
+    Only levels with a finite λ = ln(alpha/sigma) count; a step to data or to pure noise has order 1.
     """
-    if levels[k + 1].sigma == 0:
+    if levels[k + 1].sigma == 0 or levels[k + 1].alpha == 0:
         return 1
     usable = sum(math.isfinite(level.log_snr) for level in levels[max(k - order + 1, 0) : k + 1])
     return max(usable, 1)
@@ -31,13 +32,16 @@ def exponential_step(now: Level, to: Level, eta: float) -> tuple[float, float, d
     """Return the factors of SDE-DPM-Solver++ for a step h = λ' - λ, which may be infinite.
 
     Returns:
-        H = (1 + eta)·h; φ = e^-H - 1; and the weights of x and of the noise.
+        H = (1 + eta)·h; φ = e^-H - 1; and the weights of x, of x0 in a step of order 1, and of the noise.
     """
+    if to.alpha == 0:  # to pure noise
+        return -math.inf, math.inf, euler(now, to)
     h = to.log_snr - now.log_snr
     stretched = (1 + eta) * h
     eta_h = eta * h if eta else 0.0
     noise = to.sigma * math.sqrt(-math.expm1(-2 * eta_h))
-    return stretched, math.expm1(-stretched), dict(x=to.sigma / now.sigma * math.exp(-eta_h), noise=noise)
+    phi = math.expm1(-stretched)
+    return stretched, phi, dict(x=to.sigma / now.sigma * math.exp(-eta_h), x0=-to.alpha * phi, noise=noise)
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +53,8 @@ class DPMPP2MSampler(Sampler):
     """
 
     solver: str = "midpoint"
+    invertible = True
+    cfg_pp = True
 
     def __post_init__(self) -> None:
         _check.one_of("solver", self.solver, SOLVERS)
@@ -69,6 +75,8 @@ class DPMPP3MSampler(Sampler):
     """
 
     formulation: str = "exact"
+    invertible = True
+    cfg_pp = True
 
     def __post_init__(self) -> None:
         _check.one_of("formulation", self.formulation, FORMULATIONS)
@@ -89,17 +97,22 @@ class DPMPP2MSDESampler(Sampler):
 
     eta: float = 1.0
     solver: str = "midpoint"
+    cfg_pp = True
 
     def __post_init__(self) -> None:
         _check.finite("eta", self.eta, 0)
         _check.one_of("solver", self.solver, SOLVERS)
 
+    @property
+    def invertible(self) -> bool:
+        """True without noise."""
+        return self.eta == 0
+
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield one row a step, which keeps x0."""
         for k, (now, to) in enumerate(pairwise(levels)):
             stretched, phi, weights = exponential_step(now, to, self.eta)
-            base = -to.alpha * phi
-            weights.update(x0=base)
+            base = weights["x0"]
             if usable_order(2, levels, k) == 2:
                 h = to.log_snr - now.log_snr
                 r0 = (now.log_snr - levels[k - 1].log_snr) / h
@@ -121,17 +134,22 @@ class DPMPP3MSDESampler(Sampler):
 
     eta: float = 1.0
     formulation: str = "exact"
+    cfg_pp = True
 
     def __post_init__(self) -> None:
         _check.finite("eta", self.eta, 0)
         _check.one_of("formulation", self.formulation, FORMULATIONS)
 
+    @property
+    def invertible(self) -> bool:
+        """True without noise."""
+        return self.eta == 0
+
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield one row a step, which keeps the last two x0."""
         for k, (now, to) in enumerate(pairwise(levels)):
             stretched, phi, weights = exponential_step(now, to, self.eta)
-            base = -to.alpha * phi
-            weights.update(x0=base)
+            base = weights["x0"]
             order = usable_order(3, levels, k)
             if order > 1:
                 h = to.log_snr - now.log_snr
@@ -151,8 +169,100 @@ class DPMPP3MSDESampler(Sampler):
 
 
 @dataclass(frozen=True, repr=False)
+class RESMultistepSampler(Sampler):
+    """Second-order exponential multistep solver (Zhang et al., 2023, arXiv:2308.02157), "res_multistep".
+
+    Without noise it is `DPMPP2M(solver="heun")`.
+
+    Args:
+        eta: Standard deviation of a step's ancestral noise over the posterior's.
+    """
+
+    eta: float = 0.0
+    schedule = "karras"
+    cfg_pp = True
+
+    def __post_init__(self) -> None:
+        _check.finite("eta", self.eta, 0)
+
+    @property
+    def invertible(self) -> bool:
+        """True without noise."""
+        return self.eta == 0
+
+    def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
+        """Yield one row a step, which keeps x0."""
+        for k, (now, to) in enumerate(pairwise(levels)):
+            down, noise = lowered(now, to, self.eta)
+            weights = euler(now, down) | {"noise": noise}
+            if usable_order(2, levels, k) == 2 and down.sigma > 0:
+                h = down.log_snr - now.log_snr
+                slope_of_x0 = (
+                    down.alpha * (math.expm1(-h) / h + 1) * h / (now.log_snr - levels[k - 1].log_snr)
+                )
+                weights["x0"] += slope_of_x0
+                weights["h1"] = -slope_of_x0
+            yield Row(now, to, weights, keep=("x0",))
+
+
+@dataclass(frozen=True, repr=False)
+class DEISSampler(Sampler):
+    """Diffusion exponential integrator, ρAB-DEIS in ln ρ (Zhang and Chen, 2022, arXiv:2204.13902).
+
+    The polynomial in ln(sigma/alpha) through the last noises ε is integrated exactly over sigma/alpha.
+
+    Args:
+        order: Number of noises, 1 to 4.
+    """
+
+    order: int = 3
+    invertible = True
+
+    def __post_init__(self) -> None:
+        _check.one_of("order", self.order, (1, 2, 3, 4))
+
+    def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
+        """Yield one row a step, which keeps the last noises."""
+        for k, (now, to) in enumerate(pairwise(levels)):
+            weights = euler(now, to)
+            order = usable_order(self.order, levels, k)
+            if order > 1:
+                points = [now.log_snr - level.log_snr for level in reversed(levels[k - order + 1 : k + 1])]
+                of_noise, *others = exponential_adams(points, now.log_snr - to.log_snr)
+                scale = to.alpha * now.sigma / now.alpha
+                weights = dict(x=to.alpha / now.alpha * (1 + of_noise), x0=-to.alpha * of_noise)
+                weights.update({f"h{i}": scale * w for i, w in enumerate(others, 1)})
+            keep = ("kept", "h1", "h2")[: min(k + 1, self.order - 1)]
+            yield Row(now, to, weights | slope(now), keep=keep)
+
+
+def exponential_adams(points: Sequence[float], end: float) -> list[float]:
+    """Integrate each Lagrange polynomial of the points, times e^s, over s from 0 to `end`."""
+
+    def moment(k: int) -> float:
+        """∫ (s/end)^k·e^s ds, by its series, or where that cancels by parts."""
+        if abs(end) < 2:
+            terms = (end**n / (math.factorial(n) * (k + n + 1)) for n in range(30))
+            return end * math.fsum(terms)
+        value = math.expm1(end)
+        for i in range(1, k + 1):
+            value = math.exp(end) - i / end * value
+        return value
+
+    weights = []
+    for j, point in enumerate(points):
+        coefficients = [1.0]  # of the Lagrange polynomial in s/end, lowest first
+        for other in (p for i, p in enumerate(points) if i != j):
+            scale = 1 / (point - other)
+            shifted = [0.0, *(c * end * scale for c in coefficients)]
+            coefficients = [s - other * scale * c for s, c in zip(shifted, [*coefficients, 0.0], strict=True)]
+        weights.append(math.fsum(c * moment(i) for i, c in enumerate(coefficients)))
+    return weights
+
+
+@dataclass(frozen=True, repr=False)
 class UniPCSampler(Sampler):
-    """Unified predictor-corrector with B₂(h) (Zhao et al., 2023, arXiv:2302.04867, algorithms 5 and 6).
+    """Unified predictor-corrector (Zhao et al., 2023, arXiv:2302.04867, algorithms 5 and 6).
 
     Each row first corrects x with the x0 found at its level, then predicts the next x from the corrected
     one, which it keeps.
@@ -160,13 +270,17 @@ class UniPCSampler(Sampler):
     Args:
         order: Order of the predictor, 1 to 3; the corrector's is one higher.
         lower_order_final: Whether the order falls in the last steps.
+        solver: "bh2" for B(h) = e^h - 1, or "bh1" for B(h) = h.
     """
 
     order: int = 2
     lower_order_final: bool = True
+    solver: str = "bh2"
+    invertible = True
 
     def __post_init__(self) -> None:
         _check.one_of("order", self.order, (1, 2, 3))
+        _check.one_of("solver", self.solver, ("bh1", "bh2"))
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield one row a step, which keeps the corrected x (h1) and the last x0s (h2 ...)."""
@@ -189,33 +303,35 @@ class UniPCSampler(Sampler):
             last_order = order
             yield Row(now, to, weights, keep=("kept", "x0", "h2", "h3")[: min(self.order, k + 1) + 1])
 
-    @staticmethod
-    def _weights(levels: Sequence[Level], k: int, order: int, correct: bool) -> list[float]:
+    def _weights(self, levels: Sequence[Level], k: int, order: int, correct: bool) -> list[float]:
         """Return the weights, for the step from level k, of x and of the x0 of levels k, k - 1, ...
 
         There are `order` of the latter; the corrector's list ends with the weight of x0 at level k + 1.
         """
         now, to = levels[k], levels[k + 1]
+        if to.alpha == 0:  # to pure noise
+            return list(euler(now, to).values())
         h = to.log_snr - now.log_snr
+        b = -h if self.solver == "bh1" and math.isfinite(h) else math.expm1(-h)
         ratios = [(levels[k - i].log_snr - now.log_snr) / h for i in range(1, order)]
         if correct:
-            rho = [0.5] if order == 1 else unipc_coefficients([*ratios, 1.0], h)
+            rho = [0.5] if order == 1 else unipc_coefficients([*ratios, 1.0], h, b)
         else:
-            rho = [0.5] if order == 2 else unipc_coefficients(ratios, h)
-        size = -to.alpha * math.expm1(-h)  # alpha'·(1 - e^-h), which includes B(h)
-        differences = [size * r / ratio for r, ratio in zip(rho, [*ratios, 1.0], strict=False)]
+            rho = [0.5] if order == 2 else unipc_coefficients(ratios, h, b)
+        size = -to.alpha * math.expm1(-h)
+        differences = [-to.alpha * b * r / ratio for r, ratio in zip(rho, [*ratios, 1.0], strict=False)]
         x0s = [size - sum(differences), *differences]
         return [to.sigma / now.sigma, *x0s]
 
 
-def unipc_coefficients(ratios: list[float], h: float) -> list[float]:
-    """Solve Σ_m ρ_m·r_m^(i-1) = i!·φ_(i+1)(-h)·(-h)/B(h) for ρ, i = 1 ..., with B(h) = e^-h - 1."""
+def unipc_coefficients(ratios: list[float], h: float, size: float) -> list[float]:
+    """Solve Σ_m ρ_m·r_m^(i-1) = i!·φ_(i+1)(-h)·(-h)/B for ρ, i = 1 ..., with B = `size`."""
     if not ratios:
         return []
     n = len(ratios)
     b, factorial, phi = [], 1, math.expm1(-h) / -h - 1
     for i in range(1, n + 1):
-        b.append(phi * factorial / math.expm1(-h))
+        b.append(phi * factorial / size)
         factorial *= i + 1
         phi = phi / -h - 1 / factorial
     with torch.device("cpu"):
@@ -236,6 +352,7 @@ class LMSSampler(Sampler):
 
     order: int = 4
     schedule = "karras"
+    invertible = True
 
     def __post_init__(self) -> None:
         _check.one_of("order", self.order, (1, 2, 3, 4, 5))

@@ -8,6 +8,7 @@ from itertools import pairwise
 from ... import _check
 from ..schedules import Level, Schedule
 from .base import Row, Sampler
+from .singlestep import dpm_solver
 from .weights import euler, renoised
 
 
@@ -28,6 +29,8 @@ class EulerSampler(Sampler):
     """
 
     schedule = "karras"
+    invertible = True
+    cfg_pp = True
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield one row a step."""
@@ -47,6 +50,7 @@ class HeunSampler(Sampler):
     """
 
     schedule = "karras"
+    invertible = True
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield two rows a step, prediction and correction, and one in the last."""
@@ -54,34 +58,24 @@ class HeunSampler(Sampler):
 
 
 @dataclass(frozen=True, repr=False)
-class EDMSampler(Sampler):
-    """Heun's method with churn (Karras et al., 2022, arXiv:2206.00364, algorithm 2).
-
-    A step between `s_min` and `s_max` first adds noise that raises sigma by the factor
-    1 + min(`churn`/steps, √2 - 1). The result of a step already contains the next step's added noise. For
-    discrete schedules sigma is raised to that of the nearest timestep, which the denoiser is given. The
-    restriction of `Heun` on schedules applies.
-
-    Args:
-        churn: S_churn.
-        s_min: Smallest sigma at which noise is added.
-        s_max: Largest sigma at which noise is added.
-        s_noise: Factor of the added noise's standard deviation.
-        order: 2, or 1 for Euler's method with the same noise.
-    """
+class ChurnedSampler(Sampler):
+    """Base class of samplers that add noise before a step (Karras et al., 2022, arXiv:2206.00364, alg. 2)."""
 
     churn: float = 0.0
     s_min: float = 0.0
     s_max: float = math.inf
     s_noise: float = 1.0
-    order: int = 2
     schedule = "karras"
 
     def __post_init__(self) -> None:
         for name in ("churn", "s_min", "s_noise"):
             _check.finite(name, getattr(self, name), 0)
         _check.number("s_max", self.s_max, self.s_min, math.inf)
-        _check.one_of("order", self.order, (1, 2))
+
+    @property
+    def invertible(self) -> bool:
+        """True without churn."""
+        return self.churn == 0
 
     def _raised(self, schedule: Schedule, levels: Sequence[Level]) -> tuple[list[Level], list[float]]:
         """Return the levels after the noise is added, the last as it is, and the added deviation of y."""
@@ -108,22 +102,70 @@ class EDMSampler(Sampler):
         return replace(first, sigma=first.scale * math.hypot(levels[0].u, added)) if added else first
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
-        """Yield two rows a step, prediction and correction, and one in the last."""
+        """Yield the rows of each step, the last of which adds the next step's noise."""
         raised, added = self._raised(schedule, levels)
         for k, to in enumerate(levels[1:]):
-            now, after = raised[k], raised[k + 1]
-            noise = after.scale * added[k + 1]
-            rise = after.scale / to.scale
+            after = raised[k + 1]
+            *rows, last = self._step(schedule, raised[k], to)
+            yield from rows
+            rise = after.scale / to.scale if to.scale else 1.0
+            weights = {name: rise * w for name, w in last.weights.items()} | {
+                "noise": after.scale * added[k + 1]
+            }
+            yield replace(last, to=after, weights=weights)
 
-            def with_churn(weights, rise=rise, noise=noise):
-                return {name: rise * w for name, w in weights.items()} | {"noise": noise}
+    def _step(self, schedule: Schedule, now: Level, to: Level) -> Iterator[Row]:
+        """Yield the rows of a step without noise."""
+        raise NotImplementedError
 
-            # No denoiser call at the end of discrete timesteps, even if some noise is left there.
-            if self.order == 1 or to.sigma == 0 or to.t < 0 or now.scale == 0:
-                yield Row(now, after, with_churn(euler(now, to)))
-            else:
-                yield Row(now, to, euler(now, to), keep=("x",), whole=False)
-                yield Row(to, after, with_churn(heun(now, to)))
+
+@dataclass(frozen=True, repr=False)
+class EDMSampler(ChurnedSampler):
+    """Heun's method with churn (Karras et al., 2022, arXiv:2206.00364, algorithm 2).
+
+    A step between `s_min` and `s_max` first adds noise that raises sigma by the factor
+    1 + min(`churn`/steps, √2 - 1). The result of a step already contains the next step's added noise. For
+    discrete schedules sigma is raised to that of the nearest timestep, which the denoiser is given. The
+    restriction of `Heun` on schedules applies.
+
+    Args:
+        churn: S_churn.
+        s_min: Smallest sigma at which noise is added.
+        s_max: Largest sigma at which noise is added.
+        s_noise: Factor of the added noise's standard deviation.
+        order: 2, or 1 for Euler's method with the same noise.
+    """
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check.one_of("order", self.order, (1, 2))
+
+    def _step(self, schedule: Schedule, now: Level, to: Level) -> Iterator[Row]:
+        # No denoiser call at the end of discrete timesteps, even if some noise is left there.
+        if self.order == 1 or to.sigma == 0 or to.t < 0 or now.scale == 0 or to.scale == 0:
+            yield Row(now, to, euler(now, to))
+        else:
+            yield Row(now, to, euler(now, to), keep=("x",), whole=False)
+            yield Row(to, to, heun(now, to))
+
+
+@dataclass(frozen=True, repr=False)
+class DPM2Sampler(ChurnedSampler):
+    """DPM-Solver-2 (Lu et al., 2022, arXiv:2206.00927, algorithm 1) with churn, as in k-diffusion.
+
+    Two calls of the denoiser a step, one in the last. Noise is added as by `EDM`.
+
+    Args:
+        churn: S_churn.
+        s_min: Smallest sigma at which noise is added.
+        s_max: Largest sigma at which noise is added.
+        s_noise: Factor of the added noise's standard deviation.
+    """
+
+    def _step(self, schedule: Schedule, now: Level, to: Level) -> Iterator[Row]:
+        return dpm_solver(schedule, now, to, 2, to, 0.0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,6 +180,12 @@ class FlowEulerSampler(Sampler):
 
     stochastic: bool = False
     schedule = "flow"
+    cfg_pp = True
+
+    @property
+    def invertible(self) -> bool:
+        """True without noise."""
+        return not self.stochastic
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield one row a step."""

@@ -58,6 +58,8 @@ def implicit(now: Level, to: Level, eta: float = 0.0) -> dict[str, float]:
     Raises:
         ValueError: If eta is too large for this level: the step's new noise would exceed sigma'.
     """
+    if eta == 0:
+        return euler(now, to) | {"noise": 0.0}
     *_, beta, ratio = posterior(now, to)
     s = eta * math.sqrt(beta * ratio)
     if s > to.sigma and eta > 1:
