@@ -85,7 +85,7 @@ def beta_quantile(p: float, a: float, b: float) -> float:
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if _beta_integral(middle, a, b) < p * total else (low, middle)
-    return (low + high) / 2
+    return round((low + high) / 2, 12)
 
 
 def _beta_integral(x: float, a: float, b: float) -> float:

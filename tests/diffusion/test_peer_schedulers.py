@@ -90,13 +90,13 @@ CASES = {
     "UniPC-3": ("UniPCMultistepScheduler", dict(solver_order=3), {}, diffusion.UniPC(3)),
     "UniPC-2 bh1": (
         "UniPCMultistepScheduler",
-        dict(solver_order=2, solver_type="bh1"),
+        dict(solver_order=2, solver_type="bh1", final_sigmas_type="sigma_min"),  # to 0 it is NaN
         {},
         diffusion.UniPC(2, solver="bh1"),
     ),
     "UniPC-3 bh1": (
         "UniPCMultistepScheduler",
-        dict(solver_order=3, solver_type="bh1"),
+        dict(solver_order=3, solver_type="bh1", final_sigmas_type="sigma_min"),
         {},
         diffusion.UniPC(3, solver="bh1"),
     ),
@@ -120,7 +120,11 @@ def test_table_is_that_of_diffusers(case, prediction, monkeypatch):
     name, config, options, sampler = CASES[case]
     theirs = getattr(diffusers, name)(prediction_type=prediction, **config)
     theirs.set_timesteps(20)
-    schedule = diffusion.VariancePreserving(theirs.alphas_cumprod)
+    last = theirs.sigmas[-1].item()
+    schedule = diffusion.VariancePreserving(
+        theirs.alphas_cumprod,
+        final_alpha_cumprod=None if name.startswith(("DEIS", "UniPC")) and last else 1.0,
+    )
     times = [t.item() for t in theirs.timesteps.unique().flip(0)] + [-1]
     assert len(times) == 21
     size = 1 + 2 * len(theirs.timesteps)
