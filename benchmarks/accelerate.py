@@ -49,6 +49,14 @@ SCHEDULERS = {
     "flow-match Euler": ("FlowMatchEulerDiscrete", {}, {}),
     "consistency": ("CMStochasticIterative", {}, {}),
     "EDM Euler": ("EDMEuler", {}, {}),
+    "KDPM2": ("KDPM2Discrete", {}, {}),
+    "KDPM2 ancestral": ("KDPM2AncestralDiscrete", {}, {}),
+    "CogVideoX DDIM": ("CogVideoXDDIM", {}, {}),
+    "inverse DPM++2M": ("DPMSolverMultistepInverse", {}, {}),
+    "SA-Solver": ("SASolver", {}, {}),
+    "IPNDM": ("IPNDM", {}, {}),
+    "flow-match Heun": ("FlowMatchHeunDiscrete", {}, {}),
+    "flow-match LCM": ("FlowMatchLCM", {}, {}),
 }
 
 
