@@ -29,8 +29,8 @@ class Call:
     tensors: tuple
     options: dict = field(default_factory=dict)
 
-    def __call__(self, *tensors, module=GF):
-        return getattr(module, self.operation)(*tensors, **self.options)
+    def __call__(self, *tensors, module=GF, **more):
+        return getattr(module, self.operation)(*tensors, **self.options, **more)
 
     @property
     def differentiable(self):
@@ -138,10 +138,28 @@ class HybridLoss(Call):
 class Update(Call):
     """A call that changes its second argument, which is part of the result."""
 
-    def __call__(self, x, state, *tensors, module=GF):
+    def __call__(self, x, state, *tensors, module=GF, **more):
         state = state.clone()
-        y = super().__call__(x, state, *tensors, module=module)
+        y = super().__call__(x, state, *tensors, module=module, **more)
         return torch.cat([y.flatten(), state.flatten()])
+
+
+class Circular(Update):
+    """An update of a circular state, each sample at another position."""
+
+    def __call__(self, x, *tensors, module=GF):
+        seen = 5 * torch.arange(len(x), device=x.device)
+        return super().__call__(x, *tensors, module=module, cache_seqlens=seen)
+
+
+class Packed(Call):
+    """A convolution of packed sequences and of lengths."""
+
+    def __call__(self, x, *tensors, module=GF):
+        batch, _, length = x.shape
+        seq_idx = (torch.arange(length, device=x.device) // 7).expand(batch, -1)
+        lengths = length - torch.arange(batch, device=x.device)
+        return super().__call__(x, *tensors, module=module, seq_idx=seq_idx, lengths=lengths)
 
 
 class Spline(Call):
@@ -175,6 +193,8 @@ def calls(spatial, seed):
         weight, state = random(35, 1, taps), random(2, 35, (taps - 1) * dilation)
         yield Call("causal_conv1d", (random(2, 35, length), weight), options)
         yield Update("causal_conv1d_update", (random(2, 35, 3), state, weight), options)
+        yield Packed("causal_conv1d", (random(2, 35, length), weight), options)
+        yield Circular("causal_conv1d_update", (random(2, 35, 3), state, weight), options)
         dense = random(4, 35, taps)
         yield Update("causal_conv1d_update", (random(2, 35, 3), state, dense), {"dilation": dilation})
     if len(spatial) == 2:
