@@ -231,12 +231,10 @@ GMFAST_HD V spline_value(V x, V at, const SplineBin<V>& bin, const Spline<V>& sp
   const V ratio = p.s * p.inverse_D;
   const V log = log_positive(select<V>(tail.outside, tail.slope, (ratio * p.E) * ratio));
   log_derivative = inverse ? -log : log;
-  const V bend = p.m * p.inverse_D *
-                 fma(bin.slope0 - p.s, p.rest, (p.s - bin.slope1) * p.theta);
+  const V bend = p.m * p.inverse_D * fma(bin.slope0 - p.s, p.rest, (p.s - bin.slope1) * p.theta);
   const V inside =
-      min(splat<V>(spline.bound),
-          inverse ? bin.left + fma(-bin.width, bend, quotient(p.along, p.s))
-                  : bin.below + fma(bin.height, bend, p.s * p.along));
+      min(splat<V>(spline.bound), inverse ? bin.left + fma(-bin.width, bend, quotient(p.along, p.s))
+                                          : bin.below + fma(bin.height, bend, p.s * p.along));
   V beyond = x;
   if (!spline.linear_tails) {
     const V slope = inverse ? quotient(splat<V>(1), tail.slope) : tail.slope;

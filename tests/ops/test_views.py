@@ -1,4 +1,4 @@
-"""Slices that cover a tensor: the gradient in one piece equals that of copies, whoever asks for it, and how."""
+"""Slices that cover a tensor: the gradient in one piece equals that of copies, however it is asked for."""
 
 import gc
 
@@ -125,7 +125,10 @@ def test_slices_that_are_held_get_their_gradients(case):
             if way == "later hook":
                 parts[1].register_hook(lambda grad, got=got: got.update(grad=grad))
             loss.backward()
-            grads = (got["grad"] if "hook" in way else parts[1].grad if way == "retain" else None), params.grad
+            grads = (
+                (got["grad"] if "hook" in way else parts[1].grad if way == "retain" else None),
+                params.grad,
+            )
         expected = grads if expected is None else expected
         for ours, right in zip(grads, expected, strict=True):
             if ours is not None:
