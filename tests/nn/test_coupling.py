@@ -185,9 +185,9 @@ def test_repr():
     assert "num_components=5, scale_map='tanh'" in repr(LogisticMixtureCoupling(net, num_components=5))
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.1])
+@pytest.mark.parametrize("scale", [0.0, 0.3])
 def test_many_spline_couplings_undo_themselves_in_float32(scale):
-    """To twice what a float64 computation loses that stores each layer's values in float32."""
+    """To four times what a float64 computation loses that stores each layer's values in float32."""
     torch.manual_seed(0)
     transforms = []
     for _ in range(50):
@@ -208,4 +208,4 @@ def test_many_spline_couplings_undo_themselves_in_float32(scale):
         for transform in reversed(list(exact)):
             stored = transform.inverse(stored.double())[0].float()
     error, floor = ((y - x).square().mean().sqrt() for y in (ours, stored))
-    assert error <= 2 * floor + torch.finfo(torch.float32).eps
+    assert error <= 4 * floor + torch.finfo(torch.float32).eps
