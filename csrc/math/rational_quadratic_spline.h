@@ -9,7 +9,13 @@
 //   t = theta (s theta + d0 rest) / D       D = s (1 - 2m) + (d0 + d1) m
 //   dy/dx = s^2 E / D^2                     E = d1 theta^2 + 2 s m + d0 rest^2
 //
-// which are sums of terms of one sign. So is the inverse, in this form: with u = d0 (1 - t) - d1 t
+// which are sums of terms of one sign. A value is the line through the bin's ends and what departs
+// from it, which is rounded in units of itself and not of the bin:
+//
+//   y = below + s (x - left) + h c    x = left + (y - below) / s - w c
+//   c = t - theta = m ((d0 - s) rest - (d1 - s) theta) / D
+//
+// The inverse is of one sign too in this form: with u = d0 (1 - t) - d1 t
 // the quadratic's discriminant is u^2 + 4 s^2 t (1 - t), never negative, and its root gives theta :
 // rest as 2 s t : R where u >= 0, R : 2 s (1 - t) where u < 0, with R = |u| + sqrt(discriminant).
 #pragma once
@@ -161,6 +167,7 @@ GMFAST_HD SplineBin<V> bin_at(const SplinePlace<V>& place, const Spline<V>& spli
 template <class V>
 struct SplinePoint {
   V theta, rest, t, m, s, inverse_width, inverse_D, E;
+  V along;  // from the bin's first end to the argument
 };
 
 // theta and t of `at`, an x or for the inverse a y.
@@ -171,7 +178,8 @@ GMFAST_HD SplinePoint<V> point_in(V at, const SplineBin<V>& bin) {
   p.inverse_width = quotient(one, bin.width);
   p.s = bin.height * p.inverse_width;
   if constexpr (inverse) {
-    p.t = max(zero, min(one, quotient(at - bin.below, bin.height)));
+    p.along = max(zero, min(bin.height, at - bin.below));
+    p.t = min(one, quotient(p.along, bin.height));
     const V t_rest = one - p.t;
     const V u = bin.slope0 * t_rest - bin.slope1 * p.t;
     const V s_t = p.s * p.t, s_rest = p.s * t_rest;
@@ -185,7 +193,8 @@ GMFAST_HD SplinePoint<V> point_in(V at, const SplineBin<V>& bin) {
     p.theta = a * scale;
     p.rest = b * scale;
   } else {
-    p.theta = max(zero, min(one, (at - bin.left) * p.inverse_width));
+    p.along = max(zero, min(bin.width, at - bin.left));
+    p.theta = min(one, p.along * p.inverse_width);
     p.rest = one - p.theta;
   }
   p.m = p.theta * p.rest;
@@ -222,8 +231,10 @@ GMFAST_HD V spline_value(V x, V at, const SplineBin<V>& bin, const Spline<V>& sp
   const V ratio = p.s * p.inverse_D;
   const V log = log_positive(select<V>(tail.outside, tail.slope, (ratio * p.E) * ratio));
   log_derivative = inverse ? -log : log;
-  const V inside = min(splat<V>(spline.bound), inverse ? fma(bin.width, p.theta, bin.left)
-                                                       : fma(bin.height, p.t, bin.below));
+  const V bend = p.m * p.inverse_D * fma(bin.slope0 - p.s, p.rest, (p.s - bin.slope1) * p.theta);
+  const V inside =
+      min(splat<V>(spline.bound), inverse ? bin.left + fma(-bin.width, bend, quotient(p.along, p.s))
+                                          : bin.below + fma(bin.height, bend, p.s * p.along));
   V beyond = x;
   if (!spline.linear_tails) {
     const V slope = inverse ? quotient(splat<V>(1), tail.slope) : tail.slope;

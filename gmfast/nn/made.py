@@ -1,9 +1,9 @@
 """The masked network of MADE (Germain et al., 2015, arXiv:1502.03509).
 
 Every unit has a degree: the number of leading values, in some order, that it may depend on. The value of rank
-r (from 0) has degree r + 1, its parameters have degree r, and hidden units have degrees from 1 to D - 1; with a
-context from 0, since the first value's parameters then depend on the context. The masks of all layers follow
-from one rule: a unit is connected to those of a degree up to its own.
+r (from 0) has degree r + 1, its parameters have degree r, and hidden units have degrees from 1 to D - 1, or
+from 0 with a context, on which the first value's parameters then depend. The masks of all layers follow from
+one rule: a unit is connected to those of a degree up to its own.
 """
 
 from itertools import pairwise
@@ -33,12 +33,12 @@ class MaskedMLP(nn.Module):
     The order of the values is an argument of each call. Degrees ascend evenly through a hidden layer and are
     the same in every order, so one set of weights serves many orders.
 
-    The context's weights start as those of a first layer that sees values and context side by side, and at zero
-    in the later layers, so that a context does not move the network further from zero.
+    The context's weights start as those of a first layer that sees values and context side by side, and at
+    zero in the later layers.
 
     Attributes:
-        first_degree: lowest degree of a hidden unit: 1, or 0 with a context. Part of the state dict where there
-            is a context; state dicts from before it was have 1.
+        first_degree: lowest degree of a hidden unit: 1, or 0 with a context. Part of the state dict where
+            there is a context; one without it counts as 1.
 
     Args:
         num_inputs: D.

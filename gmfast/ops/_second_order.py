@@ -45,8 +45,8 @@ def backward_operator(name, forward, fake, *, num_tensors=1, num_results=1, at=N
 def without_second_derivative(name):
     """Decorator of an `autograd.Function`'s `backward`, whose results raise RuntimeError when differentiated.
 
-    Unlike `once_differentiable` also where the incoming gradient is a constant: the results depend on what the
-    function saved too. `name` is what the error says has no second derivative.
+    Unlike `once_differentiable` also where the incoming gradient is a constant: the results depend on what
+    the function saved too. `name` is what the error says has no second derivative.
     """
     message = f"{name}: expected one derivative (once_differentiable), got a second".encode()
 

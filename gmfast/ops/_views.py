@@ -1,7 +1,7 @@
 """Adjacent slices of one tensor, as the tensor that they make up.
 
-The gradient of a slice is a whole tensor that autograd fills with zeros and adds to those of the other slices.
-An operation that takes its parameters packed gives their gradient in one piece; `join` finds what to pass it.
+The gradient of a slice is a whole tensor, which autograd fills with zeros and adds to those of the others. An
+operation that takes its parameters packed gives their gradient in one piece; `join` finds what to pass it.
 """
 
 import math
@@ -23,7 +23,7 @@ _SLICING = frozenset(
 
 _will_execute = getattr(torch._C, "_will_engine_execute_node", None)
 
-# An input of each function that nobody asks a gradient of: a backward pass visits it exactly if it visits all.
+# An input of each function by which nobody asks a gradient: `backward()` visits it, `autograd.grad` does not.
 _everything = torch.zeros((), device="cpu", requires_grad=True)
 
 
@@ -31,7 +31,7 @@ def join(parts, dim, interleaved=False):
     """Return what `parts`, adjacent slices along `dim`, are slices of; None unless its gradient costs less.
 
     Gradients reach the tensor that the slices are views of directly. Where a gradient by one of the slices
-    itself is asked for, by `torch.autograd.grad`, `retain_grad` or a hook, all of them go by way of the slices.
+    may be asked for, by `torch.autograd.grad`, `retain_grad` or a hook, all of them go by way of the slices.
 
     Args:
         parts: tensors of the same sizes but along `dim`; views of one tensor, which they cover, else the

@@ -1,10 +1,13 @@
+import copy
+
 import pytest
 import torch
 from nn.transform_contracts import Conditioner, Contracts
 from torch import nn
 
 import gmfast.functional as GF
-from gmfast.nn import AffineCoupling, LogisticMixtureCoupling, SplineCoupling
+from gmfast.nn import AffineCoupling, LogisticMixtureCoupling, Permute, Sequential, SplineCoupling
+from gmfast.nn.coupling import spline_bias_
 
 CHECKERBOARD = (torch.arange(3)[:, None] + torch.arange(2)) % 2
 
@@ -180,3 +183,29 @@ def test_repr():
     assert "additive=True" in repr(AffineCoupling(net, additive=True))
     assert "num_bins=4, bound=2.0" in repr(SplineCoupling(net, num_bins=4, bound=2.0))
     assert "num_components=5, scale_map='tanh'" in repr(LogisticMixtureCoupling(net, num_components=5))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3])
+def test_many_spline_couplings_undo_themselves_in_float32(scale):
+    """To four times what a float64 computation loses that stores each layer's values in float32."""
+    torch.manual_seed(0)
+    transforms = []
+    for _ in range(50):
+        net = nn.Linear(2, 46)
+        with torch.no_grad():
+            net.weight *= scale
+            net.bias *= scale
+            spline_bias_(net.bias.view(2, 23))
+        transforms += [SplineCoupling(net), Permute([2, 3, 0, 1])]
+    flow = Sequential(*transforms)
+    exact = copy.deepcopy(flow).double()
+    x = torch.randn(2000, 4)
+    with torch.no_grad():
+        ours = flow.inverse(flow(x)[0])[0]
+        stored = x
+        for transform in exact:
+            stored = transform(stored.double())[0].float()
+        for transform in reversed(list(exact)):
+            stored = transform.inverse(stored.double())[0].float()
+    error, floor = ((y - x).square().mean().sqrt() for y in (ours, stored))
+    assert error <= 4 * floor + torch.finfo(torch.float32).eps

@@ -1,4 +1,4 @@
-"""Slices that cover a tensor: the gradient in one piece equals that of copies, whoever asks for it, and how."""
+"""Slices that cover a tensor: the gradient in one piece equals that of copies, however it is asked for."""
 
 import gc
 
