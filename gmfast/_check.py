@@ -105,18 +105,23 @@ def channels(name, value, count):
         raise ValueError(f"{name}: expected {count} channels in dimension 1, got shape {tuple(value.shape)}")
 
 
-def readable(tensor):
-    """True if a tensor's values may be read.
+def known(tensor):
+    """True if Python may branch on a tensor's values, which may mean to wait for its device.
 
-    That is on the CPU, where no device is waited for, and outside of compilation and functional transforms;
-    fake tensors have no values.
+    That is outside of compilation, tracing and functional transforms; meta and fake tensors have no values.
     """
     return (
         type(tensor) is torch.Tensor
-        and tensor.device.type == "cpu"
+        and not tensor.is_meta
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and not _library._functorch_is_active()
     )
+
+
+def readable(tensor):
+    """True if a tensor's values are `known` without waiting for a device."""
+    return tensor.device.type == "cpu" and known(tensor)
 
 
 def values(name, tensor, low, high):
