@@ -204,7 +204,7 @@ class _Implicit(torch.autograd.Function):
         return zeros
 
     @staticmethod
-    @without_second_derivative("inverse")
+    @without_second_derivative("inverse", "torch.func.grad")
     def backward(ctx, grad):
         transform, (_, x, params, *sums) = ctx.transform, ctx.saved_tensors
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

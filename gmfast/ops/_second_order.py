@@ -42,14 +42,16 @@ def backward_operator(name, forward, fake, *, num_tensors=1, num_results=1, at=N
     return operator(name, fake=fake, setup_context=setup_context, backward=backward)
 
 
-def without_second_derivative(name):
+def without_second_derivative(name, instead):
     """Decorator of an `autograd.Function`'s `backward`, whose results raise RuntimeError when differentiated.
 
     Unlike `once_differentiable` also where the incoming gradient is a constant: the results depend on what
     the function saved too, of which one must be an output. `name` is what the error says has no second
-    derivative.
+    derivative, `instead` what has.
     """
-    message = f"{name}: expected one derivative (once_differentiable), got a second".encode()
+    message = (
+        f"{name}: expected one derivative (once_differentiable), got a second: {instead} has both".encode()
+    )
 
     def decorator(backward):
         @wraps(backward)
