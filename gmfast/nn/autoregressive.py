@@ -107,7 +107,8 @@ class MaskedAutoregressive(Transform):
             # The residual is zero; `_Implicit` gives it the gradient of the implicit function.
             params, sums = self._run(x, context)
             residual = flat - self.transform(x, params, inverse=False)[0]
-            x = x + _Implicit.apply(residual, self, x, params.detach(), *[s.detach() for s in sums])
+            constants = (x, params.detach(), *(s.detach() for s in sums))
+            x = x + _Implicit.apply(residual, self, *constants)
             log_det = -self.transform(x, self._run(x, context)[0], inverse=False)[1]
         return x.view_as(z), log_det
 
@@ -216,16 +217,20 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual, transform, x, params, *sums):
         ctx.transform = transform
-        ctx.save_for_backward(x, params, *sums)
-        return torch.zeros_like(residual)
+        # Of the forward pass, as torch.func.functional_call gives parameters for the time of a call alone.
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        ctx.last_first, ctx.matrices = transform.order.flip(0), transform._in_steps(dtype)
+        zeros = torch.zeros_like(residual)
+        ctx.save_for_backward(zeros, x, params, *sums)
+        return zeros
 
     @staticmethod
-    @without_second_derivative("inverse")
+    @without_second_derivative("inverse", "torch.func.grad")
     def backward(ctx, grad):
-        transform, (x, params, *sums) = ctx.transform, ctx.saved_tensors
+        transform, (_, x, params, *sums) = ctx.transform, ctx.saved_tensors
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         net = transform.net
-        last_first = transform.order.flip(0)
+        last_first = ctx.last_first
         with torch.enable_grad():
             x, params, *sums = (t.detach().to(dtype).requires_grad_() for t in (x, params, *sums))
             total = transform.transform(x, params, inverse=False)[0].sum()
@@ -233,7 +238,7 @@ class _Implicit(torch.autograd.Function):
             units = [ACTIVATIONS[net.activation](s).sum() for s in sums]
             slopes = torch.autograd.grad(units, sums) if sums else ()
         backwards = [s.flip(1) for s in reversed(slopes)]
-        weights, direct = transform._in_steps(dtype)
+        weights, direct = ctx.matrices
 
         def turned(weight):  # the parameters of one value keep their order, as in `partial`
             return weight.t().flip(0)

@@ -75,7 +75,7 @@ class _Run(torch.autograd.Function):
         return y, log_det
 
     @staticmethod
-    @without_second_derivative("reversible")
+    @without_second_derivative("reversible", "reversible=False")
     def backward(ctx, grad_y, grad_log_det):
         y, *wanted = ctx.saved_tensors
         return None, *ctx.call.backward(y, wanted, grad_y, grad_log_det, ctx.needs_input_grad[1])
