@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from gmfast import _library
+import gmfast
 
 TESTS = Path(__file__).parents[1]
 WORKS, DOES_NOT_APPLY = "works", ""
@@ -49,6 +49,7 @@ class Subject:
         plain: makes a module of the same parameters that plain PyTorch computes; None: the same module, with
             the operations' plain PyTorch forms.
         mean: whether the module is a loss: one number for the batch, which may draw random numbers.
+        backend: of torch.compile; "eager" where code generation takes long and is torch's alone.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Subject:
     shared: tuple[int, ...] = ()
     plain: Callable[[], nn.Module] | None = None
     mean: bool = False
+    backend: str = "aot_eager"
 
     def make(self, sizes=FIRST, seed=1):
         """Make the module and its inputs."""
@@ -82,20 +84,10 @@ class Function(nn.Module):
 
 
 @contextlib.contextmanager
-def plain_pytorch():
-    """Every operation in its plain PyTorch form."""
-    devices, _library.devices = _library.devices, frozenset()
-    try:
-        yield
-    finally:
-        _library.devices = devices
-
-
-@contextlib.contextmanager
 def plain_form(subject, module):
     """The module that computes what is expected of `module`."""
     if subject.plain is None:
-        with plain_pytorch():
+        with gmfast.plain_pytorch():
             yield module
     else:
         torch.manual_seed(0)
@@ -193,7 +185,7 @@ def compile_open_sizes(subject):
     """torch.compile, sizes open: other sizes, forward and backward, need no new code."""
     torch._dynamo.reset()
     module, inputs = subject.make(FIRST)
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=subject.backend)
     check_compiled(compiled, subject, module, inputs, True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         check_compiled(compiled, subject, module, subject.make(SECOND)[1], True)
@@ -203,7 +195,7 @@ def compile_fullgraph(subject):
     """torch.compile as one graph, in a process that has called nothing before."""
     torch._dynamo.reset()
     module, inputs = subject.make()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=subject.backend)
     check_compiled(compiled, subject, module, inputs, False)
 
 
