@@ -48,7 +48,6 @@ class Subject:
         shared: inputs, by number, without a batch dimension.
         plain: makes a module of the same parameters that plain PyTorch computes; None: the same module, with
             the operations' plain PyTorch forms.
-        mean: whether the module is a loss: one number for the batch, which may draw random numbers.
         backend: of torch.compile; "eager" where code generation takes long and is torch's alone.
     """
 
@@ -58,7 +57,6 @@ class Subject:
     wanted: tuple[int, ...] = (0,)
     shared: tuple[int, ...] = ()
     plain: Callable[[], nn.Module] | None = None
-    mean: bool = False
     backend: str = "aot_eager"
 
     def make(self, sizes=FIRST, seed=1):
@@ -440,12 +438,7 @@ def data_parallel(subject):
         total = sum(y.square().sum() for y in function(*leaves))
         return torch.autograd.grad(total, leaves, materialize_grads=True)
 
-    if subject.mean:
-        parts = [[t[r * FIRST[0] :][: FIRST[0]] for t in inputs] for r in range(2)]
-        first, second = (expected_of(subject, module, part, of_squares) for part in parts)
-        expected = [a + b for a, b in zip(first, second, strict=True)]
-    else:
-        expected = expected_of(subject, module, inputs, of_squares)
+    expected = expected_of(subject, module, inputs, of_squares)
     assert_equal([2 * p.grad for p in parameters], expected[len(subject.wanted) :])
 
 

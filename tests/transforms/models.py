@@ -118,8 +118,12 @@ def subjects(name):
         yield Subject(f"{title}.energy", lambda: Call(build(name), "energy"), inputs, backend="eager")
     else:
         seed = {"seed": 3} if model.family == "flow" else {}
-        yield Subject(f"{title}.log_prob", lambda: Call(build(name), "log_prob", **seed), inputs, backend="eager")
-    yield Subject(f"{title}.loss", lambda: Call(build(name, training=name != "energy"), "loss"), seeded, mean=True, backend="eager")
+        yield Subject(
+            f"{title}.log_prob", lambda: Call(build(name), "log_prob", **seed), inputs, backend="eager"
+        )
+    yield Subject(
+        f"{title}.loss", lambda: Call(build(name, training=name != "energy"), "loss"), seeded, backend="eager"
+    )
 
 
 SUBJECTS = [subject for name in MODELS for subject in subjects(name)]

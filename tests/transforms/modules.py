@@ -129,9 +129,7 @@ SUBJECTS = [
     *_transform("InvertibleConv1x1", lambda: gnn.InvertibleConv1x1(4), _sequences()),
     *_transform("InvertibleConv1x1(lu=False)", lambda: gnn.InvertibleConv1x1(4, lu=False), _sequences()),
     *_transform("AffineCoupling", lambda: gnn.AffineCoupling(_conditioner(2, 4), clamp=1.0), _vectors()),
-    *_transform(
-        "SplineCoupling", lambda: gnn.SplineCoupling(_conditioner(2, 22), num_bins=4), _vectors()
-    ),
+    *_transform("SplineCoupling", lambda: gnn.SplineCoupling(_conditioner(2, 22), num_bins=4), _vectors()),
     *_transform(
         "LogisticMixtureCoupling",
         lambda: gnn.LogisticMixtureCoupling(_conditioner(2, 16), num_components=2),

@@ -112,11 +112,13 @@ SUBJECTS = [
         reduction="batch",
     ),
     _operation(
-        "discretized_logistic_mixture_sample", lambda b, n: (_normal(b, 20, n),), wanted=(), channels=3, seed=3
+        "discretized_logistic_mixture_sample",
+        lambda b, n: (_normal(b, 20, n),),
+        wanted=(),
+        channels=3,
+        seed=3,
     ),
-    _operation(
-        "gated_activation", lambda b, n: (_normal(b, 4, n), _normal(b, 2, n)), wanted=(0, 1)
-    ),
+    _operation("gated_activation", lambda b, n: (_normal(b, 4, n), _normal(b, 2, n)), wanted=(0, 1)),
     _operation("gaussian_kl", lambda b, n: tuple(_normal(b, 2, n) for _ in range(4)), wanted=(0, 1, 2, 3)),
     _operation("gaussian_log_prob", lambda b, n: tuple(_normal(b, 2, n) for _ in range(3)), wanted=(0, 1, 2)),
     _operation(
