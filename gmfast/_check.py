@@ -12,9 +12,7 @@ FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _proxy(name):
-    raise TypeError(
-        f"{name}: expected a tensor, got torch.fx's Proxy: trace gmfast.nn's transforms as leaves"
-    )
+    raise TypeError(f"{name}: expected a tensor, got torch.fx's Proxy: trace gmfast's modules as leaves")
 
 
 def tensor(name, value):

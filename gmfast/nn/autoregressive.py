@@ -4,14 +4,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _check
 from .. import functional as GF
 from .._library import in_functorch
 from ..ops._layout import without_autocast
+from ..ops._second_order import without_second_derivative
 from ..ops.made_inverse import ACTIVATIONS, made_inverse, made_invert, made_solve
-from .coupling import check_affine_options, check_spline_options
+from .coupling import check_affine_options, check_spline_options, spline_bias_
 from .made import MaskedMLP
 from .transform import Transform
 
@@ -91,7 +93,8 @@ class MaskedAutoregressive(Transform):
             # The residual is zero; `_Implicit` gives it the gradient of the implicit function.
             params, sums = self._run(x, context)
             residual = flat - self.transform(x, params, inverse=False)[0]
-            x = x + _Implicit.apply(residual, self, x, params.detach(), *[s.detach() for s in sums])
+            constants = (x, params.detach(), *(s.detach() for s in sums))
+            x = x + _Implicit.apply(residual, self, *constants)
             log_det = -self.transform(x, self._run(x, context)[0], inverse=False)[1]
         return x.view_as(z), log_det
 
@@ -118,7 +121,11 @@ class MaskedAutoregressive(Transform):
         return x.flatten(1)
 
     def _in_steps(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor | None]:
-        """Return the network's matrices, with inputs and outputs in the order of the steps."""
+        """Return the network's matrices, with inputs and outputs in the order of the steps.
+
+        Hidden units that see the context alone are due before the first value. Their network is that of one
+        more value, so a step comes first (`_context_step`), whose weights are zero.
+        """
         net, order, outputs = self.net, self.order, (self.net.num_inputs, self.net.num_params)
         weights = [layer.weight.to(dtype) for layer in net.layers]
         direct = None if net.direct is None else net.direct.weight.to(dtype)
@@ -127,6 +134,10 @@ class MaskedAutoregressive(Transform):
         if direct is not None:
             direct = direct.unflatten(0, outputs).index_select(0, order).flatten(0, 1)
             direct = direct.index_select(1, order)
+        if self._context_step:
+            weights[0] = F.pad(weights[0], (1, 0))
+            weights[-1] = F.pad(weights[-1], (0, 0, net.num_params, 0))
+            direct = direct if direct is None else F.pad(direct, (1, 0, net.num_params, 0))
         return weights, direct
 
     def _offsets(self, context: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -138,14 +149,23 @@ class MaskedAutoregressive(Transform):
                 offset = offset + net.context[i](context.to(layer.bias.dtype))
             offsets.append(offset.to(dtype))
         last = offsets[-1].unflatten(1, (net.num_inputs, net.num_params)).index_select(1, self.order)
-        return torch.cat([*offsets[:-1], last.flatten(1)], 1)
+        last = F.pad(last.flatten(1), (self._context_step * net.num_params, 0))
+        return torch.cat([*offsets[:-1], last], 1)
+
+    @property
+    def _context_step(self) -> int:
+        return int(self.net.first_degree == 0)
 
     def _invert(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         weights, direct = self._in_steps(dtype)
-        steps = z.index_select(1, self.order).to(dtype)
+        steps = F.pad(z.index_select(1, self.order).to(dtype), (self._context_step, 0))
         with without_autocast(z):
             x, log_det = self._steps(steps, weights, direct, self._offsets(context, dtype))
+            if self._context_step:
+                zero = steps.new_zeros(1, 1)
+                x = x[:, 1:]
+                log_det = log_det - self.transform(zero, zero.new_zeros(1, 1, self.net.num_params), True)[1]
         return x.index_select(1, self.order.argsort()).to(z.dtype), log_det
 
     def _steps(self, z, weights, direct, offsets) -> tuple[Tensor, Tensor]:
@@ -176,16 +196,20 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual, transform, x, params, *sums):
         ctx.transform = transform
-        ctx.save_for_backward(x, params, *sums)
-        return torch.zeros_like(residual)
+        # Of the forward pass, as torch.func.functional_call gives parameters for the time of a call alone.
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        ctx.last_first, ctx.matrices = transform.order.flip(0), transform._in_steps(dtype)
+        zeros = torch.zeros_like(residual)
+        ctx.save_for_backward(zeros, x, params, *sums)
+        return zeros
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @without_second_derivative("inverse", "torch.func.grad")
     def backward(ctx, grad):
-        transform, (x, params, *sums) = ctx.transform, ctx.saved_tensors
+        transform, (_, x, params, *sums) = ctx.transform, ctx.saved_tensors
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         net = transform.net
-        last_first = transform.order.flip(0)
+        last_first = ctx.last_first
         with torch.enable_grad():
             x, params, *sums = (t.detach().to(dtype).requires_grad_() for t in (x, params, *sums))
             total = transform.transform(x, params, inverse=False)[0].sum()
@@ -193,26 +217,26 @@ class _Implicit(torch.autograd.Function):
             units = [ACTIVATIONS[net.activation](s).sum() for s in sums]
             slopes = torch.autograd.grad(units, sums) if sums else ()
         backwards = [s.flip(1) for s in reversed(slopes)]
-        weights, direct = transform._in_steps(dtype)
+        weights, direct = ctx.matrices
 
         def turned(weight):  # the parameters of one value keep their order, as in `partial`
             return weight.t().flip(0)
 
-        outputs = (net.num_inputs, net.num_params)
+        outputs, context_step = (-1, net.num_params), transform._context_step
         last = weights[-1].unflatten(0, outputs).flip(0).flatten(0, 1)
         weights = [turned(weight.flip(0)) for weight in weights[:-1]]
         weights = [turned(last), *reversed(weights)]
         if direct is not None:
             direct = turned(direct.unflatten(0, outputs).flip(0).flatten(0, 1))
         v = made_solve(
-            grad.index_select(1, last_first).to(dtype),
-            diagonal.index_select(1, last_first),
-            partial.index_select(1, last_first),
+            F.pad(grad.index_select(1, last_first).to(dtype), (0, context_step)),
+            F.pad(diagonal.index_select(1, last_first), (0, context_step), value=1.0),
+            F.pad(partial.index_select(1, last_first), (0, 0, 0, context_step)),
             torch.cat(backwards, 1) if backwards else x.new_zeros(x.shape[0], 0),
             weights,
             direct,
         )
-        v = v.index_select(1, last_first.argsort()).to(grad.dtype)
+        v = v[:, : len(last_first)].index_select(1, last_first.argsort()).to(grad.dtype)
         return (v, *[None] * (len(ctx.needs_input_grad) - 1))
 
 
@@ -282,7 +306,7 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
 class MaskedSplineAutoregressive(MaskedAutoregressive):
     """Autoregressive rational-quadratic spline, with linear tails (Durkan et al., 2019, arXiv:1906.04032).
 
-    The bins of each value's spline are functions of the values before it.
+    The bins of each value's spline are functions of the values before it. Slopes start near 1.
 
     Args:
         num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
@@ -327,6 +351,7 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
             direct=direct,
         )
         self.num_bins, self.options = num_bins, options
+        spline_bias_(self.net.layers[-1].bias.view(num_inputs, -1), min_derivative)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""

@@ -1,5 +1,6 @@
 """Coupling layers: some channels are transformed with parameters that a network computes from the others."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,19 @@ def check_spline_options(num_bins: int, options: dict) -> None:
     _check.at_least(1, num_bins=num_bins)
     nothing = torch.empty(0, 1, 3 * num_bins - 1, device="cpu")
     GF.rational_quadratic_spline(nothing[..., 0], nothing, None, None, packed=True, **options)
+
+
+def spline_bias_(bias: Tensor, min_derivative: float = 1e-3) -> None:
+    """Raise a conditioner's bias so that its splines start with slopes about 1, the identity for a bias of 0.
+
+    Args:
+        bias: (..., 3*num_bins - 1), changed in place: raw widths, heights and derivatives.
+        min_derivative: as in `gmfast.functional.rational_quadratic_spline`.
+    """
+    num_bins = (bias.shape[-1] + 1) // 3
+    if min_derivative < 1:
+        with torch.no_grad():
+            bias[..., 2 * num_bins :] += math.log(math.expm1(1 - min_derivative))
 
 
 class Coupling(Transform):

@@ -19,9 +19,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..ops._second_order import without_second_derivative
 
 
 def apply(transform: nn.Module, x: Tensor, inverse: bool, context=None) -> tuple[Tensor, Tensor]:
@@ -74,7 +75,7 @@ class _Run(torch.autograd.Function):
         return y, log_det
 
     @staticmethod
-    @once_differentiable
+    @without_second_derivative("reversible", "reversible=False")
     def backward(ctx, grad_y, grad_log_det):
         y, *wanted = ctx.saved_tensors
         return None, *ctx.call.backward(y, wanted, grad_y, grad_log_det, ctx.needs_input_grad[1])

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check
-from .._library import in_functorch_or_trace
+from .. import _check, _library
 from . import reversible as _reversible
 
 
@@ -96,10 +95,15 @@ class Sequential(Transform):
 
     def _run(self, x, context, inverse):
         _check.tensor("z" if inverse else "x", x)
-        # Transforms of torch.func and traces have their own ways to store activations.
-        if self.reversible and torch.is_grad_enabled() and not in_functorch_or_trace():
+        # Transforms of torch.func, traces and tensors without numbers store activations in their own ways.
+        compiling = torch.compiler.is_compiling()
+        if (
+            self.reversible
+            and torch.is_grad_enabled()
+            and (compiling or (_check.known(x) and not _library.in_functorch()))
+        ):
             run = _reversible.run
-            if torch.compiler.is_compiling():  # not a decorator, which imports the compiler, for seconds
+            if compiling:  # not a decorator, which imports the compiler, for seconds
                 run = torch.compiler.disable(run)
             return run(self, x, context, inverse=inverse)
         return self.walk(partial(_reversible.apply, context=context), x, inverse)

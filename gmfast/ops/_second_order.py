@@ -1,7 +1,10 @@
 """Second derivatives of operations: autograd through the plain PyTorch form.
 
-They are rare (gradient penalties, Hessian-vector products), so they need to be right, not fast.
+They are rare (gradient penalties, Hessian-vector products), so they need to be right, not fast. What has none
+says so (`without_second_derivative`).
 """
+
+from functools import wraps
 
 import torch
 
@@ -39,11 +42,41 @@ def backward_operator(name, forward, fake, *, num_tensors=1, num_results=1, at=N
     return operator(name, fake=fake, setup_context=setup_context, backward=backward)
 
 
+def without_second_derivative(name, instead):
+    """Decorator of an `autograd.Function`'s `backward`, whose results raise RuntimeError when differentiated.
+
+    Unlike `once_differentiable` also where the incoming gradient is a constant: the results depend on what
+    the function saved too, of which one must be an output. `name` is what the error says has no second
+    derivative, `instead` what has.
+    """
+    message = (
+        f"{name}: expected one derivative (once_differentiable), got a second: {instead} has both".encode()
+    )
+
+    def decorator(backward):
+        @wraps(backward)
+        def wrapped(ctx, *grads):
+            with torch.no_grad():
+                results = backward(ctx, *grads)
+            present = [r.detach().requires_grad_() for r in results if r is not None]
+            if not (torch.is_grad_enabled() and present):
+                return results
+            # A node that depends on what the function does, so that no backward pass leaves it out.
+            present += [t for t in ctx.saved_tensors if t is not None and t.requires_grad]
+            failing = torch._C._functions.DelayedError(message, len(present))(*present)
+            failing = iter(failing if isinstance(failing, tuple) else (failing,))
+            return tuple(None if r is None else next(failing) for r in results)
+
+        return wrapped
+
+    return decorator
+
+
 def pull_back(function, tensors, grads):
     """The gradient by each of `tensors` of what `function(*tensors)` returns, given the gradients of that.
 
-    Differentiable again where gradients are enabled. `function` may itself use `differentiate`; any tensor, any
-    of its results and any gradient may be None.
+    Differentiable again where gradients are enabled. `function` may itself use `differentiate`; any tensor,
+    any of its results and any gradient may be None.
     """
     if in_functorch():
         return _pull_back_in_functorch(function, tensors, grads)
@@ -56,7 +89,7 @@ def pull_back(function, tensors, grads):
 
 def _differentiable(tensor):
     """A tensor that requires a gradient, and is a non-leaf whatever was saved."""
-    # The view of what a transform of torch.func that has ended saved requires none, though the tensor says so.
+    # What a transform of torch.func saved says so after its end too, but its views do not.
     view = tensor.view_as(tensor)
     return view if view.requires_grad else view.detach().requires_grad_()
 

@@ -4,6 +4,7 @@ from .. import _check, reference
 from .._library import has_kernel, operator
 from ._layout import compute_dtype, empty_as, empty_in_order
 from ._second_order import backward_operator
+from ._views import join
 
 TAILS = ("linear", None)
 REDUCTIONS = ("sum", "none")
@@ -45,8 +46,7 @@ def rational_quadratic_spline(
         reduction: `"sum"` over each sample, or `"none"`.
         packed: True where `widths` is the network's whole output `(B, *D, 3·K-1)`, with `tails=None`
             `(B, *D, 3·K+1)`: widths, heights and derivatives in this order, and the other two are None. The
-            same as passing the three slices, but the gradient comes in one piece, which spares autograd from
-            joining three.
+            same as passing the three slices, whose gradient comes in one piece too where they cover a tensor.
 
     Returns:
         `(y, log_det)`: y as x; log_det `(B,)`, or `(B, *D)` for `reduction="none"`, float64 if an input is
@@ -98,6 +98,9 @@ def rational_quadratic_spline(
     tensors = (x, widths, heights, derivatives)
     if not has_kernel(*(t for t in tensors if t is not None)):
         return _plain(*tensors, *options)
+    if not packed:
+        joined = join(tensors[1:], x.dim())
+        tensors = tensors if joined is None else (x, joined, None, None)
     return _forward(*tensors, *options)
 
 

@@ -2,9 +2,9 @@
 
 import torch
 from torch import nn
+from transforms.harness import Subject
 
 from gmfast.models import MODELS
-from transforms.harness import Subject
 
 IMAGE = (1, 4, 4)
 UNET = {"channels": 4, "multipliers": (1, 2), "num_blocks": 1, "attention": (2,), "dropout": 0.0}

@@ -2,9 +2,9 @@
 
 import torch
 from torch import nn
+from transforms.harness import Subject
 
 import gmfast.nn as gnn
-from transforms.harness import Subject
 
 
 class Inverse(nn.Module):

@@ -1,10 +1,10 @@
 """Every operation of `gmfast.functional`, as the matrix of transforms has it."""
 
 import torch
+from transforms.harness import Function, Subject
 
 import gmfast.functional as GF
 from gmfast import diffusion
-from transforms.harness import Function, Subject
 
 
 def _normal(*shape):

@@ -5,12 +5,12 @@ import warnings
 
 import pytest
 import torch
+from transforms import harness
+from transforms.models import SUBJECTS, build
 
 import gmfast
 import gmfast.diffusion
 from gmfast.models import MODELS, Objective
-from transforms import harness
-from transforms.models import SUBJECTS, build
 
 LOSSES = [subject for subject in SUBJECTS if subject.name.endswith(".loss")]
 OTHERS = [subject for subject in SUBJECTS if not subject.name.endswith(".loss")]
