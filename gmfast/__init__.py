@@ -2,6 +2,7 @@
 
 from . import decode, diffusion, distributions, functional, models, nn, reference
 from ._doctor import doctor
+from ._library import plain_pytorch
 from ._version import __version__
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "functional",
     "models",
     "nn",
+    "plain_pytorch",
     "reference",
 ]

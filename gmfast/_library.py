@@ -46,6 +46,21 @@ def differentiated(*tensors):
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
+@contextlib.contextmanager
+def plain_pytorch():
+    """Have every operation be computed by plain PyTorch, as `torch.onnx.export` needs it.
+
+    ONNX has no operators of gmfast: `with gmfast.plain_pytorch(): torch.onnx.export(model, (x,), dynamo=True)`
+    exports a model, or any module of `gmfast.nn`, of its own. It holds for all threads.
+    """
+    global devices
+    kept, devices = devices, frozenset()
+    try:
+        yield
+    finally:
+        devices = kept
+
+
 def leave_graph(why):
     """Run the caller in Python under torch.compile, whose fullgraph=True is an error with this sentence."""
     if torch.compiler.is_dynamo_compiling():

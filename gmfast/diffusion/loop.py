@@ -109,7 +109,9 @@ def sample(denoiser: Denoiser, shape: Sequence[int], **options: Any) -> Tensor |
             x0 = (x - sigma[t] * epsilon) / alpha[t]
             x = alpha[after] * x0 + sigma[after] * epsilon
     """
-    _library.leave_graph("sample: expected a call outside of fullgraph=True, as its loop is Python; compile the denoiser")
+    _library.leave_graph(
+        "sample: expected a call outside of fullgraph=True, as its loop is Python; compile the denoiser"
+    )
     loop = Loop(SampleOptions(denoiser, shape, **options))
     return CapturedLoop(loop)() if loop.options.graph else loop.run()
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _check
+
 
 class EDMPrecond(nn.Module):
     """Preconditioned denoiser x0 = c_skip·x + c_out·network(c_in·x, c_noise), for a "karras" schedule.
@@ -43,6 +45,7 @@ class EDMPrecond(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, *more: Any) -> Tensor:
         """Denoise x of shape `(B, *S)` at sigma of shape `(B,)`; `more` is passed on to the network."""
+        _check.no_proxy("x", x)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         c_skip, c_out, c_in = (c.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype) for c in (c_skip, c_out, c_in))
         return c_skip * x + c_out * self.network(c_in * x, c_noise, *more)

@@ -777,7 +777,9 @@ class GaussianDiffusion:
     def _kept(self, key, device, make):
         """Return the tensor kept under `key`, made outside inference mode if there is none yet."""
         if key not in self._tables:
-            _library.leave_graph("diffusion: expected a call before fullgraph=True, as the first one makes tables")
+            _library.leave_graph(
+                "diffusion: expected a call before fullgraph=True, as the first one makes tables"
+            )
             with torch.inference_mode(False), torch.device("cpu"):
                 self._tables[key] = make().to(device)
         return self._tables[key]

@@ -622,7 +622,9 @@ class _Loop:
     """One call of a sampler: its arguments, and the loop over its steps."""
 
     def __init__(self, model, x, sigmas, extra_args, callback, disable):
-        _library.leave_graph("sigmas: expected a call outside of fullgraph=True, as they are read; compile the model")
+        _library.leave_graph(
+            "sigmas: expected a call outside of fullgraph=True, as they are read; compile the model"
+        )
         _check.floating("x", x)
         if x.dim() == 0:
             raise ValueError("x: expected shape (B, *S), got a scalar")

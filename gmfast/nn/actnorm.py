@@ -98,7 +98,7 @@ class ActNorm(Transform):
         self._known_initialized = torch.compiler.is_compiling() or _check.known(self.initialized)
 
     def _first_batch(self, x: Tensor, inverse: bool) -> None:
-        if not _check.known(self.initialized):
+        if not (_check.known(self.initialized) or torch.jit.is_tracing()):
             self._set(x, inverse, unless=self.initialized)
         elif self.initialized:
             self._known_initialized = True  # set by hand, or by another process

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _check
+from .. import _check, _library
 from . import reversible as _reversible
 
 
@@ -97,7 +97,11 @@ class Sequential(Transform):
         _check.tensor("z" if inverse else "x", x)
         # Transforms of torch.func, traces and tensors without numbers store activations in their own ways.
         compiling = torch.compiler.is_compiling()
-        if self.reversible and torch.is_grad_enabled() and (compiling or _check.known(x)):
+        if (
+            self.reversible
+            and torch.is_grad_enabled()
+            and (compiling or (_check.known(x) and not _library.in_functorch()))
+        ):
             run = _reversible.run
             if compiling:  # not a decorator, which imports the compiler, for seconds
                 run = torch.compiler.disable(run)

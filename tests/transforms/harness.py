@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from gmfast import _library
+import gmfast
 
 TESTS = Path(__file__).parents[1]
 WORKS, DOES_NOT_APPLY = "works", ""
@@ -50,7 +50,7 @@ class Subject:
         shared: inputs, by number, without a batch dimension.
         plain: makes a module of the same parameters that plain PyTorch computes; None: the same module, with
             the operations' plain PyTorch forms.
-        mean: whether the module is a loss: one number for the batch, which may draw random numbers.
+        backend: of torch.compile; "eager" where code generation takes long and is torch's alone.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Subject:
     wanted: tuple[int, ...] = (0,)
     shared: tuple[int, ...] = ()
     plain: Callable[[], nn.Module] | None = None
-    mean: bool = False
+    backend: str = "aot_eager"
 
     def make(self, sizes=FIRST, seed=1):
         """Make the module and its inputs."""
@@ -84,20 +84,10 @@ class Function(nn.Module):
 
 
 @contextlib.contextmanager
-def plain_pytorch():
-    """Every operation in its plain PyTorch form."""
-    devices, _library.devices = _library.devices, frozenset()
-    try:
-        yield
-    finally:
-        _library.devices = devices
-
-
-@contextlib.contextmanager
 def plain_form(subject, module):
     """The module that computes what is expected of `module`."""
     if subject.plain is None:
-        with plain_pytorch():
+        with gmfast.plain_pytorch():
             yield module
     else:
         torch.manual_seed(0)
@@ -195,7 +185,7 @@ def compile_open_sizes(subject):
     """torch.compile, sizes open: other sizes, forward and backward, need no new code."""
     torch._dynamo.reset()
     module, inputs = subject.make(OPEN[0])
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=subject.backend)
     check_compiled(compiled, subject, module, inputs, True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         check_compiled(compiled, subject, module, subject.make(OPEN[1])[1], True)
@@ -205,7 +195,7 @@ def compile_fullgraph(subject):
     """torch.compile as one graph, in a process that has called nothing before."""
     torch._dynamo.reset()
     module, inputs = subject.make()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=subject.backend)
     check_compiled(compiled, subject, module, inputs, False)
 
 
@@ -457,12 +447,7 @@ def data_parallel(subject):
         total = sum(y.square().sum() for y in function(*leaves))
         return torch.autograd.grad(total, leaves, materialize_grads=True)
 
-    if subject.mean:
-        parts = [[t[r * FIRST[0] :][: FIRST[0]] for t in inputs] for r in range(2)]
-        first, second = (expected_of(subject, module, part, of_squares) for part in parts)
-        expected = [a + b for a, b in zip(first, second, strict=True)]
-    else:
-        expected = expected_of(subject, module, inputs, of_squares)
+    expected = expected_of(subject, module, inputs, of_squares)
     assert_equal([2 * p.grad for p in parameters], expected[len(subject.wanted) :])
 
 

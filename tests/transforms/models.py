@@ -2,9 +2,9 @@
 
 import torch
 from torch import nn
+from transforms.harness import Subject
 
 from gmfast.models import MODELS
-from transforms.harness import Subject
 
 IMAGE = (1, 4, 4)
 UNET = {"channels": 4, "multipliers": (1, 2), "num_blocks": 1, "attention": (2,), "dropout": 0.0}
@@ -12,7 +12,7 @@ SIGMAS = {"sigma_min": 0.01, "sigma_max": 10.0}
 
 #: By name in the registry, the arguments of a small model.
 OPTIONS = {
-    "consistency": {**UNET, **SIGMAS, "first_levels": 4, "last_levels": 8, "total_steps": 10},
+    "consistency": {**UNET, **SIGMAS, "first_levels": 4, "last_levels": 8, "total_steps": 1000},
     "ddpm": {**UNET, "num_timesteps": 20, "objective": "hybrid"},
     "edm": {**UNET, **SIGMAS},
     "energy": {"channels": 4, "num_scales": 2, "langevin_steps": 2, "buffer_size": 8},
@@ -113,13 +113,17 @@ def subjects(name):
 
     title = model.__name__
     if name in DENOISERS:
-        yield Subject(f"{title}.forward", lambda: Denoise(build(name)), noisy, wanted=(0, 1))
+        yield Subject(f"{title}.forward", lambda: Denoise(build(name)), noisy, wanted=(0, 1), backend="eager")
     elif name == "energy":
-        yield Subject(f"{title}.energy", lambda: Call(build(name), "energy"), inputs)
+        yield Subject(f"{title}.energy", lambda: Call(build(name), "energy"), inputs, backend="eager")
     else:
         seed = {"seed": 3} if model.family == "flow" else {}
-        yield Subject(f"{title}.log_prob", lambda: Call(build(name), "log_prob", **seed), inputs)
-    yield Subject(f"{title}.loss", lambda: Call(build(name, training=name != "energy"), "loss"), seeded, mean=True)
+        yield Subject(
+            f"{title}.log_prob", lambda: Call(build(name), "log_prob", **seed), inputs, backend="eager"
+        )
+    yield Subject(
+        f"{title}.loss", lambda: Call(build(name, training=name != "energy"), "loss"), seeded, backend="eager"
+    )
 
 
 SUBJECTS = [subject for name in MODELS for subject in subjects(name)]

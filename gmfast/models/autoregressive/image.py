@@ -139,4 +139,4 @@ class ImageModel(Cached, Likelihood, Model):
 
 def down_shift(x: Tensor) -> Tensor:
     """Shift images one row down; zeros enter at the top."""
-    return F.pad(x, (0, 0, 1, -1))
+    return F.pad(x[:, :, :-1], (0, 0, 1, 0))

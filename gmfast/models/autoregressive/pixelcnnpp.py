@@ -72,7 +72,7 @@ def nin(in_channels, out_channels):
 
 def right_shift(x: Tensor) -> Tensor:
     """Shift images one column right; zeros enter at the left."""
-    return F.pad(x, (1, -1))
+    return F.pad(x[..., :-1], (1, 0))
 
 
 class GatedResnet(nn.Module):

@@ -180,7 +180,7 @@ class WaveNet(Cached, Likelihood, Model):
             raise TypeError(f"x: expected floating point numbers in [-1, 1], got {x.dtype}")
         label = check_label(label, x.shape[0], self.num_labels)
         self._check_local(local, x.shape[0], x.shape[2])
-        return self.output(self._skips(F.pad(x, (1, -1)), label, local))
+        return self.output(self._skips(F.pad(x[..., :-1], (1, 0)), label, local))
 
     def log_prob(self, x: Tensor, label: Tensor | None = None, local: Tensor | None = None) -> Tensor:
         """Log-probability of each sound, `(B,)`, in nats."""
