@@ -30,6 +30,7 @@ class Case:
     def __str__(self):
         said = {**self.config, **self.call, **self.timesteps}
         shown = {k: "..." if isinstance(v, list) and len(v) > 9 else v for k, v in said.items()}
+        shown = {k: getattr(v, "__name__", v) for k, v in shown.items()}
         return " ".join([self.scheduler, *(f"{k}={v}" for k, v in shown.items())])
 
 
