@@ -292,6 +292,31 @@ def test_a_table_of_one_s_own(gmfast_command, tmp_path, monkeypatch):
             ["train", "pixelcnnpp", "--device", "gpu"],
             "device: expected a name such as cpu or cuda, got 'gpu'",
         ),
+        *(
+            (
+                ["train", "pixelcnnpp", "--device", name],
+                f"device: expected one that this machine and torch have, got {name}",
+            )
+            for name in ("meta", "xpu", "lazy", "privateuseone")
+        ),
+        (["train", "made", "--data", ""], "data: expected a name or a path, got ''"),
+        (["train", "made", "--lr", "inf"], "lr: expected a finite number, got inf"),
+        (["train", "made", "--config", "."], "config: expected a TOML file, got . (Is a directory)"),
+        (["train", "made", "--set", "hidden=[true]"], "hidden: expected a sequence of ints, got [True]"),
+        (
+            ["train", "made", "--out", "/dev/null"],
+            "out: expected a folder, or a place for one, but /dev/null is a file",
+        ),
+        (["train", "made", "--resume", "--overwrite"], "overwrite: expected none with --resume"),
+        (
+            ["bench", "--out", "/dev/null/x"],
+            "out: expected a folder, or a place for one, but /dev/null is a file",
+        ),
+        (
+            ["evaluate", "nowhere", "--per-sample", "/dev/null/x.csv"],
+            "per_sample: expected a folder, or a place",
+        ),
+        (["sample", "nowhere", "--out", ""], "out: expected a path, got ''"),
         (["train", "pixelcnnpp", "--resume"], "run: expected a folder that `gmfast train` wrote, but "),
         (
             ["sample", "nowhere"],
@@ -316,9 +341,29 @@ def test_a_missing_package_is_named(gmfast_command, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("gmfast.training")]:
         monkeypatch.delitem(sys.modules, name)
     status, _, err = gmfast_command("train", "pixelcnnpp")
-    assert (
-        status == 2 and err == "gmfast: safetensors.torch is missing: pip install 'gmfast[train]' brings it\n"
-    )
+    assert status == 2 and err == "gmfast: safetensors is missing: pip install 'gmfast[train]' brings it\n"
+
+
+def test_errors_of_memory_and_files_are_sentences(gmfast_command, monkeypatch, tmp_path):
+    for error, sentence in (
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            "memory: expected enough for the model and the batch",
+        ),
+        (MemoryError(), "memory: expected enough for the model and the batch"),
+        (
+            PermissionError(13, "Permission denied", tmp_path),
+            f"expected to read or write {tmp_path} (Permission denied)",
+        ),
+        (ImportError("libfoo.so: cannot open"), "libfoo.so: cannot open"),
+    ):
+
+        def fail(error=error):
+            raise error
+
+        monkeypatch.setattr(gmfast, "doctor", fail)
+        status, out, err = gmfast_command("doctor")
+        assert (status, out) == (2, "") and err.startswith(f"gmfast: {sentence}") and err.count("\n") == 1
 
 
 def test_comparison_counts_the_draws_that_rounding_moved():

@@ -23,15 +23,12 @@ Device = Annotated[
 
 
 def check_folder(folder: Path, name: str = "out") -> None:
-    """Create the folder of an option, or raise ValueError for a path where there can be none."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"{name}: expected a folder, or to make one, at {folder} ({error.strerror})"
-        ) from None
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{name}: expected a folder that can be written, got {folder}")
+    """Raise ValueError for an option's folder that neither can be written nor made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{name}: expected a folder, or a place for one, but {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name}: expected a folder that can be written, got {there}")
 
 
 def progress_lines(done_is: str, items: str) -> Callable[[int, int], None]:

@@ -94,6 +94,7 @@ def _write(path: Path, dataset: "Dataset", values: "dict[str, Tensor]") -> None:
     if label is not None:
         columns["label"] = label.numpy()
     columns |= {name: value.numpy() for name, value in values.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".npz":
         np.savez(path, **columns)
         return

@@ -166,6 +166,7 @@ def sample(
     output.check(path)
     if team.main:
         check_folder(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
     count, options = n, {"progress": terminal and team.main}
     if complete:
         originals, keep, completion = _completion(model, settings, n, label)
