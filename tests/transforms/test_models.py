@@ -75,7 +75,7 @@ def test_accelerated_steps_are_one_graph_with_the_same_results():
     diffusers = pytest.importorskip("diffusers")
     from gmfast.integrations.diffusers import accelerate
 
-    for name in ("DDIMScheduler", "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"):
+    for name in ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"):
         torch._dynamo.reset()
         results = []
         for full in (True, False):
@@ -94,9 +94,9 @@ def test_accelerated_steps_are_one_graph_with_the_same_results():
                 x = step(x.sin(), t, x)
             results.append(x)
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
-    keyed = accelerate(diffusers.DDIMScheduler(), noise="keyed", seed=0)
+    keyed = accelerate(diffusers.DPMSolverMultistepScheduler(), noise="keyed", seed=0)
     keyed.set_timesteps(3)
-    with pytest.raises(Exception, match="noise: expected 'generator' under torch.compile"):
+    with pytest.raises(Exception, match="noise: expected 'generator' under torch"):
         torch.compile(lambda x: keyed.step(x, 1, x)[0], backend="eager", fullgraph=True)(
             torch.ones(1, 1, 2, 2)
         )
