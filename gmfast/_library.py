@@ -30,7 +30,8 @@ def has_kernel(*tensors):
     for tensor in tensors[1:]:
         if tensor.device != device:
             raise ValueError(f"expected all tensors on one device, got {device} and {tensor.device}")
-    return device.type in devices
+    # Forward-mode derivatives are those of plain PyTorch.
+    return device.type in devices and forward_ad._current_level < 0
 
 
 # Private to torch, so their absence is provided for: calls then take the registered gradient's slower way.
@@ -82,7 +83,7 @@ def operator(name, *, fake, setup_context=None, backward=None):
             setup_context(ctx, args, output)
             return output
 
-    # The form that torch.func takes. Neither form has a forward-mode derivative, which is then an error.
+    # The form that torch.func takes. Neither form has a forward-mode derivative: see `has_kernel`.
     class Transformed(torch.autograd.Function):
         generate_vmap_rule = True
 
