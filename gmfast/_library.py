@@ -24,14 +24,18 @@ def _devices():
 devices = _devices()
 
 
+def in_forward_mode():
+    """True where forward-mode derivatives are taken, which are those of plain PyTorch."""
+    return forward_ad._current_level >= 0
+
+
 def has_kernel(*tensors):
     """True if the compiled operators take these tensors, which must be on one device."""
     device = tensors[0].device
     for tensor in tensors[1:]:
         if tensor.device != device:
             raise ValueError(f"expected all tensors on one device, got {device} and {tensor.device}")
-    # Forward-mode derivatives are those of plain PyTorch.
-    return device.type in devices and forward_ad._current_level < 0
+    return device.type in devices and not in_forward_mode()
 
 
 # Private to torch, so their absence is provided for: calls then take the registered gradient's slower way.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import _check
 from .. import functional as GF
+from .._library import in_forward_mode
 from ..ops.made_inverse import ACTIVATIONS, made_inverse, made_invert, made_solve
 from .coupling import check_affine_options
 from .made import MaskedMLP
@@ -22,8 +23,10 @@ class MaskedAutoregressive(Transform):
     once, when the last value that it may see is known: the arithmetic of one pass, in D steps. It equals, to
     rounding, the usual D full passes (`gmfast.nn.naive_inverse` runs those). Gradients through the inverse
     are implicit: one more pass, and a triangular solve with as much arithmetic as one pass; a second
-    derivative through it is an error. Both directions run the network in the dtype of its weights, under
-    autocast too, so that they are inverses of each other.
+    derivative through it is an error. With `residual`, dropout in training mode or forward-mode derivatives
+    it runs D full passes, and autograd goes through all; units drop out in the same way in each. Both
+    directions run the network in the dtype of its weights, under autocast too, so that they are inverses of
+    each other.
 
     Args:
         num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
@@ -90,7 +93,7 @@ class MaskedAutoregressive(Transform):
         """Transform `z` back, one value after another."""
         flat = self._flat("z", z, context)
         kept = self._draw_kept(flat)
-        if self.net.residual or kept is not None:
+        if self.net.residual or kept is not None or in_forward_mode():
             x, log_det = self._invert_naively(flat, context, kept)
             return x.view_as(z), log_det
         wanted = (flat, context, *self.net.parameters())
