@@ -4,14 +4,21 @@ import math
 import operator
 
 import torch
+import torch.fx
 
 from . import _library
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def _proxy(name):
+    raise TypeError(f"{name}: expected a tensor, got torch.fx's Proxy: trace gmfast's modules as leaves")
+
+
 def tensor(name, value):
     if not isinstance(value, torch.Tensor):
+        if isinstance(value, torch.fx.Proxy):
+            _proxy(name)
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
 
@@ -22,6 +29,8 @@ def kind(value):
 
 def floating(name, tensor):
     if not isinstance(tensor, torch.Tensor):
+        if isinstance(tensor, torch.fx.Proxy):
+            _proxy(name)
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATING:
         raise TypeError(
@@ -96,18 +105,23 @@ def channels(name, value, count):
         raise ValueError(f"{name}: expected {count} channels in dimension 1, got shape {tuple(value.shape)}")
 
 
-def readable(tensor):
-    """True if a tensor's values may be read.
+def known(tensor):
+    """True if Python may branch on a tensor's values, which may mean to wait for its device.
 
-    That is on the CPU, where no device is waited for, and outside of compilation and functional transforms;
-    fake tensors have no values.
+    That is outside of compilation, tracing and functional transforms; meta and fake tensors have no values.
     """
     return (
         type(tensor) is torch.Tensor
-        and tensor.device.type == "cpu"
+        and not tensor.is_meta
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and not _library._functorch_is_active()
     )
+
+
+def readable(tensor):
+    """True if a tensor's values are `known` without waiting for a device."""
+    return tensor.device.type == "cpu" and known(tensor)
 
 
 def values(name, tensor, low, high):

@@ -35,7 +35,9 @@ def has_kernel(*tensors):
     for tensor in tensors[1:]:
         if tensor.device != device:
             raise ValueError(f"expected all tensors on one device, got {device} and {tensor.device}")
-    return device.type in devices and not in_forward_mode()
+    # On the meta device an operator is its fake kernel.
+    known = device.type in devices or (device.type == "meta" and bool(devices))
+    return known and not in_forward_mode()
 
 
 # Private to torch, so their absence is provided for: calls then take the registered gradient's slower way.
@@ -48,6 +50,16 @@ def differentiated(*tensors):
     if not torch.compiler.is_compiling() and (_functorch_is_active() or forward_ad._current_level >= 0):
         return True
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def in_functorch():
+    """True within a transform of torch.func."""
+    return not torch.compiler.is_compiling() and _functorch_is_active()
+
+
+def in_functorch_or_trace():
+    """True within a transform of torch.func, and while torch.jit.trace records."""
+    return not torch.compiler.is_compiling() and (_functorch_is_active() or torch.jit.is_tracing())
 
 
 def operator(name, *, fake, setup_context=None, backward=None):
@@ -106,7 +118,7 @@ def operator(name, *, fake, setup_context=None, backward=None):
         if torch.is_grad_enabled():
             for arg in args:
                 if isinstance(arg, torch.Tensor) and arg.requires_grad:
-                    return Recorded.apply(*args)
+                    return op(*args) if torch.jit.is_tracing() else Recorded.apply(*args)
         if forward_ad._current_level >= 0:
             return Recorded.apply(*args)
         with _below_autograd():

@@ -1,5 +1,7 @@
 """Every public operation in one place: `import gmfast.functional as GF`."""
 
+import torch.fx
+
 from .ops.actnorm import actnorm
 from .ops.affine_coupling import affine_coupling
 from .ops.causal_conv1d import causal_conv1d
@@ -45,3 +47,7 @@ __all__ = [
     "rational_quadratic_spline",
     "standard_normal",
 ]
+
+# Nodes of the graphs that torch.fx.symbolic_trace makes.
+for name in __all__:
+    torch.fx.wrap(name)

@@ -9,6 +9,7 @@
     k_diffusion   written by benchmarks/k_diffusion.py, for docs/k_diffusion.md
     accelerate    written by benchmarks/accelerate.py, for docs/diffusers.md
     scaling       written by benchmarks/scaling.py, for docs/scaling.md
+    transforms_…  written by tests/transforms/harness.py, for docs/transforms.md
 """
 
 import csv
@@ -25,6 +26,11 @@ def main(path):
     """Replace the table that a CSV's columns name, with its machine, date and commit above it."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
+    if "subject" in rows[0]:
+        name = Path(path).stem
+        return replace(
+            DOCS / "transforms.md", name, [f"([as CSV](results/{name}.csv))", "", *transforms(rows)]
+        )
     kinds = {
         "flow": ("flows", flows),
         "over_naive": ("sampling", sampling),
@@ -41,16 +47,38 @@ def main(path):
     where += f", {first['cores']} cores" if name == "sampling" else f", threads: {first['threads']}"
     page = DOCS / PAGES.get(name, "benchmarks.md")
     link = f"results/{Path(path).name}"  # docs/results links to benchmarks/results
-    lines = [
-        f"<!-- {name}: tools/docs_tables.py -->",
-        f"{where}, torch {first['torch']}, {first['date'][:10]}, commit {commits} ([every figure]({link})):",
-        "",
-        *table,
-        f"<!-- end of {name} -->",
-    ]
+    measured = (
+        f"{where}, torch {first['torch']}, {first['date'][:10]}, commit {commits} ([every figure]({link})):"
+    )
+    replace(page, name, [measured, "", *table])
+
+
+def replace(page, name, lines):
+    """Put lines between the two comments of a table."""
+    lines = [f"<!-- {name}: tools/docs_tables.py -->", *lines, f"<!-- end of {name} -->"]
     pattern = f"{re.escape(lines[0])}.*?{re.escape(lines[-1])}"
     text = "\n".join(lines)
     page.write_text(re.sub(pattern, lambda _: text, page.read_text(), flags=re.S))
+
+
+def transforms(rows):
+    """Yield the lines of a matrix of transforms: refusals are numbered, and their sentences follow."""
+    titles = [title for title in rows[0] if title != "subject"]
+    yield f"| | {' | '.join(titles)} |"
+    yield f"|---|{':-:|' * len(titles)}"
+    numbers = {}
+    for row in rows:
+        cells = []
+        for title in titles:
+            cell = row[title]
+            if cell not in ("", "works"):
+                cell = f"[{numbers.setdefault(cell, len(numbers) + 1)}]"
+            cells.append({"": "–", "works": "✓"}.get(cell, cell))
+        yield f"| `{row['subject']}` | {' | '.join(cells)} |"
+    if numbers:
+        yield ""
+    for sentence, number in numbers.items():
+        yield f"{number}. `{sentence}`"
 
 
 def operations(rows):

@@ -46,14 +46,14 @@ class ActNorm(Transform):
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Normalise `x`; the first batch in training mode initialises."""
-        _check.channels("x", x, len(self.shift))
+        _check.channels("x", x, self.shift.shape[0])
         if self.needs_first_batch():
             self._first_batch(x, inverse=False)
         return GF.actnorm(x, self.shift, self.log_scale)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Undo the normalisation; the first batch in training mode with gradients initialises."""
-        _check.channels("z", z, len(self.shift))
+        _check.channels("z", z, self.shift.shape[0])
         if self.needs_first_batch() and torch.is_grad_enabled():
             self._first_batch(z, inverse=True)
         return GF.actnorm(z, self.shift, self.log_scale, inverse=True)
@@ -73,7 +73,7 @@ class ActNorm(Transform):
         Raises:
             ValueError: for a batch with NaN or infinity.
         """
-        _check.channels("x", x, len(self.shift))
+        _check.channels("x", x, self.shift.shape[0])
         self._set(x, inverse)
 
     def _set(self, x: Tensor, inverse: bool, unless: Tensor | None = None) -> None:

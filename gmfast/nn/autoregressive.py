@@ -4,13 +4,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _check
 from .. import functional as GF
-from .._library import in_forward_mode
+from .._library import in_forward_mode, in_functorch
+from ..ops._layout import without_autocast
+from ..ops._second_order import without_second_derivative
 from ..ops.made_inverse import ACTIVATIONS, made_inverse, made_invert, made_solve
-from .coupling import check_affine_options
+from .coupling import check_affine_options, spline_bias_
 from .made import MaskedMLP
 from .spline import SplineFunction
 from .transform import Transform
@@ -93,18 +96,21 @@ class MaskedAutoregressive(Transform):
         """Transform `z` back, one value after another."""
         flat = self._flat("z", z, context)
         kept = self._draw_kept(flat)
-        if self.net.residual or kept is not None or in_forward_mode():
+        plain = self.net.residual or kept is not None
+        if plain or in_functorch() or in_forward_mode():  # derivatives, of any order, go through the passes
             x, log_det = self._invert_naively(flat, context, kept)
             return x.view_as(z), log_det
         wanted = (flat, context, *self.net.parameters())
         differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in wanted)
+        differentiable = differentiable and not torch.jit.is_tracing()  # a trace is of the numbers alone
         with torch.no_grad():
             x, log_det = (self._invert_naively if self.naive else self._invert)(flat, context)
         if differentiable:
             # The residual is zero; `_Implicit` gives it the gradient of the implicit function.
             params, sums = self._run(x, context)
             residual = flat - self.transform(x, params, inverse=False)[0]
-            x = x + _Implicit.apply(residual, self, x, params.detach(), *[s.detach() for s in sums])
+            constants = (x, params.detach(), *(s.detach() for s in sums))
+            x = x + _Implicit.apply(residual, self, *constants)
             log_det = -self.transform(x, self._run(x, context)[0], inverse=False)[1]
         return x.view_as(z), log_det
 
@@ -122,21 +128,26 @@ class MaskedAutoregressive(Transform):
         masks = [getattr(self, f"_mask{i}") for i in range(len(self.net.layers) + 1)]
         dtype = self.net.layers[0].weight.dtype
         context = context if context is None else context.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self.net.outputs_and_sums(x.to(dtype), masks, context, kept)
 
     def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
         _check.tensor(name, x)
+        _check.floating(name, x)
         if x.dim() < 2 or x.shape[1:].numel() != self.net.num_inputs:
             raise ValueError(f"{name}: expected (B, {self.net.num_inputs}), got {tuple(x.shape)}")
-        size = None if self.net.context is None else (len(x), self.net.context[0].in_features)
+        size = None if self.net.context is None else (x.shape[0], self.net.context[0].in_features)
         got = None if context is None else tuple(context.shape)
         if got != size:
             raise ValueError(f"context: expected {size}, got {got}")
         return x.flatten(1)
 
     def _in_steps(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor | None]:
-        """Return the network's matrices, with inputs and outputs in the order of the steps."""
+        """Return the network's matrices, with inputs and outputs in the order of the steps.
+
+        Hidden units that see the context alone are due before the first value. Their network is that of one
+        more value, so a step comes first (`_context_step`), whose weights are zero.
+        """
         net, order, outputs = self.net, self.order, (self.net.num_inputs, self.net.num_params)
         weights = [layer.weight.to(dtype) for layer in net.layers]
         direct = None if net.direct is None else net.direct.weight.to(dtype)
@@ -145,6 +156,10 @@ class MaskedAutoregressive(Transform):
         if direct is not None:
             direct = direct.unflatten(0, outputs).index_select(0, order).flatten(0, 1)
             direct = direct.index_select(1, order)
+        if self._context_step:
+            weights[0] = F.pad(weights[0], (1, 0))
+            weights[-1] = F.pad(weights[-1], (0, 0, net.num_params, 0))
+            direct = direct if direct is None else F.pad(direct, (1, 0, net.num_params, 0))
         return weights, direct
 
     def _offsets(self, context: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -156,14 +171,23 @@ class MaskedAutoregressive(Transform):
                 offset = offset + net.context[i](context.to(layer.bias.dtype))
             offsets.append(offset.to(dtype))
         last = offsets[-1].unflatten(1, (net.num_inputs, net.num_params)).index_select(1, self.order)
-        return torch.cat([*offsets[:-1], last.flatten(1)], 1)
+        last = F.pad(last.flatten(1), (self._context_step * net.num_params, 0))
+        return torch.cat([*offsets[:-1], last], 1)
+
+    @property
+    def _context_step(self) -> int:
+        return int(self.net.first_degree == 0)
 
     def _invert(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         weights, direct = self._in_steps(dtype)
-        steps = z.index_select(1, self.order).to(dtype)
-        with torch.autocast(z.device.type, enabled=False):
+        steps = F.pad(z.index_select(1, self.order).to(dtype), (self._context_step, 0))
+        with without_autocast(z):
             x, log_det = self._steps(steps, weights, direct, self._offsets(context, dtype))
+            if self._context_step:
+                zero = steps.new_zeros(1)
+                x = x[:, 1:]
+                log_det = log_det - self.invert_step(0, zero, zero.new_zeros(1, self.net.num_params))[1]
         return x.index_select(1, self.order.argsort()).to(z.dtype), log_det
 
     def _steps(self, z, weights, direct, offsets) -> tuple[Tensor, Tensor]:
@@ -196,16 +220,20 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual, transform, x, params, *sums):
         ctx.transform = transform
-        ctx.save_for_backward(x, params, *sums)
-        return torch.zeros_like(residual)
+        # Of the forward pass, as torch.func.functional_call gives parameters for the time of a call alone.
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        ctx.last_first, ctx.matrices = transform.order.flip(0), transform._in_steps(dtype)
+        zeros = torch.zeros_like(residual)
+        ctx.save_for_backward(zeros, x, params, *sums)
+        return zeros
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @without_second_derivative("inverse", "torch.func.grad")
     def backward(ctx, grad):
-        transform, (x, params, *sums) = ctx.transform, ctx.saved_tensors
+        transform, (_, x, params, *sums) = ctx.transform, ctx.saved_tensors
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         net = transform.net
-        last_first = transform.order.flip(0)
+        last_first = ctx.last_first
         with torch.enable_grad():
             x, params, *sums = (t.detach().to(dtype).requires_grad_() for t in (x, params, *sums))
             total = transform.transform(x, params, inverse=False)[0].sum()
@@ -213,26 +241,26 @@ class _Implicit(torch.autograd.Function):
             units = [ACTIVATIONS[net.activation](s).sum() for s in sums]
             slopes = torch.autograd.grad(units, sums) if sums else ()
         backwards = [s.flip(1) for s in reversed(slopes)]
-        weights, direct = transform._in_steps(dtype)
+        weights, direct = ctx.matrices
 
         def turned(weight):  # the parameters of one value keep their order, as in `partial`
             return weight.t().flip(0)
 
-        outputs = (net.num_inputs, net.num_params)
+        outputs, context_step = (-1, net.num_params), transform._context_step
         last = weights[-1].unflatten(0, outputs).flip(0).flatten(0, 1)
         weights = [turned(weight.flip(0)) for weight in weights[:-1]]
         weights = [turned(last), *reversed(weights)]
         if direct is not None:
             direct = turned(direct.unflatten(0, outputs).flip(0).flatten(0, 1))
         v = made_solve(
-            grad.index_select(1, last_first).to(dtype),
-            diagonal.index_select(1, last_first),
-            partial.index_select(1, last_first),
-            torch.cat(backwards, 1) if backwards else x.new_zeros(len(x), 0),
+            F.pad(grad.index_select(1, last_first).to(dtype), (0, context_step)),
+            F.pad(diagonal.index_select(1, last_first), (0, context_step), value=1.0),
+            F.pad(partial.index_select(1, last_first), (0, 0, 0, context_step)),
+            torch.cat(backwards, 1) if backwards else x.new_zeros(x.shape[0], 0),
             weights,
             direct,
         )
-        v = v.index_select(1, last_first.argsort()).to(grad.dtype)
+        v = v[:, : len(last_first)].index_select(1, last_first.argsort()).to(grad.dtype)
         return (v, *[None] * (len(ctx.needs_input_grad) - 1))
 
 
@@ -307,7 +335,7 @@ class MaskedAffineAutoregressive(MaskedAutoregressive):
 class MaskedSplineAutoregressive(MaskedAutoregressive):
     """Autoregressive spline: rational-quadratic, with linear tails (Durkan et al., 2019, arXiv:1906.04032).
 
-    The bins of each value's spline are functions of the values before it.
+    The bins of each value's spline are functions of the values before it. Slopes start near 1.
 
     Args:
         num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
@@ -370,6 +398,8 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
         self.num_bins, self.options, self.spline = num_bins, options, spline
         if identity_init:
             self.net.start_at(spline.identity())
+        elif kind == "rational_quadratic":
+            spline_bias_(self.net.layers[-1].bias.view(num_inputs, -1), min_derivative)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""
@@ -381,7 +411,8 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
 
     def invert_step(self, step: int, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Invert the spline of the value of a step."""
-        columns = self.order[step : step + 1]
+        rank = max(step - self._context_step, 0)
+        columns = self.order[rank : rank + 1]
         x, log_derivative = self.spline(z[:, None], params[:, None], inverse=True, columns=columns)
         return x[:, 0], log_derivative
 

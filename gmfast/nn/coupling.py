@@ -1,5 +1,6 @@
 """Coupling layers: some channels are transformed with parameters that a network computes from the others."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +16,19 @@ def check_affine_options(scale_map: str, clamp: float) -> None:
     """Raise what `affine_coupling` raises for these options, by calling it with an empty batch."""
     nothing = torch.empty(0, 1, device="cpu")
     GF.affine_coupling(nothing, nothing, nothing, scale_map=scale_map, clamp=clamp)
+
+
+def spline_bias_(bias: Tensor, min_derivative: float = 1e-3) -> None:
+    """Raise a conditioner's bias so that its splines start with slopes about 1, the identity for a bias of 0.
+
+    Args:
+        bias: (..., 3*num_bins - 1), changed in place: raw widths, heights and derivatives.
+        min_derivative: as in `gmfast.functional.rational_quadratic_spline`.
+    """
+    num_bins = (bias.shape[-1] + 1) // 3
+    if min_derivative < 1:
+        with torch.no_grad():
+            bias[..., 2 * num_bins :] += math.log(math.expm1(1 - min_derivative))
 
 
 class Coupling(Transform):
@@ -65,7 +79,7 @@ class Coupling(Transform):
         Raises:
             ValueError: for an `x` with too few dimensions or channels.
         """
-        _check.tensor("x", x)
+        _check.floating("x", x)
         if x.dim() < 2:
             raise ValueError(f"x: expected (B, C, *S), got {tuple(x.shape)}")
         channels = x.shape[1]
@@ -101,7 +115,7 @@ class Coupling(Transform):
             ValueError: for an output of another shape than (B, num_params * C2, *S).
         """
         params = self.conditioner(seen) if context is None else self.conditioner(seen, context)
-        expected = (len(x), self.num_params * self.split_sizes(x)[1], *x.shape[2:])
+        expected = (x.shape[0], self.num_params * self.split_sizes(x)[1], *x.shape[2:])
         if tuple(params.shape) != expected:
             raise ValueError(
                 f"conditioner: expected {self.num_params} numbers for each element, a result of shape "

@@ -48,12 +48,12 @@ class Flow(nn.Module):
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Map data `x` to noise; returns `(z (B, *shape), log_det)`."""
         _check.tensor("x", x)
-        return self.transform(x, _rows(context, x.shape[:1].numel()))
+        return self.transform(x, _rows(context, x.shape[0] if x.dim() else 1))
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Map noise `z` to data; returns `(x, log_det)`."""
         _check.tensor("z", z)
-        return self.transform.inverse(z, _rows(context, z.shape[:1].numel()))
+        return self.transform.inverse(z, _rows(context, z.shape[0] if z.dim() else 1))
 
     def log_prob(self, x: Tensor, context=None) -> Tensor:
         """Compute the log-density of each sample, (B,), in nats.
@@ -72,7 +72,7 @@ class Flow(nn.Module):
 
     def base_log_prob(self, z: Tensor, context=None) -> Tensor:
         """Compute the base's log-density of noise, (B,), in nats."""
-        return self.base.log_prob(z, _rows(context, len(z)))
+        return self.base.log_prob(z, _rows(context, z.shape[0]))
 
     @torch.no_grad()
     def sample(

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _check
+from ..ops._layout import without_autocast
 from .transform import Transform
 
 
@@ -111,20 +112,22 @@ class InvertibleConv1x1(Transform):
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Multiply the channels of `x` by W."""
+        _check.floating("x", x)
         _check.channels("x", x, self.channels)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             weight = self.weight(torch.promote_types(x.dtype, torch.float32))
             return self._apply_matrix(weight, x), self._log_det(x)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Multiply the channels of `z` by the inverse of W."""
+        _check.floating("z", z)
         _check.channels("z", z, self.channels)
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             return self._apply_matrix(self._cached_inverse(z.dtype), z), -self._log_det(z)
 
     def _log_det(self, x: Tensor) -> Tensor:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return (self.log_abs_det() * x.shape[2:].numel()).to(dtype).expand(len(x))
+        return (self.log_abs_det() * x.shape[2:].numel()).to(dtype).expand(x.shape[0])
 
     def _apply_matrix(self, weight: Tensor, x: Tensor) -> Tensor:
         weight = weight.to(x.dtype)

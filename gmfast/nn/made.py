@@ -1,8 +1,9 @@
 """The masked network of MADE (Germain et al., 2015, arXiv:1502.03509).
 
 Every unit has a degree: the number of leading values, in some order, that it may depend on. The value of rank
-r (from 0) has degree r + 1, its parameters have degree r, and hidden units have degrees from 1 to D - 1. The
-masks of all layers follow from one rule: a unit is connected to those of a degree up to its own.
+r (from 0) has degree r + 1, its parameters have degree r, and hidden units have degrees from 1 to D - 1; with a
+context from 0, since the first value's parameters then depend on the context. The masks of all layers follow
+from one rule: a unit is connected to those of a degree up to its own.
 """
 
 from itertools import pairwise
@@ -31,6 +32,13 @@ class MaskedMLP(nn.Module):
 
     The order of the values is an argument of each call. Degrees ascend evenly through a hidden layer and are
     the same in every order, so one set of weights serves many orders.
+
+    The context's weights start as those of a first layer that sees values and context side by side, and at zero
+    in the later layers, so that a context does not move the network further from zero.
+
+    Attributes:
+        first_degree: lowest degree of a hidden unit: 1, or 0 with a context. Part of the state dict where there
+            is a context; state dicts from before it was have 1.
 
     Args:
         num_inputs: D.
@@ -72,6 +80,27 @@ class MaskedMLP(nn.Module):
         self.context = None
         if num_context:
             self.context = nn.ModuleList(nn.Linear(num_context, size, bias=False) for size in sizes[1:])
+            self._start(num_context)
+        self.first_degree = 0 if num_context else 1
+
+    @torch.no_grad()
+    def _start(self, num_context: int) -> None:
+        first, size = self.layers[0], self.num_inputs + num_context
+        for parameter in (first.weight, first.bias):
+            parameter *= (self.num_inputs / size) ** 0.5
+        self.context[0].weight *= (num_context / size) ** 0.5
+        for layer in self.context[1:]:
+            nn.init.zeros_(layer.weight)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.context is not None:
+            destination[prefix + "first_degree"] = torch.tensor(self.first_degree)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if self.context is not None:
+            self.first_degree = int(state_dict.pop(prefix + "first_degree", 1))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor, order: Tensor, context: Tensor | None = None) -> Tensor:
         """Compute the parameters of each value, (B, D, num_params).
@@ -91,7 +120,7 @@ class MaskedMLP(nn.Module):
         if not self.training or not self.dropout:
             return None
         sizes = [layer.out_features for layer in self.layers[:-1]]
-        return [F.dropout(x.new_ones(len(x), size), self.dropout) for size in sizes]
+        return [F.dropout(x.new_ones(x.shape[0], size), self.dropout) for size in sizes]
 
     @torch.no_grad()
     def start_at(self, params: Tensor) -> None:
@@ -142,11 +171,12 @@ class MaskedMLP(nn.Module):
     def degrees(self, layer: MaskedLinear, device: torch.device) -> Tensor:
         """Return the degree of each unit of a hidden layer."""
         units = torch.arange(layer.out_features, device=device)
-        return 1 + units * (self.num_inputs - 1) // layer.out_features
+        return self.first_degree + units * (self.num_inputs - self.first_degree) // layer.out_features
 
     def units_up_to(self, degree: int, layer: MaskedLinear) -> int:
         """Return the number of units of a hidden layer with at most that degree, which come first.
 
         `csrc/math/made_inverse.h` has the same formula.
         """
-        return -(-degree * layer.out_features // max(self.num_inputs - 1, 1))
+        degrees = self.num_inputs - self.first_degree
+        return -(-(degree + 1 - self.first_degree) * layer.out_features // max(degrees, 1))

@@ -19,9 +19,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..ops._second_order import without_second_derivative
 
 
 def apply(transform: nn.Module, x: Tensor, inverse: bool, context=None) -> tuple[Tensor, Tensor]:
@@ -74,7 +75,7 @@ class _Run(torch.autograd.Function):
         return y, log_det
 
     @staticmethod
-    @once_differentiable
+    @without_second_derivative("reversible", "reversible=False")
     def backward(ctx, grad_y, grad_log_det):
         y, *wanted = ctx.saved_tensors
         return None, *ctx.call.backward(y, wanted, grad_y, grad_log_det, ctx.needs_input_grad[1])
@@ -98,6 +99,7 @@ class _Call:
         self.autocast = {
             kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in dict.fromkeys([device_type, "cpu"])
+            if torch.amp.is_autocast_available(kind)
         }
         self.rng_states = []  # one entry for each part, in the order of the forward pass
         self.first_batch = any(map(_needs_first_batch, transform.modules()))

@@ -34,7 +34,7 @@ class Transform(nn.Module):
 
 def no_log_det(x: Tensor) -> Tensor:
     """Return the log-determinant of a volume-preserving transform: zeros (B,), float32 or float64."""
-    return x.new_zeros(len(x), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return x.new_zeros(x.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 class Sequential(Transform):
@@ -94,9 +94,12 @@ class Sequential(Transform):
         return self._run(z, context, inverse=True)
 
     def _run(self, x, context, inverse):
-        if self.reversible and torch.is_grad_enabled():
+        _check.tensor("z" if inverse else "x", x)
+        # Transforms of torch.func, traces and tensors without numbers store activations in their own ways.
+        compiling = torch.compiler.is_compiling()
+        if self.reversible and torch.is_grad_enabled() and (compiling or _check.known(x)):
             run = _reversible.run
-            if torch.compiler.is_compiling():  # not a decorator, which imports the compiler, for seconds
+            if compiling:  # not a decorator, which imports the compiler, for seconds
                 run = torch.compiler.disable(run)
             return run(self, x, context, inverse=inverse)
         return self.walk(partial(_reversible.apply, context=context), x, inverse)
@@ -160,22 +163,24 @@ class Squeeze2d(Transform):
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Move each f×f square of pixels into channels."""
+        _check.tensor("x", x)
         if x.dim() != 4 or x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(
                 f"x: expected (B, C, H, W) with H and W multiples of {self.factor}, got {tuple(x.shape)}"
             )
-        if not len(x):  # pixel_unshuffle does not change an empty batch's shape
+        if x.shape[0] == 0:  # pixel_unshuffle does not change an empty batch's shape
             f = self.factor
             return x.reshape(0, x.shape[1] * f * f, x.shape[2] // f, x.shape[3] // f), no_log_det(x)
         return F.pixel_unshuffle(x, self.factor), no_log_det(x)
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Move channels back into squares of pixels."""
+        _check.tensor("z", z)
         if z.dim() != 4 or z.shape[1] % self.factor**2:
             raise ValueError(
                 f"z: expected (B, C, H, W) with C a multiple of {self.factor**2}, got {tuple(z.shape)}"
             )
-        if not len(z):
+        if z.shape[0] == 0:
             f = self.factor
             return z.reshape(0, z.shape[1] // f**2, z.shape[2] * f, z.shape[3] * f), no_log_det(z)
         return F.pixel_shuffle(z, self.factor), no_log_det(z)
@@ -259,6 +264,7 @@ class Split(Transform):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Split `x` into the channels that are transformed and those that pass, as views."""
+        _check.tensor("x", x)
         if x.dim() < 2:
             raise ValueError(f"x: expected (B, C, *S), got {tuple(x.shape)}")
         kept = x.shape[1] // 2 if self.kept is None else self.kept

@@ -1,5 +1,7 @@
 """The dtype and memory layout of outputs, one rule for every operator; `csrc/ops/layout.h` has it in C++."""
 
+import contextlib
+
 import torch
 
 # Asked once: not every torch that is supported can trace the question.
@@ -17,6 +19,14 @@ def convolution_dtype(x):
     if x.dtype == torch.float64 or device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return x.dtype
     return torch.get_autocast_dtype(device)
+
+
+def without_autocast(tensor):
+    """Context manager that turns autocast off where a tensor is; devices such as meta have none."""
+    device = tensor.device.type
+    if device not in _AUTOCAST_DEVICES:
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def cast(dtype, *tensors):

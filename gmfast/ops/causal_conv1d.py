@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from .. import _check, reference
 from .._library import has_kernel, operator
 from ._layout import cast, compute_dtype, convolution_dtype, empty_as
+from ._second_order import differentiate, pull_back
 from .gated_activation import gated_activation
 from .masked_conv2d import Geometry, convolve
 
@@ -200,32 +201,13 @@ def _gradient_setup_context(ctx, inputs, output):
 
 def _gradient_backward(ctx, *grads):
     """Second derivatives, by way of plain PyTorch."""
-    higher = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views, so that what is differentiated is a non-leaf whatever was saved.
-        differentiated = (ctx.needs_input_grad[0], *ctx.wanted)
-        saved = [
-            t.view_as(t)
-            if t is not None and t.requires_grad
-            else t.detach().requires_grad_()
-            if t is not None and own
-            else t
-            for t, own in zip(ctx.saved_tensors, differentiated, strict=True)
-        ]
-        grad, *tensors = saved
-        wanted = [t for t, want in zip(tensors, ctx.wanted, strict=True) if want]
-        given = [g for want, g in zip(ctx.wanted, grads, strict=True) if want]
-        first = torch.autograd.grad(_plain(*tensors, *ctx.options), wanted, grad, create_graph=True)
-        needed = [t is not None and need for t, need in zip(saved, ctx.needs_input_grad, strict=False)]
-        again = torch.autograd.grad(
-            first,
-            [t for t, need in zip(saved, needed, strict=True) if need],
-            given,
-            create_graph=higher,
-            allow_unused=True,
-        )
-    again = iter(again)
-    return *(next(again) if need else None for need in needed), *([None] * 6)
+
+    def gradients(grad, *tensors):
+        wanted = [t if want else None for want, t in zip(ctx.wanted, tensors, strict=True)]
+        return differentiate([_plain(*tensors, *ctx.options)], wanted, [grad], create_graph=True)
+
+    given = [g if want else None for want, g in zip(ctx.wanted, grads, strict=True)]
+    return *pull_back(gradients, ctx.saved_tensors, given), *([None] * 6)
 
 
 _forward = operator("causal_conv1d", fake=_fake, setup_context=_setup_context, backward=_backward)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import _check, reference
-from .._library import has_kernel, operator
+from .._library import has_kernel, in_functorch, operator
 from ._layout import cast, compute_dtype, convolution_dtype, empty_as
 from .causal_conv1d import activate, check, is_depthwise
 from .gated_activation import gated_activation
@@ -53,7 +53,8 @@ def causal_conv1d_update(
     _check_streams(x, state, (weight.shape[2] - 1) * dilation, state_indices)
     steps = x.unsqueeze(2) if x.dim() == 2 else x
     steps, weight, bias = cast(state.dtype, steps, weight, bias)
-    if not has_kernel(*(t for t in (steps, state, weight, bias, state_indices) if t is not None)):
+    tensors = [t for t in (steps, state, weight, bias, state_indices) if t is not None]
+    if in_functorch() or not has_kernel(*tensors):  # vmap has no rule for operators that write to a tensor
         steps, weight, bias = cast(compute_dtype(state), steps, weight, bias)
         y = reference.causal_conv1d_update(
             steps,

@@ -4,8 +4,9 @@ import torch
 from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
 from .. import _check, _seed, reference
-from .._library import has_kernel, operator
+from .._library import has_kernel, in_functorch_or_trace, operator
 from ._layout import compute_dtype, empty_as
+from ._second_order import pull_back
 
 FORMULATIONS = ("exact", "pixelcnnpp")
 REDUCTIONS = ("none", "batch", "sum", "mean", "bits_per_dim")
@@ -56,6 +57,7 @@ def discretized_logistic_mixture_nll(
     channels = x.shape[1] if x.dim() > 1 else 0
     if channels != 1 and channels != 3:
         raise ValueError(f"x: expected shape (B, 1, *S) or (B, 3, *S), got {tuple(x.shape)}")
+    channels = 1 if channels == 1 else 3  # an int, which torch.jit.trace's sizes are not
     check_params(params, channels, num_classes, log_scale_min)
     if x.shape[:1] != params.shape[:1] or x.shape[2:] != params.shape[2:]:
         raise ValueError(
@@ -75,7 +77,8 @@ def discretized_logistic_mixture_nll(
             formulation=formulation,
             reduction=reduction,
         )
-    grad = torch.is_grad_enabled()
+    # With the loss, but for torch.func and torch.jit.trace, which have outputs of their own of each call.
+    grad = torch.is_grad_enabled() and not in_functorch_or_trace()
     return _nll(
         x,
         params,
@@ -179,18 +182,23 @@ def _nll_setup_context(ctx, inputs, output):
 def _differentiable_gradients(x, params, options, needed, grad_loss):
     """The gradients by way of plain PyTorch, for whoever differentiates them again."""
     num_classes, log_scale_min, pixelcnnpp, reduction, *_ = options
-    with torch.enable_grad():
-        inputs = [t.view_as(t) for t in (x, params)]
-        dtype = compute_dtype(x, params)
-        loss = reference.discretized_logistic_mixture_nll(
-            *(t.to(dtype) for t in inputs),
-            num_classes=num_classes,
-            log_scale_min=log_scale_min,
-            formulation="pixelcnnpp" if pixelcnnpp else "exact",
-            reduction=REDUCTIONS[reduction],
-        )
-        wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-        gradients = iter(torch.autograd.grad(loss, wanted, grad_loss, create_graph=True))
+    dtype = compute_dtype(x, params)
+
+    def loss(*wanted):
+        wanted = iter(wanted)
+        inputs = (next(wanted) if need else t for t, need in zip((x, params), needed, strict=True))
+        return [
+            reference.discretized_logistic_mixture_nll(
+                *(t.to(dtype) for t in inputs),
+                num_classes=num_classes,
+                log_scale_min=log_scale_min,
+                formulation="pixelcnnpp" if pixelcnnpp else "exact",
+                reduction=REDUCTIONS[reduction],
+            )
+        ]
+
+    wanted = [t for t, need in zip((x, params), needed, strict=True) if need]
+    gradients = iter(pull_back(loss, wanted, [grad_loss]))
     return [next(gradients) if need else None for need in needed]
 
 
@@ -198,8 +206,9 @@ def _nll_backward(ctx, grad_loss, *_):
     needed = ctx.needs_input_grad[:2]
     if grad_loss is None:
         return (None,) * len(ctx.needs_input_grad)
+    tensors = ctx.saved_tensors
     if torch.is_grad_enabled():
-        gradients = _differentiable_gradients(*ctx.saved_tensors, ctx.options, needed, grad_loss)
+        gradients = _differentiable_gradients(*tensors, ctx.options, needed, grad_loss)
         return *gradients, None, None, None, None, None, None
     # The first backward takes the gradients that came with the loss, and where they are nobody else's may
     # write to them; a further one, through a retained graph, computes them again.
@@ -207,8 +216,8 @@ def _nll_backward(ctx, grad_loss, *_):
     if in_place:
         ctx.gradients = None
     if gradients is None or any(n and not w for n, w in zip(needed, ctx.options[4:], strict=True)):
-        gradients = _nll(*ctx.saved_tensors, *ctx.options[:4], *needed)[1:]
-    dtypes = [tensor.dtype for tensor in ctx.saved_tensors]
+        gradients = _nll(*tensors, *ctx.options[:4], *needed)[1:]
+    dtypes = [tensor.dtype for tensor in tensors]
     gradients = [
         _scale(gradient, grad_loss, in_place).to(dtype) if need else None
         for gradient, dtype, need in zip(gradients, dtypes, needed, strict=True)

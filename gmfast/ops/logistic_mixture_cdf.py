@@ -5,7 +5,7 @@ import torch
 from .. import _check, reference
 from .._library import has_kernel, operator
 from ._layout import compute_dtype, empty_as, empty_in_order
-from ._second_order import _differentiate
+from ._second_order import differentiate, pull_back
 
 REDUCTIONS = ("sum", "none")
 
@@ -142,26 +142,21 @@ def _plain_gradients(grad_y, grad_log_det, x, params, inverse, per_element):
         ones = [1] * (x.dim() - 1)
         grad_log_derivative = grad_log_derivative.reshape(-1, *ones).expand_as(y)
     if not inverse:
-        return _differentiate([y, log_derivative], [x, *params], [grad_y, grad_log_derivative], True)
+        return differentiate([y, log_derivative], [x, *params], [grad_y, grad_log_derivative], True)
     (slope,) = torch.autograd.grad(log_derivative, x, torch.ones_like(y), create_graph=True)
     grad_x = (grad_y - grad_log_derivative * slope) * torch.exp(-log_derivative)
     outputs, incoming = [y, log_derivative], [-grad_x, -grad_log_derivative]
-    return [grad_x, *_differentiate(outputs, params, incoming, True)]
+    return [grad_x, *differentiate(outputs, params, incoming, True)]
 
 
 def _gradients_backward(ctx, *grad_gradients):
-    higher = torch.is_grad_enabled()
-    with torch.enable_grad():
-        saved = [
-            t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-            for t in ctx.saved_tensors
-        ]
-        grad_y, grad_log_det, x, *params = saved
-        gradients = _plain_gradients(grad_y, grad_log_det, x, params, ctx.inverse, ctx.per_element)
-        wanted = [g if ctx.wanted >> i & 1 else None for i, g in enumerate(grad_gradients)]
-        wanted = [None if w is None else w.to(g.dtype) for w, g in zip(wanted, gradients, strict=True)]
-        again = _differentiate(gradients, saved, wanted, create_graph=higher)
-    return *again, None, None, None
+    def gradients(grad_y, grad_log_det, x, *params):
+        found = _plain_gradients(grad_y, grad_log_det, x, params, ctx.inverse, ctx.per_element)
+        # In the dtypes of what the operator returned.
+        return [None if g is None else g.to(t.dtype) for g, t in zip(found, (x, *params), strict=True)]
+
+    wanted = [g if ctx.wanted >> i & 1 else None for i, g in enumerate(grad_gradients)]
+    return *pull_back(gradients, ctx.saved_tensors, wanted), None, None, None
 
 
 _forward = operator("logistic_mixture_cdf", fake=_fake, setup_context=_setup_context, backward=_backward)

@@ -80,7 +80,7 @@ _inverse = operator(
     "made_inverse",
     fake=lambda z, weights, direct, offsets, activation, scale_map, clamp: (
         z.new_empty(z.shape),
-        z.new_empty(len(z)),
+        z.new_empty(z.shape[:1]),
     ),
 )
 _solve = operator(

@@ -4,6 +4,7 @@ from .. import _check, reference
 from .._library import has_kernel, operator
 from ._layout import compute_dtype, empty_as, empty_in_order
 from ._second_order import backward_operator
+from ._views import join
 
 TAILS = ("linear", None)
 REDUCTIONS = ("sum", "none")
@@ -45,8 +46,7 @@ def rational_quadratic_spline(
         reduction: `"sum"` over each sample, or `"none"`.
         packed: True where `widths` is the network's whole output `(B, *D, 3·K-1)`, with `tails=None`
             `(B, *D, 3·K+1)`: widths, heights and derivatives in this order, and the other two are None. The
-            same as passing the three slices, but the gradient comes in one piece, which spares autograd from
-            joining three.
+            same as passing the three slices, whose gradient comes in one piece too where they cover a tensor.
 
     Returns:
         `(y, log_det)`: y as x; log_det `(B,)`, or `(B, *D)` for `reduction="none"`, float64 if an input is
@@ -98,6 +98,9 @@ def rational_quadratic_spline(
     tensors = (x, widths, heights, derivatives)
     if not has_kernel(*(t for t in tensors if t is not None)):
         return _plain(*tensors, *options)
+    if not packed:
+        joined = join(tensors[1:], x.dim())
+        tensors = tensors if joined is None else (x, joined, None, None)
     return _forward(*tensors, *options)
 
 
@@ -176,13 +179,13 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_y, grad_log):
-    given = (t is not None for t in ctx.saved_tensors)
-    needed = [need and is_given for need, is_given in zip(ctx.needs_input_grad, given, strict=False)]
+    tensors = ctx.saved_tensors
+    needed = [n and t is not None for n, t in zip(ctx.needs_input_grad, tensors, strict=False)]
     nothing = (None,) * 7
     if grad_y is None and grad_log is None:
         return None, None, None, None, *nothing
     options = ctx.bound, ctx.linear, ctx.width, ctx.height, ctx.slope, ctx.inverse, ctx.reduce
-    gradients = _gradient(grad_y, grad_log, *ctx.saved_tensors, *options, *needed)
+    gradients = _gradient(grad_y, grad_log, *tensors, *options, *needed)
     return *(g if need else None for g, need in zip(gradients, needed, strict=True)), *nothing
 
 

@@ -61,7 +61,7 @@ def made_invert(z, weights, direct, offsets, activation, invert):
         starts.append(starts[-1] + len(weight))
     steps = z.shape[1]
     outputs = len(weights[-1]) // steps
-    log_det = z.new_zeros(len(z))
+    log_det = z.new_zeros(z.shape[0])
 
     def unit(layer, first, sums):
         begin = starts[layer] + first
@@ -74,7 +74,7 @@ def made_invert(z, weights, direct, offsets, activation, invert):
         log_det = log_det + log_derivative
         return value[:, None]
 
-    return made_sweep(len(z), steps, 1, weights, direct, unit, step), log_det
+    return made_sweep(z.shape[0], steps, 1, weights, direct, unit, step), log_det
 
 
 def made_inverse(z, weights, direct, offsets, *, activation="relu", scale_map="softclip", clamp=2.0):

@@ -349,6 +349,10 @@ class TestErrors:
         (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             grad.sum().backward()
+        # Not dropped either where the incoming gradient is a constant and there is another loss to differentiate.
+        (grad,) = torch.autograd.grad(flow(x)[0].sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="reversible: expected one derivative"):
+            (grad.square().sum() + flow(x)[1].sum()).backward()
 
 
 def _replica(rank, store, x, results):

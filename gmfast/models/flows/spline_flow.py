@@ -19,6 +19,7 @@ from ...nn import (
     Squeeze2d,
     Transform,
 )
+from ...nn.coupling import spline_bias_
 from ..networks.labels import add_label, label_embedding
 from .image import PHOTOS
 from .vector import PLANE, VECTORS, OfVectors, VectorFlow, stacked
@@ -191,6 +192,7 @@ def _couplings(
     transforms = []
     for _ in range(count):
         conditioner = network(channels - changed, num_params * changed)
+        spline_bias_(conditioner.out.bias.view(changed, num_params))
         transforms += [
             ActNorm(channels),
             InvertibleConv1x1(channels),
