@@ -24,6 +24,11 @@ def _devices():
 devices = _devices()
 
 
+def in_forward_mode():
+    """True where forward-mode derivatives are taken, which are those of plain PyTorch."""
+    return forward_ad._current_level >= 0
+
+
 def has_kernel(*tensors):
     """True if the compiled operators take these tensors, which must be on one device."""
     device = tensors[0].device
@@ -31,7 +36,8 @@ def has_kernel(*tensors):
         if tensor.device != device:
             raise ValueError(f"expected all tensors on one device, got {device} and {tensor.device}")
     # On the meta device an operator is its fake kernel.
-    return device.type in devices or (device.type == "meta" and bool(devices))
+    known = device.type in devices or (device.type == "meta" and bool(devices))
+    return known and not in_forward_mode()
 
 
 # Private to torch, so their absence is provided for: calls then take the registered gradient's slower way.
@@ -114,7 +120,7 @@ def operator(name, *, fake, setup_context=None, backward=None):
             setup_context(ctx, args, output)
             return output
 
-    # The form that torch.func takes. Neither form has a forward-mode derivative, which is then an error.
+    # The form that torch.func takes. Neither form has a forward-mode derivative: see `has_kernel`.
     class Transformed(torch.autograd.Function):
         generate_vmap_rule = True
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import _check
 from .. import functional as GF
-from .._library import in_functorch
+from .._library import in_forward_mode, in_functorch
 from ..ops._layout import without_autocast
 from ..ops._second_order import without_second_derivative
 from ..ops.made_inverse import ACTIVATIONS, made_inverse, made_invert, made_solve
@@ -26,8 +26,10 @@ class MaskedAutoregressive(Transform):
     once, when the last value that it may see is known: the arithmetic of one pass, in D steps. It equals, to
     rounding, the usual D full passes (`gmfast.nn.naive_inverse` runs those). Gradients through the inverse
     are implicit: one more pass, and a triangular solve with as much arithmetic as one pass; a second
-    derivative through it is an error. Both directions run the network in the dtype of its weights, under
-    autocast too, so that they are inverses of each other.
+    derivative through it is an error. With `residual`, dropout in training mode or forward-mode derivatives
+    it runs D full passes, and autograd goes through all; units drop out in the same way in each. Both
+    directions run the network in the dtype of its weights, under autocast too, so that they are inverses of
+    each other.
 
     Args:
         num_inputs: D. Samples are (B, D), or of any shape (B, *S) with D values.
@@ -94,8 +96,8 @@ class MaskedAutoregressive(Transform):
         """Transform `z` back, one value after another."""
         flat = self._flat("z", z, context)
         kept = self._draw_kept(flat)
-        # In torch.func derivatives, of any order, go through the passes.
-        if self.net.residual or kept is not None or in_functorch():
+        plain = self.net.residual or kept is not None
+        if plain or in_functorch() or in_forward_mode():  # derivatives, of any order, go through the passes
             x, log_det = self._invert_naively(flat, context, kept)
             return x.view_as(z), log_det
         wanted = (flat, context, *self.net.parameters())
@@ -130,6 +132,7 @@ class MaskedAutoregressive(Transform):
             return self.net.outputs_and_sums(x.to(dtype), masks, context, kept)
 
     def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
+        _check.tensor(name, x)
         _check.floating(name, x)
         if x.dim() < 2 or x.shape[1:].numel() != self.net.num_inputs:
             raise ValueError(f"{name}: expected (B, {self.net.num_inputs}), got {tuple(x.shape)}")
@@ -182,9 +185,9 @@ class MaskedAutoregressive(Transform):
         with without_autocast(z):
             x, log_det = self._steps(steps, weights, direct, self._offsets(context, dtype))
             if self._context_step:
-                zero = steps.new_zeros(1, 1)
+                zero = steps.new_zeros(1)
                 x = x[:, 1:]
-                log_det = log_det - self.transform(zero, zero.new_zeros(1, 1, self.net.num_params), True)[1]
+                log_det = log_det - self.invert_step(0, zero, zero.new_zeros(1, self.net.num_params))[1]
         return x.index_select(1, self.order.argsort()).to(z.dtype), log_det
 
     def _steps(self, z, weights, direct, offsets) -> tuple[Tensor, Tensor]:
@@ -408,7 +411,8 @@ class MaskedSplineAutoregressive(MaskedAutoregressive):
 
     def invert_step(self, step: int, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Invert the spline of the value of a step."""
-        columns = self.order[step : step + 1]
+        rank = max(step - self._context_step, 0)
+        columns = self.order[rank : rank + 1]
         x, log_derivative = self.spline(z[:, None], params[:, None], inverse=True, columns=columns)
         return x[:, 0], log_derivative
 

@@ -72,7 +72,7 @@ class Flow(nn.Module):
 
     def base_log_prob(self, z: Tensor, context=None) -> Tensor:
         """Compute the base's log-density of noise, (B,), in nats."""
-        return self.base.log_prob(z, _rows(context, len(z)))
+        return self.base.log_prob(z, _rows(context, z.shape[0]))
 
     @torch.no_grad()
     def sample(

@@ -122,7 +122,7 @@ class MaskedMLP(nn.Module):
         if not self.training or not self.dropout:
             return None
         sizes = [layer.out_features for layer in self.layers[:-1]]
-        return [F.dropout(x.new_ones(len(x), size), self.dropout) for size in sizes]
+        return [F.dropout(x.new_ones(x.shape[0], size), self.dropout) for size in sizes]
 
     @torch.no_grad()
     def start_at(self, params: Tensor) -> None:

@@ -348,7 +348,7 @@ class PeriodicShift(Transform):
         dtype = torch.promote_types(x.dtype, torch.float32)
         turned = torch.remainder(x.to(dtype) - self.left + shift.to(dtype).view(shape), self.period)
         y = torch.where(self._periodic.view(shape), (turned + self.left).to(x.dtype), x)
-        return y, y.new_zeros(len(y), dtype=dtype)
+        return y, y.new_zeros(y.shape[0], dtype=dtype)
 
     def extra_repr(self) -> str:
         """Return the arguments for `repr`."""

@@ -14,6 +14,7 @@ from gmfast.nn import (
     Inverse,
     InvertibleConv1x1,
     MaskedAffineAutoregressive,
+    MaskedSplineAutoregressive,
     Permute,
     Sequential,
     SplineCoupling,
@@ -212,3 +213,20 @@ def test_errors():
             call(torch.randn(3, 4).numpy())
     with pytest.raises(NotImplementedError, match="NoInverse has no inverse"):
         Flow((2,), [NoInverse()]).sample(1)
+
+
+def test_forward_mode():
+    """Directional derivatives through transforms in both directions, and of the density."""
+    torch.manual_seed(0)
+    transforms = [
+        *small().double().transform,
+        MaskedAffineAutoregressive(4, (8,)).double(),
+        MaskedSplineAutoregressive(4, (8,), num_bins=4).double(),
+    ]
+    flow = Flow((4,), transforms).double().eval()
+    x, v = torch.randn(2, 3, 4, dtype=torch.float64)
+    for call in (flow.log_prob, lambda x: flow(x)[0], lambda z: flow.inverse(z)[0]):
+        _, actual = torch.func.jvp(call, (x,), (v,))
+        jacobian = torch.autograd.functional.jacobian(call, x)
+        expected = torch.tensordot(jacobian, v, 2)
+        torch.testing.assert_close(actual, expected)

@@ -171,24 +171,37 @@ def test_circles_are_closed():
         torch.testing.assert_close(a, e)
 
 
+@pytest.mark.parametrize("num_context", [0, 2])
 @pytest.mark.parametrize("tails", [["linear", "circular", None, "circular"], "circular", None])
-def test_autoregressive(tails):
+def test_autoregressive(tails, num_context):
     """By column, in an order: the incremental inverse knows which column it is at."""
     torch.manual_seed(0)
     transform = MaskedSplineAutoregressive(
-        4, (16,), num_bins=4, tails=tails, order=[2, 0, 3, 1], left=-3.0, right=3.0, bottom=-1.0, top=2.0
+        4,
+        (16,),
+        num_bins=4,
+        tails=tails,
+        order=[2, 0, 3, 1],
+        left=-3.0,
+        right=3.0,
+        bottom=-1.0,
+        top=2.0,
+        num_context=num_context,
     ).double()
     with torch.no_grad():
         for p in transform.parameters():
             p.mul_(3)
     x = torch.tanh(torch.randn(6, 4, dtype=torch.float64)) * 3
-    z, log_det = transform(x)
-    jacobian = torch.autograd.functional.jacobian(lambda x: transform(x)[0].sum(0), x).transpose(0, 1)
+    context = torch.randn(6, 2, dtype=torch.float64) if num_context else None
+    z, log_det = transform(x, context)
+    jacobian = torch.autograd.functional.jacobian(lambda x: transform(x, context)[0].sum(0), x).transpose(
+        0, 1
+    )
     torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, log_det)
     with torch.no_grad():
-        back, log_det_back = transform.inverse(z)
+        back, log_det_back = transform.inverse(z, context)
         with naive_inverse(transform):
-            again, _ = transform.inverse(z)
+            again, _ = transform.inverse(z, context)
     torch.testing.assert_close(back, x)
     torch.testing.assert_close(again, x)
     torch.testing.assert_close(log_det_back, -log_det)

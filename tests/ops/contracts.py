@@ -405,10 +405,14 @@ class Contracts:
             torch.testing.assert_close(several, torch.stack([one, 2 * one]))
 
         detached = tuple(t.detach() for t in inputs)
-        with pytest.raises((NotImplementedError, RuntimeError)):
-            torch.func.jvp(self.call, detached, detached)
-        with torch.autograd.forward_ad.dual_level(), pytest.raises((NotImplementedError, RuntimeError)):
-            self.call(*(torch.autograd.forward_ad.make_dual(t, t) for t in detached))
+        values, tangents = torch.func.jvp(self.plain, detached, detached)
+        actual, actual_tangents = torch.func.jvp(self.call, detached, detached)
+        torch.testing.assert_close((actual, actual_tangents), (values, tangents), rtol=1e-7, atol=1e-9)
+        with torch.autograd.forward_ad.dual_level():
+            duals = self.call(*(torch.autograd.forward_ad.make_dual(t, t) for t in detached))
+            unpacked = [torch.autograd.forward_ad.unpack_dual(y).tangent for y in outputs(lambda: duals, ())]
+        expected = tangents if isinstance(tangents, tuple) else (tangents,)
+        torch.testing.assert_close(unpacked, list(expected), rtol=1e-7, atol=1e-9)
 
     def test_gradcheck(self, device):
         leaves = [t.requires_grad_() for t in self.inputs((1, 2, 3), torch.float64, device)]
