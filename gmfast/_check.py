@@ -32,8 +32,8 @@ def tensor(name, value):
 def no_proxy(name, value):
     if isinstance(value, torch.fx.Proxy):
         raise TypeError(
-            f"{name}: expected a tensor, got a Proxy of torch.fx.symbolic_trace, which cannot follow a model's "
-            "checks; torch.export.export makes an fx graph of the model"
+            f"{name}: expected a tensor, got a Proxy of torch.fx.symbolic_trace, which cannot follow a "
+            "model's checks; torch.export.export makes an fx graph of the model"
         )
 
 
@@ -252,7 +252,7 @@ def known(tensor):
 
 
 def readable(tensor):
-    """True if a tensor's values are `known` without waiting for a device, outside of functional transforms."""
+    """True if a tensor's values are `known` without waiting for a device, outside of torch.func."""
     return tensor.device.type == "cpu" and known(tensor) and not _library._functorch_is_active()
 
 
