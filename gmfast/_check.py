@@ -127,7 +127,7 @@ def known(tensor):
 
 
 def readable(tensor):
-    """True if a tensor's values are `known` without waiting for a device, outside of functional transforms."""
+    """True if a tensor's values are `known` without waiting for a device, outside of torch.func."""
     return tensor.device.type == "cpu" and known(tensor) and not _library._functorch_is_active()
 
 

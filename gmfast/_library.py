@@ -62,7 +62,7 @@ def plain_pytorch():
 
 
 def leave_graph(why):
-    """Run the caller in Python under torch.compile, whose fullgraph=True is an error with this sentence."""
+    """Run the caller in Python under torch.compile; its fullgraph=True raises this sentence."""
     if torch.compiler.is_dynamo_compiling():
         torch._dynamo.graph_break(msg=why)
 

@@ -1,4 +1,4 @@
-"""Every model of `gmfast.models`, its likelihood or network and its loss, as the matrix of transforms has them."""
+"""Every model of `gmfast.models`, its likelihood or network and its loss."""
 
 import torch
 from torch import nn
