@@ -50,8 +50,8 @@ def differentiated(*tensors):
 def plain_pytorch():
     """Have every operation be computed by plain PyTorch, as `torch.onnx.export` needs it.
 
-    ONNX has no operators of gmfast: `with gmfast.plain_pytorch(): torch.onnx.export(model, (x,), dynamo=True)`
-    exports a model, or any module of `gmfast.nn`, of its own. It holds for all threads.
+    ONNX has no operators of gmfast: within it `torch.onnx.export(model, (x,), dynamo=True)` exports a model or a
+    module of `gmfast.nn`. It holds for all threads.
     """
     global devices
     kept, devices = devices, frozenset()

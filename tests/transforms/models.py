@@ -53,7 +53,7 @@ DENOISERS = ("ddpm", "edm", "flow_matching", "ncsn", "consistency")
 
 
 class Call(nn.Module):
-    """A method of a model as a module's forward; without compilation, with the same random numbers each time."""
+    """A method of a model as a module's forward, with the same random numbers each time."""
 
     def __init__(self, model, method, **options):
         super().__init__()
