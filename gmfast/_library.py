@@ -50,7 +50,7 @@ def differentiated(*tensors):
 def plain_pytorch():
     """Have every operation be computed by plain PyTorch, as `torch.onnx.export` needs it.
 
-    ONNX has no operators of gmfast: within it `torch.onnx.export(model, (x,), dynamo=True)` exports a model or a
+    ONNX lacks the operators of gmfast: within, `torch.onnx.export(model, (x,), dynamo=True)` exports a model or a
     module of `gmfast.nn`. It holds for all threads.
     """
     global devices
