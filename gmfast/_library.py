@@ -50,8 +50,8 @@ def differentiated(*tensors):
 def plain_pytorch():
     """Have every operation be computed by plain PyTorch, as `torch.onnx.export` needs it.
 
-    ONNX lacks the operators of gmfast: within, `torch.onnx.export(model, (x,), dynamo=True)` exports a model or a
-    module of `gmfast.nn`. It holds for all threads.
+    ONNX lacks the operators of gmfast. Within, `torch.onnx.export(model, (x,), dynamo=True)` exports models and
+    modules of `gmfast.nn`. It holds for all threads.
     """
     global devices
     kept, devices = devices, frozenset()
