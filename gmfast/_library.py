@@ -50,7 +50,7 @@ def differentiated(*tensors):
 def plain_pytorch():
     """Have every operation be computed by plain PyTorch, as `torch.onnx.export` needs it.
 
-    ONNX lacks the operators of gmfast. Within, `torch.onnx.export(model, (x,), dynamo=True)` exports models and
+    ONNX has no operators of gmfast. Within, `torch.onnx.export(model, (x,), dynamo=True)` exports models and
     modules of `gmfast.nn`. It holds for all threads.
     """
     global devices
