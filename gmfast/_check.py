@@ -32,8 +32,8 @@ def tensor(name, value):
 def no_proxy(name, value):
     if isinstance(value, torch.fx.Proxy):
         raise TypeError(
-            f"{name}: expected a tensor, got a Proxy of torch.fx.symbolic_trace, which cannot follow a "
-            "model's checks; torch.export.export makes an fx graph of the model"
+            f"{name}: expected a tensor, got torch.fx's Proxy, which cannot follow a model's checks; "
+            "torch.export.export makes an fx graph of the model"
         )
 
 

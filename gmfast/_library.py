@@ -56,9 +56,8 @@ def differentiated(*tensors):
 def plain_pytorch():
     """Have every operation be computed by plain PyTorch, as `torch.onnx.export` needs it.
 
-    ONNX has no operators of gmfast:
-    `with gmfast.plain_pytorch(): torch.onnx.export(model, (x,), dynamo=True)` exports a model, or any module
-    of `gmfast.nn`, in ONNX's own. It holds for all threads.
+    ONNX has no operators of gmfast. Within, `torch.onnx.export(model, (x,), dynamo=True)` exports models and
+    modules of `gmfast.nn`. It holds for all threads.
     """
     global devices
     kept, devices = devices, frozenset()
@@ -69,7 +68,7 @@ def plain_pytorch():
 
 
 def leave_graph(why):
-    """Run the caller in Python under torch.compile, whose fullgraph=True is an error with this sentence."""
+    """Run the caller in Python under torch.compile; its fullgraph=True raises this sentence."""
     if torch.compiler.is_dynamo_compiling():
         torch._dynamo.graph_break(msg=why)
 

@@ -1,4 +1,4 @@
-"""The models of `gmfast.models` as the matrix of transforms has them: likelihood or network, and loss."""
+"""Every model of `gmfast.models`, its likelihood or network and its loss."""
 
 import torch
 from torch import nn
@@ -53,7 +53,7 @@ DENOISERS = ("ddpm", "edm", "flow_matching", "ncsn", "consistency")
 
 
 class Call(nn.Module):
-    """A method of a model as a module's forward; uncompiled, it draws the same random numbers each time."""
+    """A method of a model as a module's forward, with the same random numbers each time."""
 
     def __init__(self, model, method, **options):
         super().__init__()

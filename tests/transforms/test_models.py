@@ -108,6 +108,7 @@ def test_sampling_loops_stay_in_python_and_say_so():
 
     torch._dynamo.reset()
     assert torch.equal(torch.compile(draw, backend="eager")(), draw())
+    torch._dynamo.reset()
     with pytest.raises(Exception, match="as its loop is Python; compile the denoiser"):
         torch.compile(draw, backend="eager", fullgraph=True)()
 

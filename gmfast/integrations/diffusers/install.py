@@ -74,8 +74,7 @@ def _replacement(rule_method, original):
         if torch.compiler.is_compiling():
             if scheduler._gmfast.noise.keyed:
                 raise RuntimeError(
-                    "noise: expected 'generator' under torch.compile, which traces diffusers' own step, got "
-                    "'keyed'"
+                    "noise: expected 'generator' under torch.compile (diffusers' step), got 'keyed'"
                 )
             return original(scheduler, *args, **kwargs)
         result = rule_method(scheduler._gmfast, scheduler, *args, **kwargs)
