@@ -197,6 +197,10 @@ def _dense(x, weight, bias, dilation, groups, activation, initial_state, seq_idx
         weight = weight.flatten(1).unsqueeze(2)
     if initial_state is not None:
         x, left = torch.cat([initial_state, x], 2), initial_state.shape[2]
+    if x.shape[1] == 1 and torch.compiler.is_dynamo_compiling():
+        # Inductor takes an image of one channel, one row and open length for channels_last, and fails.
+        y = F.conv1d(F.pad(x, ((taps - 1) * dilation - left, 0)), weight, bias, dilation=dilation)
+        return activate(y, activation)
     geometry = Geometry(2 * taps - 1, True, column_dilation=dilation, groups=groups, left=left)
     y = convolve(x.unsqueeze(2), weight.unsqueeze(2), bias, geometry)
     y = activate(y.squeeze(2), activation)
