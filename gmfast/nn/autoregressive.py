@@ -111,6 +111,7 @@ class MaskedAutoregressive(Transform):
             return self.net.outputs_and_sums(x.to(dtype), masks, context)
 
     def _flat(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
+        _check.tensor(name, x)
         _check.floating(name, x)
         if x.dim() < 2 or x.shape[1:].numel() != self.net.num_inputs:
             raise ValueError(f"{name}: expected (B, {self.net.num_inputs}), got {tuple(x.shape)}")

@@ -202,3 +202,13 @@ def test_errors():
         InvertibleConv1x1(3)(torch.randn(5, 4))
     with pytest.raises(ValueError, match=r"z: expected 3 channels in dimension 1, got shape \(3,\)"):
         InvertibleConv1x1(3).inverse(torch.randn(3))
+
+
+def test_integers_are_refused():
+    """They would be multiplied by a matrix rounded to integers."""
+    transform = InvertibleConv1x1(3)
+    for call, name in ((transform, "x"), (transform.inverse, "z")):
+        with pytest.raises(
+            TypeError, match=f"{name}: expected float32, float64, bfloat16 or float16, got int64"
+        ):
+            call(torch.ones(2, 3, dtype=torch.int64))
