@@ -65,6 +65,7 @@ class Coupling(Transform):
         Raises:
             ValueError: for an `x` with too few dimensions or channels.
         """
+        _check.tensor("x", x)
         _check.floating("x", x)
         if x.dim() < 2:
             raise ValueError(f"x: expected (B, C, *S), got {tuple(x.shape)}")

@@ -112,6 +112,7 @@ class InvertibleConv1x1(Transform):
 
     def forward(self, x: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Multiply the channels of `x` by W."""
+        _check.tensor("x", x)
         _check.floating("x", x)
         _check.channels("x", x, self.channels)
         with without_autocast(x):
@@ -120,6 +121,7 @@ class InvertibleConv1x1(Transform):
 
     def inverse(self, z: Tensor, context=None) -> tuple[Tensor, Tensor]:
         """Multiply the channels of `z` by the inverse of W."""
+        _check.tensor("z", z)
         _check.floating("z", z)
         _check.channels("z", z, self.channels)
         with without_autocast(z):

@@ -223,3 +223,13 @@ def test_a_float32_matrix_of_half_inputs_is_not_rounded(lu, dtype):
         if e is not None:
             torch.testing.assert_close(a, e.float(), rtol=1e-5, atol=1e-4)
     assert (module.inverse(y)[0] - x).abs().max() <= 8 * torch.finfo(dtype).eps
+
+
+def test_integers_are_refused():
+    """They would be multiplied by a matrix rounded to integers."""
+    transform = InvertibleConv1x1(3)
+    for call, name in ((transform, "x"), (transform.inverse, "z")):
+        with pytest.raises(
+            TypeError, match=f"{name}: expected float32, float64, bfloat16 or float16, got int64"
+        ):
+            call(torch.ones(2, 3, dtype=torch.int64))

@@ -50,6 +50,7 @@ class Subject:
         shared: inputs, by number, without a batch dimension.
         plain: makes a module of the same parameters that plain PyTorch computes; None: the same module, with
             the operations' plain PyTorch forms.
+        additive: whether each sample's results are its own, as data parallelism is tested by.
         backend: of torch.compile; "eager" where code generation takes long and is torch's alone.
     """
 
@@ -59,6 +60,7 @@ class Subject:
     wanted: tuple[int, ...] = (0,)
     shared: tuple[int, ...] = ()
     plain: Callable[[], nn.Module] | None = None
+    additive: bool = True
     backend: str = "aot_eager"
 
     def make(self, sizes=FIRST, seed=1):
@@ -430,7 +432,7 @@ def data_parallel(subject):
     """DistributedDataParallel over two processes: the gradients of the whole batch."""
     module, inputs = subject.make((2 * FIRST[0], FIRST[1]))
     parameters = list(module.parameters())
-    if not parameters:
+    if not (parameters and subject.additive):
         return DOES_NOT_APPLY
     rank = torch.distributed.get_rank()
     part = slice(rank * FIRST[0], (rank + 1) * FIRST[0])

@@ -113,16 +113,33 @@ def subjects(name):
 
     title = model.__name__
     if name in DENOISERS:
-        yield Subject(f"{title}.forward", lambda: Denoise(build(name)), noisy, wanted=(0, 1), backend="eager")
+        yield Subject(
+            f"{title}.forward",
+            lambda: Denoise(build(name)),
+            noisy,
+            wanted=(0, 1),
+            additive=False,
+            backend="eager",
+        )
     elif name == "energy":
-        yield Subject(f"{title}.energy", lambda: Call(build(name), "energy"), inputs, backend="eager")
+        yield Subject(
+            f"{title}.energy", lambda: Call(build(name), "energy"), inputs, additive=False, backend="eager"
+        )
     else:
         seed = {"seed": 3} if model.family == "flow" else {}
         yield Subject(
-            f"{title}.log_prob", lambda: Call(build(name), "log_prob", **seed), inputs, backend="eager"
+            f"{title}.log_prob",
+            lambda: Call(build(name), "log_prob", **seed),
+            inputs,
+            additive=False,
+            backend="eager",
         )
     yield Subject(
-        f"{title}.loss", lambda: Call(build(name, training=name != "energy"), "loss"), seeded, backend="eager"
+        f"{title}.loss",
+        lambda: Call(build(name, training=name != "energy"), "loss"),
+        seeded,
+        additive=False,
+        backend="eager",
     )
 
 

@@ -25,8 +25,8 @@ class LogProb(nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self, x):
-        return self.flow.log_prob(x)
+    def forward(self, x, context=None):
+        return self.flow.log_prob(x, context)
 
 
 class ByPasses(nn.Module):
@@ -86,6 +86,30 @@ def _transform(name, build, inputs, forward_plain=None, inverse_plain=None, inve
     yield Subject(
         f"{name}.inverse", lambda: Inverse(build()).eval(), inverse_inputs or inputs, plain=inverse_plain
     )
+
+
+def _elementwise(name, **options):
+    """An elementwise transform both ways, the inverse of numbers that the transform has for normal ones."""
+
+    def inverse_inputs(b, n):
+        x = torch.randn(b, 4, n, dtype=torch.float64)
+        return (getattr(gnn, name)(**options).double().eval()(x)[0].detach(),)
+
+    return _transform(
+        name,
+        lambda: getattr(gnn, name)(**options),
+        _positive if name == "Logit" else _sequences(),
+        inverse_inputs=_sequences() if name == "Logit" else inverse_inputs,
+    )
+
+
+def _positive(b, n):
+    return (torch.rand(b, 4, n, dtype=torch.float64) * 0.9 + 0.05,)
+
+
+def _on(base):
+    """A flow's density with a base distribution."""
+    return lambda: LogProb(gnn.Flow(base(), _stack()))
 
 
 def _autoregressive(name, **options):
@@ -149,5 +173,33 @@ SUBJECTS = [
     *_transform("Squeeze2d", gnn.Squeeze2d, _images()),
     *_transform("Split", _split, _images(4)),
     *_transform("Inverse", lambda: gnn.Inverse(_actnorm()), _sequences()),
+    *_transform("Spline", lambda: gnn.Spline(4, 3, identity_init=False), _sequences()),
+    *_transform(
+        "Spline(kind='cubic')", lambda: gnn.Spline(4, 3, kind="cubic", identity_init=False), _sequences()
+    ),
+    *_transform("PeriodicShift", lambda: gnn.PeriodicShift(4, [1], shift=0.3), _sequences()),
+    *_transform("Householder", lambda: gnn.Householder(4), _sequences()),
+    *_transform("Planar", lambda: gnn.Planar(4), _vectors()),
+    *_transform("Radial", lambda: gnn.Radial(4), _vectors()),
+    *_elementwise("Affine", shift=0.5, scale=2.0),
+    *_elementwise("Sigmoid"),
+    *_elementwise("Logit"),
+    *_elementwise("Tanh"),
+    *_elementwise("Exp"),
+    *_elementwise("Softplus"),
+    *_elementwise("LeakyReLU"),
+    *_elementwise("Cubic"),
+    *_elementwise("SignedPower", exponent=1.5),
+    *_elementwise("CauchyCDF"),
+    *_elementwise("Softclip", bound=2.0),
     Subject("Flow", lambda: LogProb(gnn.Flow((4,), _stack())), _vectors()),
+    Subject("Flow(StandardNormal)", _on(lambda: gnn.StandardNormal((4,))), _vectors()),
+    Subject("Flow(DiagonalNormal)", _on(lambda: gnn.DiagonalNormal((4,))), _vectors()),
+    Subject("Flow(GaussianMixture)", _on(lambda: gnn.GaussianMixture((4,), 3)), _vectors()),
+    Subject("Flow(BoxUniform)", _on(lambda: gnn.BoxUniform(-50.0, 50.0, (4,))), _vectors()),
+    Subject(
+        "Flow(ConditionalDiagonalNormal)",
+        lambda: LogProb(gnn.Flow(gnn.ConditionalDiagonalNormal((4,), nn.Linear(2, 8)), _stack())),
+        lambda b, n: (*_vectors()(b, n), torch.randn(b, 2, dtype=torch.float64)),
+    ),
 ]

@@ -42,7 +42,9 @@ def test_in_two_processes(documented):
 def test_every_public_name_is_in_the_matrix(documented):
     operations = {name.split()[0] for name in documented["transforms.operations"]}
     assert operations == set(GF.__all__)
-    modules = set(gnn.__all__) - {"Transform", "naive_inverse"}
+    abstract = {"BaseDistribution", "ConditionalBase", "DistributionBase", "Elementwise", "Transform"}
+    parts = {"SplineFunction", "linear_spline", "quadratic_spline", "cubic_spline"}  # of the rows of Spline
+    modules = set(gnn.__all__) - abstract - parts - {"naive_inverse"}
     rows = " ".join(documented["transforms.modules"])
     assert {name for name in modules if name not in rows} == set()
 
