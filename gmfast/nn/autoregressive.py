@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import _check
 from .. import functional as GF
-from .._library import in_forward_mode, in_functorch
+from .._library import in_forward_mode, in_functorch, leave_graph
 from ..ops._layout import without_autocast
 from ..ops._second_order import without_second_derivative
 from ..ops.made_inverse import ACTIVATIONS, made_inverse, made_invert, made_solve
@@ -106,6 +106,7 @@ class MaskedAutoregressive(Transform):
         with torch.no_grad():
             x, log_det = (self._invert_naively if self.naive else self._invert)(flat, context)
         if differentiable:
+            leave_graph("inverse: expected fullgraph=False with gradients, got True")
             # The residual is zero; `_Implicit` gives it the gradient of the implicit function.
             params, sums = self._run(x, context)
             residual = flat - self.transform(x, params, inverse=False)[0]

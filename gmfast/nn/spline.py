@@ -283,6 +283,7 @@ class Spline(Transform):
         return self.spline(z, self._params("z", z), inverse=True)
 
     def _params(self, name, x):
+        _check.floating(name, x)
         count = len(self.shape)
         if tuple(x.shape[1 : 1 + count]) != self.shape:
             raise ValueError(
@@ -343,6 +344,7 @@ class PeriodicShift(Transform):
         return self._rotated("z", z, -self.shift)
 
     def _rotated(self, name, x, shift):
+        _check.floating(name, x)
         _check.channels(name, x, len(self.shift))
         shape = (-1, *[1] * (x.dim() - 2))
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -583,7 +585,9 @@ def _on_unit_square(function, x, raw, box, tails, inverse, reduction):
 
 
 def _shares(raw, least):
-    return least + (1 - least * raw.shape[-1]) * raw.softmax(-1)
+    shares = raw.softmax(-1)
+    # While torch.jit.trace records, the size is a tensor, whose product with a number would be a float32.
+    return shares + least * (1 - raw.shape[-1] * shares)
 
 
 def _bisected(function, target):

@@ -103,8 +103,9 @@ class Sequential(Transform):
             and (compiling or (_check.known(x) and not _library.in_functorch()))
         ):
             run = _reversible.run
-            if compiling:  # not a decorator, which imports the compiler, for seconds
-                run = torch.compiler.disable(run)
+            if compiling:
+                _library.leave_graph("reversible: expected fullgraph=False with gradients, got True")
+                run = torch.compiler.disable(run)  # not a decorator, which imports the compiler, for seconds
             return run(self, x, context, inverse=inverse)
         return self.walk(partial(_reversible.apply, context=context), x, inverse)
 

@@ -494,9 +494,10 @@ def outcome(title, subject):
 def _refusal(error):
     """The sentence of an error in the package's form, "argument: expected this, got that", or None."""
     while error is not None:
-        found = re.fullmatch(r"[\w, ]+: expected .*", str(error))
+        # As it is, or as Dynamo quotes the reason to leave a graph.
+        found = re.search(r"(?:\A|\bMessage: )([\w, ]+: expected .*)", str(error))
         if found:
-            return found[0]
+            return found[1]
         error = error.__cause__ or error.__context__
     return None
 

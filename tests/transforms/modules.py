@@ -170,12 +170,14 @@ SUBJECTS = [
         lambda: Inverse(_stack()),
     ),
     *_transform("Permute", lambda: gnn.Permute([2, 0, 3, 1]), _sequences()),
-    *_transform("Squeeze2d", gnn.Squeeze2d, _images()),
+    *_transform("Squeeze2d", gnn.Squeeze2d, lambda b, n: _images()(b, 2 * n)),
     *_transform("Split", _split, _images(4)),
     *_transform("Inverse", lambda: gnn.Inverse(_actnorm()), _sequences()),
     *_transform("Spline", lambda: gnn.Spline(4, 3, identity_init=False), _sequences()),
     *_transform(
-        "Spline(kind='cubic')", lambda: gnn.Spline(4, 3, kind="cubic", identity_init=False), _sequences()
+        "Spline(kind='quadratic')",
+        lambda: gnn.Spline(4, 3, kind="quadratic", identity_init=False),
+        _sequences(),
     ),
     *_transform("PeriodicShift", lambda: gnn.PeriodicShift(4, [1], shift=0.3), _sequences()),
     *_transform("Householder", lambda: gnn.Householder(4), _sequences()),
@@ -199,7 +201,7 @@ SUBJECTS = [
     Subject("Flow(BoxUniform)", _on(lambda: gnn.BoxUniform(-50.0, 50.0, (4,))), _vectors()),
     Subject(
         "Flow(ConditionalDiagonalNormal)",
-        lambda: LogProb(gnn.Flow(gnn.ConditionalDiagonalNormal((4,), nn.Linear(2, 8)), _stack())),
+        lambda: LogProb(gnn.Flow(gnn.ConditionalDiagonalNormal((4,), nn.Linear(2, 8)), gnn.Householder(4))),
         lambda b, n: (*_vectors()(b, n), torch.randn(b, 2, dtype=torch.float64)),
     ),
 ]
