@@ -224,7 +224,7 @@ def at_least(low, **arguments):
 def shape(value):
     """Return the sizes of a `shape=` argument, (B, *S), as a list; symbolic sizes stay symbolic."""
     try:
-        sizes = [n if isinstance(n, torch.SymInt) else operator.index(n) for n in value]
+        sizes = [n if isinstance(n, int | torch.SymInt) else operator.index(n) for n in value]
     except TypeError:
         raise TypeError(f"shape: expected a sequence of ints, got {value!r}") from None
     if not sizes or any(n < 0 for n in sizes):

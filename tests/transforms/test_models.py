@@ -23,12 +23,14 @@ def _without_warnings(recwarn):
     yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", LOSSES, ids=lambda subject: subject.name)
 def test_loss_is_one_graph_and_the_model_can_be_copied(subject):
     found = {title: harness.outcome(title, subject) for title in ("fullgraph", "copies", "fake")}
     assert found == dict.fromkeys(found, harness.WORKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", OTHERS, ids=lambda subject: subject.name)
 def test_likelihood_and_network(subject):
     found = {title: harness.outcome(title, subject) for title in QUICK}
@@ -64,6 +66,7 @@ def _gradients_of_two(rank, store):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 def test_objective_averages_gradients_of_two_processes(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")

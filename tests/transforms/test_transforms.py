@@ -24,6 +24,7 @@ def test_in_this_process(module, subject, documented):
     assert found == {title: documented[module][subject.name][title] for title in harness.HERE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_in_a_fresh_process(module, documented):
     found = harness.in_processes(module, 1)
@@ -32,6 +33,7 @@ def test_in_a_fresh_process(module, documented):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 def test_in_two_processes(documented):
     found = harness.in_processes("transforms.modules", 2)
