@@ -349,6 +349,8 @@ class DistributionBase(BaseDistribution):
     """
 
     def __init__(self, distribution: Distribution):
+        if not isinstance(distribution, Distribution):
+            raise TypeError(f"distribution: expected a Distribution, got {_check.kind(distribution)}")
         if distribution.batch_shape:
             raise ValueError(
                 f"base: expected no batch_shape (torch.distributions.Independent makes it part of the "
