@@ -33,8 +33,7 @@ OPERATIONS = (
 
 
 def doctor():
-    """A text: the versions, the build, and what each kind of device runs for each operation and for decode
-    programs."""
+    """Describe the versions, the build, and what each device runs for operations and decode programs."""
     info = _library._C.build_info() if _library._C else {}
     lines = [f"gmfast {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"]
     if "cpu" not in _library.devices:

@@ -69,6 +69,7 @@ class Target:
         return ", ".join(text for name, text in parts.items() if getattr(self, name) is not None)
 
     def reached(self, row):
+        """True if a row of measurements reaches each of them."""
         at_least = {"eager": "over_eager", "compile": "over_compile", "share": "share", "peer": "over_peer"}
         goals = [(getattr(self, goal), row[column]) for goal, column in at_least.items()]
         return all(goal is None or (got is not None and got >= goal) for goal, got in goals) and (
@@ -424,7 +425,6 @@ def environment(device):
 
 def _commit():
     """The commit these sources are at, with a + where they differ; GMFAST_COMMIT says it for a copy."""
-
     if commit := os.environ.get("GMFAST_COMMIT"):
         return commit
 
@@ -652,6 +652,7 @@ def main(out="out/bench", quick=False, device=None, *, cases=None, seconds=None,
     A row is printed and written as soon as it is measured.
 
     Args:
+        out: the folder.
         quick: a case of each operation and direction, within `QUICK_SECONDS`.
         device: "cpu" or "cuda"; by default a GPU where there is one.
         cases: what to measure, by default every benchmarks/bench_*.py.

@@ -14,7 +14,7 @@ def compute_dtype(*tensors):
 
 
 def convolution_dtype(x):
-    """x's dtype, or under autocast the one that it prescribes, but for float64."""
+    """Return the dtype of x, or under autocast the one that it prescribes, but for float64."""
     return torch.get_autocast_dtype(x.device.type) if _is_autocast(x) else x.dtype
 
 

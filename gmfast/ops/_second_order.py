@@ -12,12 +12,12 @@ from .._library import in_functorch, operator
 
 
 def backward_operator(name, forward, fake, *, num_tensors=1, num_results=1, at=None):
-    """Operator `gmfast::name(*grads, *tensors, *options)`, the gradient of `forward(*tensors, *options)`,
-    with a gradient of its own.
+    """Complete the operator `gmfast::name` of a gradient with a gradient of its own.
 
-    `forward` takes `num_tensors` tensors and gives `num_results` of them (one by itself, several in a tuple).
-    There is one of `grads` for each result; None is zero. The operator returns a gradient for each tensor, of
-    any content for one that is None; the last tensors may go without. Where the gradient is not taken at
+    `gmfast::name(*grads, *tensors, *options)` is the gradient of `forward(*tensors, *options)`. `forward`
+    takes `num_tensors` tensors and gives `num_results` of them (one by itself, several in a tuple). There is
+    one of `grads` for each result; None is zero. The operator returns a gradient for each tensor, of any
+    content for one that is None; the last tensors may go without. Where the gradient is not taken at
     `tensors` themselves, `at(*tensors, *options)` says where.
     """
     count = num_results + num_tensors

@@ -14,7 +14,8 @@ def actnorm(x, shift, log_scale, *, inverse=False):
 
     Args:
         x: floating, `(B, C, *S)`.
-        shift, log_scale: floating, `(C,)` or `(1, C, 1, ...)` of as many dimensions as `x`.
+        shift: floating, `(C,)` or `(1, C, 1, ...)` of as many dimensions as `x`.
+        log_scale: likewise.
         inverse: `x·exp(-log_scale) - shift` instead.
 
     Returns:

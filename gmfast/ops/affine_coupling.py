@@ -26,12 +26,12 @@ def affine_coupling(
     packed=None,
     recompute=False,
 ):
-    """Scale and shift the last channels by numbers computed from the first: `y = x·s + t`, with its
-    log-determinant, in one pass.
+    """Scale and shift the last channels, `y = x·s + t`, with the log-determinant, in one pass.
 
-    The coupling of NICE (Dinh et al., 2014, arXiv:1410.8516), RealNVP (2016, arXiv:1605.08803) and Glow
-    (Kingma and Dhariwal, 2018, arXiv:1807.03039). Transform, sum of log s per sample and copy of the
-    channels that pass are one kernel, and so is the gradient of everything.
+    `s` and `t` are computed from the first channels: the coupling of NICE (Dinh et al., 2014,
+    arXiv:1410.8516), RealNVP (2016, arXiv:1605.08803) and Glow (Kingma and Dhariwal, 2018, arXiv:1807.03039).
+    Transform, sum of log s per sample and copy of the channels that pass are one kernel, and so is the
+    gradient of everything.
 
     Args:
         x: `(B, C, *S)`, any number of spatial dimensions; `(B, D)` for tables.

@@ -152,16 +152,19 @@ def check(x, weight, bias, dilation, groups, activation):
 
 
 def check_state(name, state, expected):
+    """Check that a state is floating and has the shape `expected`."""
     _check.floating(name, state)
     if tuple(state.shape) != tuple(expected):
         raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(state.shape)}")
 
 
 def is_depthwise(weight, groups):
+    """True if each output channel sees one input channel, its own."""
     return groups == weight.shape[0] and weight.shape[1] == 1
 
 
 def activate(y, activation):
+    """Apply the activation of that name, or none."""
     if activation == "gated":
         return gated_activation(y)
     return F.silu(y) if activation == "silu" else y

@@ -36,7 +36,11 @@ def causal_conv1d_update(
         x: floating, (B, C), or (B, C, L) for L samples at once.
         state: (B, C, N), the last N >= (k-1)*dilation inputs, oldest first; of any strides, such as a slice
             of a larger buffer. With `state_indices` it may have any number of rows.
-        weight, bias, dilation, groups, activation: as for `causal_conv1d`.
+        weight: as for `causal_conv1d`.
+        bias: likewise.
+        dilation: likewise.
+        groups: likewise.
+        activation: likewise.
         state_indices: int32 or int64, (B,): the row of `state` that each sample continues. Where it is
             negative the output is 0 and no row is touched. No row may be named twice. An index beyond the
             state is an error on the CPU; on a GPU, which is not waited for, it touches no row either.

@@ -7,7 +7,7 @@ from ._second_order import backward_operator
 
 
 def concat_elu(x, dim=1):
-    """elu of `x` and of `-x`, concatenated along `dim`, in one pass.
+    """Concatenate the ELU of `x` and of `-x` along `dim`, in one pass.
 
     The activation of PixelCNN++ (Salimans et al., 2017, arXiv:1701.05517), after concatenated ReLU
     (Shang et al., 2016). Finite for every finite input.

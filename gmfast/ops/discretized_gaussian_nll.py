@@ -18,8 +18,8 @@ def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation
 
     Args:
         x: floating, levels -1, -1 + 2/(num_classes - 1), ... 1.
-        mean, log_scale: floating tensors or numbers, broadcastable to `x`; log_scale is the log of the
-            standard deviation.
+        mean: a floating tensor, broadcastable to `x`, or a number.
+        log_scale: logarithm of the standard deviation, likewise.
         num_classes: levels, 2 to 2**24.
         formulation: "exact", or "improved_ddpm": the published approximation of Φ by tanh, with the mass at
             least 1e-12 and the levels at the ends told by |x| > 0.999 (Nichol and Dhariwal, 2021,
@@ -60,6 +60,7 @@ def discretized_gaussian_nll(x, mean, log_scale, *, num_classes=256, formulation
 
 
 def check_options(num_classes, formulation):
+    """Check the options of `discretized_gaussian_nll`."""
     _check.integer("num_classes", num_classes)
     if not 2 <= num_classes <= 2**24:
         raise ValueError(f"num_classes: expected 2 to 2**24, got {num_classes}")

@@ -101,16 +101,18 @@ def discretized_logistic_mixture_sample(
     quantize=True,
     seed=None,
 ):
-    """Draw pixels from a mixture of discretized logistics: exactly the distribution whose likelihood
-    `discretized_logistic_mixture_nll` gives (with `quantize` and `temperature=1`).
+    """Draw pixels from a mixture of discretized logistics.
 
-    A component is picked by inverse CDF, then the colours are drawn in order, each clamped to [-1, 1],
-    rounded to the nearest class, and used in the means of the next (Salimans et al., 2017).
+    With `quantize` and `temperature=1` their distribution is exactly the one whose likelihood
+    `discretized_logistic_mixture_nll` gives. A component is picked by inverse CDF, then the colours are drawn
+    in order, each clamped to [-1, 1], rounded to the nearest class, and used in the means of the next
+    (Salimans et al., 2017).
 
     Args:
         params: `(B, 3K, *S)` for one channel, `(B, 10K, *S)` for three, laid out as for the likelihood.
         channels: 1 or 3.
-        num_classes, log_scale_min: as for the likelihood.
+        num_classes: as for the likelihood.
+        log_scale_min: as for the likelihood.
         temperature: divides the logits and multiplies the logistic noise; 0 gives the mean of the most
             probable component.
         quantize: False leaves out the rounding.
@@ -226,7 +228,7 @@ def _nll_backward(ctx, grad_loss, *_):
 
 
 def _scale(gradient, grad_loss, in_place):
-    """gradient (B, C, *S) times grad_loss (), (B,) or (B, *S)."""
+    """Multiply gradient (B, C, *S) by grad_loss (), (B,) or (B, *S)."""
     batched = is_functorch_wrapped_tensor(grad_loss) or is_legacy_batchedtensor(grad_loss)
     in_place = in_place and type(grad_loss) is torch.Tensor and not batched
     if grad_loss.dim():

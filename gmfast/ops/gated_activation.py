@@ -7,7 +7,7 @@ from ._second_order import backward_operator
 
 
 def gated_activation(x, residual=None, *, dim=1):
-    """tanh of the first half times sigmoid of the second half, in one pass.
+    """Multiply tanh of the first half by sigmoid of the second half, in one pass.
 
     The gate of the gated PixelCNN (van den Oord et al., 2016, arXiv:1606.05328) and of WaveNet
     (arXiv:1609.03499). Finite for every finite input.

@@ -11,8 +11,11 @@ def gaussian_kl(mean1, logvar1, mean2, logvar2):
     """KL(N(mean1, exp(logvar1)) ‖ N(mean2, exp(logvar2))), elementwise, in nats.
 
     Args:
-        mean1, logvar1, mean2, logvar2: floating tensors or numbers, at least one a tensor, that broadcast to
-            each other: of one shape, `(B, 1, 1, 1)`, scalars.
+        mean1: mean of the first distribution. All four are floating tensors or numbers, at least one a
+            tensor, that broadcast to each other: of one shape, `(B, 1, 1, 1)`, scalars.
+        logvar1: logarithm of its variance.
+        mean2: mean of the second distribution.
+        logvar2: logarithm of its variance.
 
     Returns:
         In the shape they broadcast to, in float64 if one of them is float64, else float32. Differentiable to

@@ -9,12 +9,13 @@ from ._second_order import backward_operator
 
 
 def gaussian_log_prob(z, mean=None, log_std=None):
-    """log N(z; mean, exp(log_std)²), summed over each sample, in nats.
+    """Log-density N(z; mean, exp(log_std)²), summed over each sample, in nats.
 
     Args:
         z: floating, `(B, *S)`.
-        mean, log_std: floating, broadcastable to `z`, such as the halves of a network's output, `(C, 1, 1)`
-            or a scalar tensor; None is 0.
+        mean: floating, broadcastable to `z`, such as a half of a network's output, `(C, 1, 1)` or a scalar
+            tensor; None is 0.
+        log_std: logarithm of the standard deviation, likewise.
 
     Returns:
         `(B,)` in float64 if an input is float64, else float32. Differentiable to any order; gradients have

@@ -11,7 +11,7 @@ REDUCTIONS = ("sum", "none")
 
 
 def logistic_mixture_cdf(x, logits, means, log_scales, *, inverse=False, reduction="sum"):
-    """y = logit(Σ_k π_k σ((x − μ_k) / s_k)) of each element under its own mixture, or its inverse.
+    """Compute y = logit(Σ_k π_k σ((x − μ_k) / s_k)) of each element under its own mixture, or the inverse.
 
     The transform of Flow++ (Ho et al., 2019, arXiv:1902.00275): π the softmax of `logits`, μ `means`,
     s = exp(`log_scales`). Tails are exact: of one component, y = (x − μ) / s however far x lies from μ. The
@@ -21,8 +21,10 @@ def logistic_mixture_cdf(x, logits, means, log_scales, *, inverse=False, reducti
 
     Args:
         x: `(B, *D)`; with `inverse` the y to invert.
-        logits, means, log_scales: `(B, *D, K)`, any strides: permuted views of a convolution's output and
-            slices of one tensor are read in place. Log-scales beyond ±80 (float64: ±600) count as those.
+        logits: `(B, *D, K)`, any strides: permuted views of a convolution's output and slices of one tensor
+            are read in place.
+        means: likewise.
+        log_scales: likewise; those beyond ±80 (float64: ±600) count as ±80 (±600).
         inverse: return x for y, and the log-determinant of that direction.
         reduction: `"sum"` gives `log_det (B,)`, `"none"` each element's log-derivative `(B, *D)`.
 
@@ -129,8 +131,11 @@ def _gradients_setup_context(ctx, inputs, output):
 
 
 def _plain_gradients(grad_y, grad_log_det, x, params, inverse, per_element):
-    """What the operator computes, in differentiable PyTorch. Of the inverse x(y), with T its forward and L
-    the log of T's derivative: dx = (dy - dT) / exp(L), and the log-derivative is -L."""
+    """Compute what the operator does, in differentiable PyTorch.
+
+    Of the inverse x(y), with T its forward and L the log of T's derivative: dx = (dy - dT) / exp(L), and the
+    log-derivative is -L.
+    """
     dtype = compute_dtype(x, *params)
     y, log_derivative = reference.logistic_mixture_cdf(
         x.to(dtype), *(p.to(dtype) for p in params), reduction="none"

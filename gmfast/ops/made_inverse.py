@@ -1,8 +1,8 @@
-"""A masked autoencoder one value after another: what `gmfast.nn.MaskedAffineAutoregressive` inverts itself
-with. Not differentiable; the module is.
+"""A masked autoencoder one value after another.
 
-Everything is in the order of the steps: values, rows and columns of the matrices, hidden units by ascending
-degree. `weights` are L + 1 matrices (to, from), `direct` the input's way past the hidden layers, or None.
+`gmfast.nn.MaskedAffineAutoregressive` inverts itself with it. Not differentiable; the module is. Everything
+is in the order of the steps: values, rows and columns of the matrices, hidden units by ascending degree.
+`weights` are L + 1 matrices (to, from), `direct` the input's way past the hidden layers, or None.
 """
 
 import torch
@@ -20,17 +20,20 @@ MAX_LAYERS = 16
 
 
 def made_inverse(z, weights, direct, offsets, *, activation="relu", scale_map="softclip", clamp=2.0):
-    """x and the log-determinant of x = (z - shift)·exp(-log_scale), shift and raw scale of each value
-    computed by a masked autoencoder (Germain et al., 2015, arXiv:1502.03509) of the values before it.
+    """Compute x = (z - shift)·exp(-log_scale) one value after another, and its log-determinant.
 
-    Costs one pass of the network, not D. Sample i's bits do not depend on the other samples.
+    A masked autoencoder (Germain et al., 2015, arXiv:1502.03509) computes shift and raw scale of each value
+    from the values before it. Costs one pass of the network, not D. Sample i's bits do not depend on the
+    other samples.
 
     Args:
         z: (B, D), float32 or float64, as are the other tensors.
-        weights: H1×D, H2×H1, …, 2D×HL. direct: 2D×D, or None.
+        weights: H1×D, H2×H1, …, 2D×HL.
+        direct: 2D×D, or None.
         offsets: (B, H1 + … + HL + 2D), or (1, …) for all samples the same: what is added to each sum.
         activation: "relu", "tanh", "elu" or "silu".
-        scale_map, clamp: as in `gmfast.functional.affine_coupling`.
+        scale_map: as in `gmfast.functional.affine_coupling`.
+        clamp: likewise.
     """
     if not _has_kernel(z, weights):
         return reference.made_inverse(
@@ -44,7 +47,11 @@ def made_invert(z, weights, direct, offsets, activation, invert):
     """Invert another elementwise transform than `made_inverse`, in plain PyTorch on every device.
 
     Args:
-        z, weights, direct, offsets, activation: as in `made_inverse`; (P·D)×HL the last of `weights`.
+        z: as in `made_inverse`.
+        weights: likewise; the last is (P·D)×HL.
+        direct: likewise.
+        offsets: likewise.
+        activation: likewise.
         invert: function of (step, z of that step (B,), its parameters (B, P)) that returns the value and its
             log-derivative, both (B,).
 
@@ -55,17 +62,18 @@ def made_invert(z, weights, direct, offsets, activation, invert):
 
 
 def made_solve(grad, diagonal, partial, slopes, weights, direct):
-    """v of Jᵀv = grad, J the Jacobian of a masked autoregressive transform: the gradient through its inverse,
-    at the cost of one pass.
+    """Solve Jᵀv = grad, J the Jacobian of a masked autoregressive transform, at the cost of one pass.
 
-    The network is transposed and everything in reverse: the last value is the first step, the last hidden
-    layer the first, units by descending degree.
+    It is the gradient through the transform's inverse. The network is transposed and everything in reverse:
+    the last value is the first step, the last hidden layer the first, units by descending degree.
 
     Args:
-        grad, diagonal: (B, D), the latter the diagonal of J.
+        grad: (B, D).
+        diagonal: diagonal of J, (B, D).
         partial: (B, D, P), the derivative of each result by its parameters.
         slopes: (B, HL + … + H1), the activation's derivatives.
-        weights: HL×(D·P), …, D×H1. direct: D×(D·P), or None.
+        weights: HL×(D·P), …, D×H1.
+        direct: D×(D·P), or None.
     """
     if not _has_kernel(grad, weights):
         return reference.made_solve(grad, diagonal, partial, slopes, weights, direct)

@@ -105,8 +105,11 @@ has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
 def _torch_is_faster(weight):
-    """Whether torch's library (oneDNN, cuDNN) on the live rows beats the kernel here, which leaves out every
-    masked tap but multiplies in full precision, and on a GPU is made for few input channels."""
+    """True if torch's library (oneDNN, cuDNN) on the live rows beats the kernel here.
+
+    The kernel leaves out every masked tap, but multiplies in full precision, and on a GPU is made for few
+    input channels.
+    """
     if weight.device.type == "cpu":
         return weight.dtype == torch.bfloat16 and has_amx
     return weight.device.type == "cuda" and weight.shape[1] > 4

@@ -33,15 +33,18 @@ def rational_quadratic_spline(
 
     Args:
         x: `(B, *D)`; with `inverse`, what the forward direction made.
-        widths, heights: `(B, *D, K)`, raw. Bin k has the share `min + (1 - K·min)·softmax(raw)_k` of
-            `2·bound`. Any strides: views of a convolution's output and slices of a tensor that holds all
-            three are read in place.
+        widths: `(B, *D, K)`, raw. Bin k has the share `min + (1 - K·min)·softmax(raw)_k` of `2·bound`. Any
+            strides: views of a convolution's output and slices of a tensor that holds all three are read in
+            place.
+        heights: likewise.
         derivatives: raw; the slope at a knot is `min_derivative + softplus(raw)`. `(B, *D, K-1)`, those of
             the inner knots, for linear tails; `(B, *D, K+1)` for `tails=None`.
         bound: positive.
         tails: `"linear"` is the identity outside `[-bound, bound]`; the slope at ±bound is exactly 1. `None`
             goes on as a line of the slope that the spline has at that end.
-        min_bin_width, min_bin_height: from 0 to 1/K. min_derivative: from 0.
+        min_bin_width: from 0 to 1/K.
+        min_bin_height: from 0 to 1/K.
+        min_derivative: from 0.
         inverse: the other direction, and its log-derivative.
         reduction: `"sum"` over each sample, or `"none"`.
         packed: True where `widths` is the network's whole output `(B, *D, 3·K-1)`, with `tails=None`
