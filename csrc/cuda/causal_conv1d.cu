@@ -182,7 +182,7 @@ GMFAST_DEVICE void sum_over_rows(const Place& place, S (&values)[count], const W
 }
 
 template <class T, int K, bool packed>
-__global__ void __launch_bounds__(conv_threads, packed ? 2 : 0)
+__global__ void __launch_bounds__(conv_threads, packed ? 2 : 1)
     backward_kernel(CausalConv1dBackward backward, int width) {
   using S = Compute<T>;
   const CausalConv1d& args = backward.forward;

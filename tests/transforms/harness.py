@@ -509,10 +509,10 @@ def _command(*arguments):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def in_processes(module, count):
-    """The cells of a module's subjects that need processes of their own: {row: {column: outcome}}."""
+def in_processes(module, count, first=0, step=1):
+    """Cells of SUBJECTS[first::step] that need processes of their own: {row: {column: outcome}}."""
     with tempfile.TemporaryDirectory() as folder:
-        jobs = [_command("run", module, rank, count, f"{folder}/store") for rank in range(count)]
+        jobs = [_command("run", module, rank, count, f"{folder}/store", first, step) for rank in range(count)]
         outputs = [job.communicate()[0] for job in jobs]
     assert not any(job.returncode for job in jobs), outputs
     found = [json.loads(output.splitlines()[-1]) for output in outputs]
@@ -523,9 +523,9 @@ def in_processes(module, count):
     return merged
 
 
-def _run_process(module, rank, count, store):
+def _run_process(module, rank, count, store, first, step):
     torch.set_num_threads(1)
-    subjects = importlib.import_module(module).SUBJECTS
+    subjects = importlib.import_module(module).SUBJECTS[first::step]
     titles = FRESH
     if count > 1:
         titles = PROCESSES
@@ -579,6 +579,6 @@ if __name__ == "__main__":
     from transforms.harness import _run_process, write  # the module that subjects import, not this copy of it
 
     if sys.argv[1] == "run":
-        _run_process(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+        _run_process(sys.argv[2], *map(int, sys.argv[3:5]), sys.argv[5], *map(int, sys.argv[6:]))
     else:
         write(sys.argv[1])

@@ -10,6 +10,7 @@ import gmfast.functional as GF
 import gmfast.nn as gnn
 
 MODULES = ["transforms.operations", "transforms.modules"]
+PARTS = 2  # of the subjects, for the workers to share
 SUBJECTS = [(module, s) for module in MODULES for s in importlib.import_module(module).SUBJECTS]
 
 
@@ -25,12 +26,13 @@ def test_in_this_process(module, subject, documented):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("module", MODULES)
-def test_in_a_fresh_process(module, documented):
-    found = harness.in_processes(module, 1)
-    assert found == {
-        name: {title: row[title] for title in harness.FRESH} for name, row in documented[module].items()
-    }
+def test_in_a_fresh_process(module, part, documented):
+    subjects = importlib.import_module(module).SUBJECTS[part::PARTS]
+    rows = {s.name: documented[module][s.name] for s in subjects}
+    found = harness.in_processes(module, 1, part, PARTS)
+    assert found == {name: {title: row[title] for title in harness.FRESH} for name, row in rows.items()}
 
 
 @pytest.mark.slow
