@@ -134,7 +134,7 @@ def arguments(cls, given):
 
 
 def _described(annotation):
-    """What an annotation is called in error messages; None for one that is not looked at."""
+    """Name of an annotation in error messages; None for one that is not checked."""
     if annotation in _NAMES:
         return _NAMES[annotation]
     if _is_called(annotation):

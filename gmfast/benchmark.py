@@ -50,7 +50,7 @@ TARGETS = ("target", "target_over_eager", "target_over_compile", "reached")
 
 @dataclass(frozen=True)
 class Target:
-    """What a case must reach: times faster than a column, share of the bandwidth, microseconds a call."""
+    """Targets of a case: times faster than a column, share of the bandwidth, microseconds a call."""
 
     eager: float | None = None
     compile: float | None = None
@@ -405,7 +405,7 @@ def slower_than(row):
 
 
 def environment(device):
-    """What a figure means nothing without."""
+    """Describe the machine and the software, without which a figure means nothing."""
     level = _library._C.cpu_level() if _library._C else "no compiled library"
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

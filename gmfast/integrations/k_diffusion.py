@@ -820,7 +820,7 @@ class _LogLoop(_Loop):
         self.steps = len(path) - 1
 
     def _end(self, t, t_next):
-        """Where the deterministic part of a step ends."""
+        """Return the end of a step's deterministic part, in λ."""
         if not self.eta:
             return t_next
         down = _lowered(t.neg().exp(), t_next.neg().exp(), self.eta)

@@ -9,7 +9,7 @@ _AUTOCAST_DEVICES = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp
 
 
 def compute_dtype(*tensors):
-    """What they are computed in: float64 if one of them is, else float32."""
+    """Dtype that tensors are computed in: float64 if one of them is, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
@@ -43,7 +43,7 @@ def cast_parameters(x, *parameters):
 
 
 def cast_for_convolution(x, weight, bias):
-    """As autocast prescribes where it is on, else x as it is, and parameters that are not rounded."""
+    """Cast to autocast's dtype where it is on, else widen only the parameters, so that none is rounded."""
     dtype = convolution_dtype(x)
     if _is_autocast(x):
         return cast(dtype, x, weight, bias)

@@ -220,7 +220,7 @@ def _reference(x, shift, scale, mask, scale_map, packing, shift_first, clamp, in
 
 
 def _at(x, shift, scale, mask, *options):
-    """Where the gradient was taken: with `recompute`, at the x that the saved result comes from."""
+    """Tensors at which the gradient was taken: with `recompute`, the x that the saved result comes from."""
     scale_map, packing, shift_first, clamp, inverse, recompute, *_ = options
     if recompute:
         x = _reference(x, shift, scale, mask, scale_map, packing, shift_first, clamp, not inverse)[0]

@@ -187,7 +187,7 @@ def _depthwise(x, weight, bias, dilation, activation, initial_state, seq_idx, le
 
 
 def _dense(x, weight, bias, dilation, groups, activation, initial_state, seq_idx, lengths):
-    """As a masked convolution of images of one row, whose kernel of 2k - 1 columns has k live ones."""
+    """Compute a masked convolution of images of one row, whose kernel of 2k - 1 columns has k live ones."""
     taps, left = weight.shape[2], 0
     sequence = _sequence(x, seq_idx, lengths)
     if sequence is not None:

@@ -89,7 +89,7 @@ def dequantize_logit(x, *, num_levels=256, alpha=0.05, seed=None, inverse=False,
 
 
 def _dtypes(x, noise):
-    """What is computed in, and the result's."""
+    """Dtypes of the computation and of the result."""
     floating = x.dtype not in _INTEGERS
     given = [t for t in (x if floating else None, noise) if t is not None]
     computed = compute_dtype(*given) if given else torch.float32

@@ -45,7 +45,7 @@ def masked_conv2d(x, weight, bias=None, *, mask_type="B", channel_groups=1, dila
 
 
 class Geometry(NamedTuple):
-    """What the operators of `csrc/ops/masked_conv2d.cpp` are told besides their tensors."""
+    """Arguments of the operators of `csrc/ops/masked_conv2d.cpp` besides their tensors."""
 
     kernel_width: int
     sees_itself: bool

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from ... import _check
 from ..schedules import Level, Schedule
-from .base import Row, Sampler
+from .base import EtaSampler, Row, Sampler
 from .weights import implicit, posterior
 
 
@@ -52,7 +52,7 @@ class DDPMSampler(Sampler):
 
 
 @dataclass(frozen=True, repr=False)
-class DDIMSampler(Sampler):
+class DDIMSampler(EtaSampler):
     """Denoising diffusion implicit models (Song et al., 2021, arXiv:2010.02502, eq. 12).
 
     Args:
@@ -63,14 +63,6 @@ class DDIMSampler(Sampler):
     eta: float = 0.0
     cfg_pp = True
 
-    def __post_init__(self) -> None:
-        _check.finite("eta", self.eta, 0)
-
-    @property
-    def invertible(self) -> bool:
-        """True without noise."""
-        return self.eta == 0
-
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield one row a step."""
         for now, to in pairwise(levels):
@@ -78,7 +70,7 @@ class DDIMSampler(Sampler):
 
 
 @dataclass(frozen=True, repr=False)
-class EulerAncestralSampler(Sampler):
+class EulerAncestralSampler(EtaSampler):
     """Euler's method to a lower level, then noise up to the next one, as in k-diffusion.
 
     With eta = 1 it is the posterior of DDPM (Ho et al., 2020, arXiv:2006.11239) at any sequence of sigmas.
@@ -88,17 +80,8 @@ class EulerAncestralSampler(Sampler):
             sigma is an error.
     """
 
-    eta: float = 1.0
     schedule = "karras"
     cfg_pp = True
-
-    def __post_init__(self) -> None:
-        _check.finite("eta", self.eta, 0)
-
-    @property
-    def invertible(self) -> bool:
-        """True without noise."""
-        return self.eta == 0
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield one row a step."""

@@ -182,3 +182,22 @@ class Sampler(PublicRepr):
     def begin(self, schedule: Schedule, levels: Sequence[Level]) -> Level:
         """Return the noise level at which sampling begins."""
         return levels[0]
+
+
+@dataclass(frozen=True, repr=False)
+class EtaSampler(Sampler):
+    """Base class of samplers whose steps may add noise.
+
+    Args:
+        eta: Standard deviation of a step's noise over the posterior's.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check.finite("eta", self.eta, 0)
+
+    @property
+    def invertible(self) -> bool:
+        """True without noise."""
+        return self.eta == 0

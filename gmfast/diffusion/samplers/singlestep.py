@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from ... import _check
 from ..schedules import Level, Schedule
-from .base import Row, Sampler
+from .base import EtaSampler, Row
 from .weights import euler, implicit
 
 
@@ -55,7 +55,7 @@ def one_step(now: Level, to: Level) -> bool:
 
 
 @dataclass(frozen=True, repr=False)
-class DPMPP2SAncestralSampler(Sampler):
+class DPMPP2SAncestralSampler(EtaSampler):
     """DPM-Solver++(2S) (Lu et al., 2022, arXiv:2211.01095, algorithm 1) with ancestral noise.
 
     Two calls of the denoiser a step, one in the last; as in k-diffusion.
@@ -64,16 +64,7 @@ class DPMPP2SAncestralSampler(Sampler):
         eta: Standard deviation of a step's noise over the posterior's; 0 is the solver itself.
     """
 
-    eta: float = 1.0
     schedule = "karras"
-
-    def __post_init__(self) -> None:
-        _check.finite("eta", self.eta, 0)
-
-    @property
-    def invertible(self) -> bool:
-        """True without noise."""
-        return self.eta == 0
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield two rows a step, and one in a step from pure noise or to data."""
@@ -92,7 +83,7 @@ class DPMPP2SAncestralSampler(Sampler):
 
 
 @dataclass(frozen=True, repr=False)
-class DPMPPSDESampler(Sampler):
+class DPMPPSDESampler(EtaSampler):
     """SDE-DPM-Solver++ of second order, singlestep, as in k-diffusion.
 
     The stochastic form of DPM-Solver++(2S) (Lu et al., 2022, arXiv:2211.01095). Two calls of the denoiser a
@@ -105,20 +96,14 @@ class DPMPPSDESampler(Sampler):
             variance of the samples is then of second order too. Otherwise the two are independent.
     """
 
-    eta: float = 1.0
     r: float = 0.5
     brownian: bool = True
     schedule = "karras"
 
     def __post_init__(self) -> None:
-        _check.finite("eta", self.eta, 0)
+        super().__post_init__()
         _check.number("r", self.r, 0, 1)
         _check.positive("r", self.r)
-
-    @property
-    def invertible(self) -> bool:
-        """True without noise."""
-        return self.eta == 0
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield two rows a step, and one in a step from pure noise or to data."""
@@ -147,7 +132,7 @@ class DPMPPSDESampler(Sampler):
 
 
 @dataclass(frozen=True, repr=False)
-class DPM2AncestralSampler(Sampler):
+class DPM2AncestralSampler(EtaSampler):
     """DPM-Solver-2 (Lu et al., 2022, arXiv:2206.00927, algorithm 1) with ancestral noise, as in k-diffusion.
 
     Two calls of the denoiser a step, one in the last.
@@ -156,16 +141,7 @@ class DPM2AncestralSampler(Sampler):
         eta: Standard deviation of a step's noise over the posterior's; 0 is DPM-Solver-2.
     """
 
-    eta: float = 1.0
     schedule = "karras"
-
-    def __post_init__(self) -> None:
-        _check.finite("eta", self.eta, 0)
-
-    @property
-    def invertible(self) -> bool:
-        """True without noise."""
-        return self.eta == 0
 
     def rows(self, schedule: Schedule, levels: Sequence[Level]) -> Iterator[Row]:
         """Yield two rows a step, and one in a step from pure noise or to data."""
@@ -175,7 +151,7 @@ class DPM2AncestralSampler(Sampler):
 
 
 @dataclass(frozen=True, repr=False)
-class DPMFastSampler(Sampler):
+class DPMFastSampler(EtaSampler):
     """DPM-Solver-fast (Lu et al., 2022, arXiv:2206.00927): singlestep steps of third order.
 
     Three calls of the denoiser a step, two in the last but one and one in the last: the order of the steps of
@@ -188,14 +164,6 @@ class DPMFastSampler(Sampler):
 
     eta: float = 0.0
     schedule = "exponential"
-
-    def __post_init__(self) -> None:
-        _check.finite("eta", self.eta, 0)
-
-    @property
-    def invertible(self) -> bool:
-        """True without noise."""
-        return self.eta == 0
 
     def orders(self, steps: int) -> list[int]:
         """Return the order of each step."""
